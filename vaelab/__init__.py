@@ -1,0 +1,32 @@
+"""vaelab: variational autoencoders for single-cell RNA-seq, to learn from and to use.
+
+From the ground up: ``distributions``, ``reparametrization``, ``networks``, ``plotting``;
+``likelihoods``, ``bounds``, ``cells``; ``models``; ``training`` and the questions asked of a
+fitted model. A module imports only from those before it.
+"""
+
+from . import datasets, metrics, plotting, simulate
+from .bounds import Bound, Term
+from .cells import Cells
+from .likelihoods import LIKELIHOODS
+from .models import VAE
+from .networks import MLP
+from .preprocessing import log_normalize, select_genes
+from .training import History, fit
+
+__all__ = [
+    "LIKELIHOODS",
+    "MLP",
+    "VAE",
+    "Bound",
+    "Cells",
+    "History",
+    "Term",
+    "datasets",
+    "fit",
+    "log_normalize",
+    "metrics",
+    "plotting",
+    "select_genes",
+    "simulate",
+]

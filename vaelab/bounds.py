@@ -1,0 +1,117 @@
+"""Lower bounds on log p(x), kept as their terms.
+
+A model returns its bound as named terms, signed so that the bound is their sum:
+
+    log p(x) ≥ ELBO = Σ terms
+
+The loss, the importance-weighted bound and the ledger are all read off these terms, so none of
+them can hold a term that the others do not.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Bound", "Term"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of a bound.
+
+    Parameters
+    ----------
+    name
+        As it is called in histories and ledgers.
+    symbol
+        The term in mathematics, with its sign.
+    source
+        Paper and equation.
+    value
+        Nats, signed: shape (n_cells,), or (n_samples, n_cells) where the term was drawn.
+    warm_up
+        Whether the loss multiplies the term by the KL weight.
+    """
+
+    name: str
+    symbol: str
+    source: str
+    value: Tensor
+    warm_up: bool = False
+
+
+class Bound:
+    """A lower bound on log p(x) for each cell of a minibatch, as a sum of terms."""
+
+    def __init__(self, *terms: Term):
+        self.terms = {term.name: term for term in terms}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A term's value for each cell, averaged over draws; shape (n_cells,)."""
+        value = self.terms[name].value
+        return value.mean(0) if value.ndim == 2 else value
+
+    def per_cell(self) -> Tensor:
+        """The bound of each cell, averaged over draws; nats, shape (n_cells,)."""
+        return sum(self[name] for name in self.terms)
+
+    def loss(self, kl_weight: float = 1.0) -> Tensor:
+        """What training minimises: minus the bound, averaged over cells; nats, a scalar.
+
+        ``kl_weight`` multiplies the terms that warm up; below 1 the loss is not a bound.
+        """
+        weights = self.weights(kl_weight)
+        return -sum(weights[name] * self[name].mean() for name in self.terms)
+
+    def weights(self, kl_weight: float = 1.0) -> dict[str, float]:
+        """The factor of each term in the loss."""
+        return {name: kl_weight if term.warm_up else 1.0 for name, term in self.terms.items()}
+
+    def iwae(self) -> Tensor:
+        """log (1/S) Σ_s w_s, the importance-weighted bound of each cell; nats, shape (n_cells,).
+
+        Burda et al. (2016), equation 8. Never below the ELBO in expectation, never above
+        log p(x), and rising with S.
+
+        Raises
+        ------
+        ValueError
+            A term was not drawn: an analytic KL is an average, not the weight of one draw. Call
+            ``elbo(cells, n_samples=S, analytic_kl=False)``.
+        """
+        averaged = [name for name, term in self.terms.items() if term.value.ndim != 2]
+        if averaged:
+            raise ValueError(
+                f"The term {averaged[0]!r} is an average over q, not a draw: "
+                "ask for elbo(cells, n_samples=…, analytic_kl=False)."
+            )
+        log_weights = sum(term.value for term in self.terms.values())  # (n_samples, n_cells)
+        return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
+
+    def ledger(self, kl_weight: float = 1.0):
+        """Every term by name, sign, symbol, weight in the loss, value and source.
+
+        Returns
+        -------
+        A pandas DataFrame, one row a term. ``nats`` is the mean over cells, so that the loss is
+        −Σ weight · nats.
+        """
+        import pandas as pd
+
+        weights = self.weights(kl_weight)
+        rows = [
+            {
+                "term": term.name,
+                "sign": "−" if term.symbol.startswith("−") else "+",
+                "symbol": term.symbol.lstrip("−"),
+                "weight": weights[term.name],
+                "nats": self[term.name].mean().item(),
+                "source": term.source,
+            }
+            for term in self.terms.values()
+        ]
+        return pd.DataFrame(rows).set_index("term")

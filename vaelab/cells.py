@@ -1,0 +1,290 @@
+"""Cells: what a model reads, made from AnnData once and sliced into minibatches."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["Cells"]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Measurements of some cells, with what is known of each of them.
+
+    Make it with :meth:`from_anndata` or :meth:`from_array`; take cells by ``cells[rows]``; get
+    dense tensors on a device by ``cells.to(device)``.
+
+    Parameters
+    ----------
+    x
+        Measurements, shape (n_cells, n_genes): a scipy CSR matrix, or a dense tensor.
+    library
+        ℓ, expected total of a cell's counts over these genes, shape (n_cells,).
+    batch
+        Index into ``batch_names``, shape (n_cells,).
+    label
+        Index into ``label_names``, −1 where it is not known, shape (n_cells,).
+    observed
+        True where an entry of x was measured, shape (n_cells, n_genes); None if all were. Models
+        neither see nor score the others.
+    gene_names, batch_names, label_names
+        In the order of the columns and the indices.
+    """
+
+    x: object
+    library: Tensor
+    batch: Tensor
+    label: Tensor
+    observed: Tensor | None
+    gene_names: tuple[str, ...]
+    batch_names: tuple[str, ...]
+    label_names: tuple[str, ...]
+    _passed: set = field(default_factory=set, repr=False)  # domains that these values were seen in
+
+    @classmethod
+    def from_anndata(
+        cls,
+        adata,
+        layer: str | None = None,
+        label: str | None = None,
+        batch: str | None = None,
+        library: str | None = None,
+        observed: str | None = None,
+        unlabelled: str | None = None,
+    ) -> Cells:
+        """Take what a model needs from an AnnData.
+
+        Parameters
+        ----------
+        adata
+            Cells × genes.
+        layer
+            Which matrix: a key of ``adata.layers``; None for ``adata.X``. Raw counts for the
+            count likelihoods.
+        label, batch
+            Columns of ``adata.obs`` with cell types and experiments.
+        library
+            Column of ``adata.obs`` with ℓ; None for each cell's total over these genes.
+        observed
+            A boolean layer: False where the entry is missing.
+        unlabelled
+            The name in the label column that means "not known"; missing values always do.
+
+        Raises
+        ------
+        KeyError
+            A column or layer that ``adata`` does not have.
+        ValueError
+            A value that is NaN or infinite, or a cell without any.
+        """
+        if layer is not None and layer not in adata.layers:
+            raise KeyError(f"No layer {layer!r}: this AnnData has {list(adata.layers) or 'none'}.")
+        if observed is not None and observed not in adata.layers:
+            raise KeyError(
+                f"No layer {observed!r}: this AnnData has {list(adata.layers) or 'none'}."
+            )
+        return cls.from_array(
+            adata.X if layer is None else adata.layers[layer],
+            label=_column(adata, label),
+            batch=_column(adata, batch),
+            library=_column(adata, library),
+            observed=None if observed is None else adata.layers[observed],
+            unlabelled=unlabelled,
+            gene_names=adata.var_names,
+            cell_names=adata.obs_names,
+        )
+
+    @classmethod
+    def from_array(
+        cls,
+        x,
+        label=None,
+        batch=None,
+        library=None,
+        observed=None,
+        unlabelled: str | None = None,
+        gene_names=None,
+        cell_names=None,
+    ) -> Cells:
+        """The same from a matrix (dense or scipy-sparse) and one value a cell of each property."""
+        from scipy import sparse
+
+        if sparse.issparse(x):
+            x = x.tocsr()
+            if x.dtype not in (np.float32, np.float64):
+                x = x.astype(np.float32)
+            values = x.data
+        else:
+            x = torch.as_tensor(np.asarray(x))
+            x = x if x.is_floating_point() else x.float()
+            values = x.numpy()
+        n_cells, n_genes = x.shape
+        gene_names = tuple(map(str, range(n_genes) if gene_names is None else gene_names))
+        cell_names = range(n_cells) if cell_names is None else cell_names
+        if n_cells == 0 or n_genes == 0:
+            raise ValueError(f"There is nothing here: {n_cells} cells × {n_genes} genes.")
+        if not np.isfinite(values).all():
+            row, column, value = _first(x, lambda v: ~np.isfinite(v))
+            raise ValueError(
+                f"x holds {value} (cell {cell_names[row]!r}, gene {gene_names[column]!r}). If it "
+                "means that nothing was measured there, set it to 0 and mark it in `observed`."
+            )
+        if observed is not None:
+            observed = torch.as_tensor(np.asarray(observed, dtype=bool))
+            seen = x.multiply(observed.numpy()) if sparse.issparse(x) else x * observed
+        else:
+            seen = x
+        n_nonzero = np.asarray((x != 0).sum(1)).ravel()
+        if (n_nonzero == 0).any():
+            row = int(np.argmin(n_nonzero))
+            raise ValueError(
+                f"Cell {cell_names[row]!r} is empty: all its {n_genes:,} values are zero (so are "
+                f"those of {int((n_nonzero == 0).sum())} cells in all). Leave such cells out, for "
+                "example with scanpy.pp.filter_cells(adata, min_counts=1)."
+            )
+        n_silent = int((np.asarray((x != 0).sum(0)).ravel() == 0).sum())
+        if n_silent:
+            warnings.warn(
+                f"{n_silent} of {n_genes:,} genes are zero in every cell: they teach a model "
+                "nothing. vaelab.select_genes leaves them out.",
+                stacklevel=3,
+            )
+        if library is None:
+            library = np.asarray(seen.sum(1)).ravel()
+        label, label_names = _encode(label, n_cells, unlabelled)
+        batch, batch_names = _encode(batch, n_cells)
+        return cls(
+            x=x,
+            library=torch.as_tensor(np.asarray(library, dtype=np.float64)).to(torch.float32),
+            batch=batch.clamp(min=0),
+            label=label,
+            observed=observed,
+            gene_names=gene_names,
+            batch_names=batch_names or ("all",),
+            label_names=label_names,
+        )
+
+    @property
+    def n_cells(self) -> int:
+        return self.x.shape[0]
+
+    @property
+    def n_genes(self) -> int:
+        return self.x.shape[1]
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Each cell's label by name, "unknown" where it is −1; shape (n_cells,)."""
+        return np.array([*self.label_names, "unknown"], dtype=object)[self.label.cpu().numpy()]
+
+    def __len__(self) -> int:
+        return self.n_cells
+
+    def __getitem__(self, rows) -> Cells:
+        """Some of the cells: ``rows`` is a slice, a boolean mask or indices."""
+        if isinstance(rows, int | np.integer):
+            rows = slice(rows, rows + 1) if rows != -1 else slice(rows, None)
+        if not isinstance(rows, slice):
+            rows = torch.as_tensor(np.asarray(rows))
+        dense = isinstance(self.x, Tensor) or isinstance(rows, slice)
+        return replace(
+            self,
+            x=self.x[rows if dense else rows.numpy()],
+            library=self.library[rows],
+            batch=self.batch[rows],
+            label=self.label[rows],
+            observed=None if self.observed is None else self.observed[rows],
+        )
+
+    def to(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Cells:
+        """The same cells as dense tensors on a device, with 0 for what was not observed."""
+        x = self.x if isinstance(self.x, Tensor) else torch.from_numpy(self.x.toarray())
+        return replace(
+            self,
+            x=(x if self.observed is None else x.where(self.observed, 0)).to(device, dtype),
+            library=self.library.to(device, dtype),
+            batch=self.batch.to(device),
+            label=self.label.to(device),
+            observed=None if self.observed is None else self.observed.to(device),
+        )
+
+    def check(self, domain: str) -> None:
+        """Refuse values that a likelihood gives no probability to.
+
+        Parameters
+        ----------
+        domain
+            "counts" (0, 1, 2, …), "unit interval" ([0, 1]) or "real".
+
+        Raises
+        ------
+        ValueError
+            With the first value that lies outside, and what it looks like.
+        """
+        if domain in self._passed or domain == "real":
+            return
+        outside = {
+            "counts": lambda v: (v < 0) | (v != np.round(v)),
+            "unit interval": lambda v: (v < 0) | (v > 1),
+        }[domain]
+        values = self.x.cpu().numpy() if isinstance(self.x, Tensor) else self.x.data
+        if outside(values).any():
+            row, column, value = _first(self.x, outside)
+            seen = f"x holds {value:.6g} (row {row}, gene {self.gene_names[column]!r})"
+            raise ValueError(_refusal(domain, seen, values))
+        self._passed.add(domain)
+
+
+def _refusal(domain: str, seen: str, values: np.ndarray) -> str:
+    if domain == "unit interval":
+        return (
+            f"This likelihood needs values between 0 and 1, but {seen}. Scale each gene first: "
+            "vaelab.log_normalize(adata) makes the layer 'unit_interval'."
+        )
+    if (values < 0).any():
+        what = "negative values, as scaling and centring make them"
+    elif values.max() < 20:
+        what = "fractions, as log-normalisation makes them"
+    else:
+        what = "fractions, as scaling cells to one total makes them"
+    return (
+        f"A count likelihood needs raw counts (0, 1, 2, …), but {seen}: {what}. Give the raw "
+        "counts, for example Cells.from_anndata(adata, layer='counts'), or choose "
+        "likelihood='normal'."
+    )
+
+
+def _column(adata, name: str | None):
+    if name is None:
+        return None
+    if name not in adata.obs:
+        raise KeyError(f"No column {name!r} in adata.obs: it has {list(adata.obs.columns)}.")
+    return adata.obs[name]
+
+
+def _encode(values, n_cells: int, missing: str | None = None) -> tuple[Tensor, tuple[str, ...]]:
+    """Names to indices, −1 where the value is missing."""
+    import pandas as pd
+
+    if values is None:
+        return torch.full((n_cells,), -1), ()
+    categories = pd.Series(np.asarray(values, dtype=object)).replace({missing: None})
+    categories = categories.astype("category").cat
+    codes = torch.as_tensor(categories.codes.to_numpy(dtype=np.int64))
+    return codes, tuple(map(str, categories.categories))
+
+
+def _first(x, condition) -> tuple[int, int, float]:
+    """Row, column and value of the first entry that meets a condition."""
+    if isinstance(x, Tensor):
+        x = x.cpu().numpy()
+        row, column = np.argwhere(condition(x))[0]
+        return int(row), int(column), float(x[row, column])
+    x = x.tocoo()
+    k = int(np.argmax(condition(x.data)))
+    return int(x.row[k]), int(x.col[k]), float(x.data[k])

@@ -1,0 +1,344 @@
+"""Distributions of one gene in one cell, as ``torch.distributions`` has them or would.
+
+======================  ============================================  =========================
+distribution            parameters                                    other parametrisations
+======================  ============================================  =========================
+Poisson                 rate μ
+NegativeBinomial        mean μ, inverse dispersion θ                  r and p, torch's, DESeq's
+ZeroInflated            a count distribution, dropout logits g        dropout probability π
+ContinuousBernoulli     logits η                                      λ = σ(η)
+======================  ============================================  =========================
+
+Counts are mostly zero, and ``log p(0)`` needs no log-gamma. So a count distribution says two
+things, ``log_prob_zero`` for every entry and ``log_prob_positive`` for the few entries above
+zero, and :class:`CountDistribution` puts them together. Nothing here adds an epsilon inside a
+logarithm: a formula that needs one is written in another way.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+from torch.distributions.utils import broadcast_all
+from torch.nn.functional import logsigmoid
+
+__all__ = ["ContinuousBernoulli", "CountDistribution", "NegativeBinomial", "Poisson", "ZeroInflated"]
+
+
+class CountDistribution(Distribution):
+    """A distribution on 0, 1, 2, … that knows its zero apart from the rest.
+
+    A subclass lists its parameters in ``arg_constraints``, each a tensor of ``batch_shape``, and
+    defines :meth:`log_prob_zero` and :meth:`log_prob_positive`.
+    """
+
+    support = constraints.nonnegative_integer
+
+    def __init__(self, batch_shape: torch.Size, validate_args: bool | None = None):
+        super().__init__(batch_shape, validate_args=validate_args)
+
+    def log_prob_zero(self) -> Tensor:
+        """log p(0) for every entry; shape ``batch_shape``."""
+        raise NotImplementedError
+
+    def log_prob_positive(self, value: Tensor) -> Tensor:
+        """log p(value) where every value is above zero; ``value`` broadcasts with the batch."""
+        raise NotImplementedError
+
+    def take(self, index: Tensor) -> CountDistribution:
+        """The distributions at flat positions ``index`` of the batch, as a one-dimensional batch."""
+        new = object.__new__(type(self))
+        for name in self.arg_constraints:
+            setattr(new, name, getattr(self, name).reshape(-1)[index])
+        Distribution.__init__(new, index.shape, validate_args=False)
+        return new
+
+    def expand(self, batch_shape, _instance=None) -> CountDistribution:
+        """The same distributions with their parameters broadcast to ``batch_shape``."""
+        new = object.__new__(type(self))
+        for name in self.arg_constraints:
+            setattr(new, name, getattr(self, name).expand(batch_shape))
+        Distribution.__init__(new, torch.Size(batch_shape), validate_args=False)
+        return new
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log p(value), in nats; ``value`` broadcasts with the batch.
+
+        Raises
+        ------
+        ValueError
+            A value is negative or fractional, and arguments are validated.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(self.batch_shape, value.shape)
+        here = self if shape == self.batch_shape else self.expand(shape)
+        value = value.expand(shape).reshape(-1)
+        positive = value.nonzero().squeeze(1)
+        log_prob = here.log_prob_zero().reshape(-1)
+        log_prob_positive = here.take(positive).log_prob_positive(value[positive])
+        return log_prob.index_put((positive,), log_prob_positive).reshape(shape)
+
+
+class Poisson(CountDistribution):
+    """Poisson(x; μ) = μ^x e^{−μ} / x!"""
+
+    arg_constraints = {"rate": constraints.nonnegative}
+
+    def __init__(self, rate: Tensor, validate_args: bool | None = None):
+        (self.rate,) = broadcast_all(rate)
+        super().__init__(self.rate.shape, validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        return self.rate
+
+    @property
+    def variance(self) -> Tensor:
+        return self.rate
+
+    def log_prob_zero(self) -> Tensor:
+        return -self.rate
+
+    def log_prob_positive(self, value: Tensor) -> Tensor:
+        return value * self.rate.log() - self.rate - torch.lgamma(value + 1)
+
+    @torch.no_grad()
+    def sample(self, sample_shape=()) -> Tensor:
+        return torch.poisson(self.rate.expand(self._extended_shape(torch.Size(sample_shape))))
+
+
+class NegativeBinomial(CountDistribution):
+    """NB(x; μ, θ) = Γ(x+θ) / (Γ(θ) x!) · (θ/(θ+μ))^θ · (μ/(θ+μ))^x
+
+    A Poisson whose rate is drawn from a Gamma with mean μ and shape θ: its variance is μ + μ²/θ.
+    θ → ∞ gives the Poisson.
+
+    Parameters
+    ----------
+    mean
+        μ ≥ 0, expected count.
+    inverse_dispersion
+        θ > 0. DESeq2's dispersion is 1/θ: see :meth:`from_dispersion`.
+
+    Notes
+    -----
+    Other books and packages write NB by a number of events r = θ and a probability. Ask which
+    outcome the probability belongs to: :meth:`from_r_p` and :meth:`from_total_count` differ in
+    just that.
+    """
+
+    arg_constraints = {"mean": constraints.nonnegative, "inverse_dispersion": constraints.positive}
+    mean: Tensor = None  # a parameter here, where the base class has a property
+
+    def __init__(
+        self, mean: Tensor, inverse_dispersion: Tensor, validate_args: bool | None = None
+    ):
+        self.mean, self.inverse_dispersion = broadcast_all(mean, inverse_dispersion)
+        super().__init__(self.mean.shape, validate_args)
+
+    @classmethod
+    def from_r_p(cls, r: Tensor, p: Tensor) -> NegativeBinomial:
+        """NB(x; r, p) ∝ p^r (1−p)^x, with mean r(1−p)/p: scipy's form, and Grønbech's (2020)."""
+        r, p = broadcast_all(r, p)
+        return cls(r * (1 - p) / p, r)
+
+    @classmethod
+    def from_total_count(
+        cls, total_count: Tensor, probs: Tensor | None = None, logits: Tensor | None = None
+    ) -> NegativeBinomial:
+        """torch's form: ``probs`` is 1 − p of :meth:`from_r_p`; ``logits`` = log μ − log θ.
+
+        Raises
+        ------
+        ValueError
+            Both or neither of ``probs`` and ``logits`` are given.
+        """
+        if (probs is None) == (logits is None):
+            raise ValueError("Give one of probs and logits, not both and not neither.")
+        if logits is not None:
+            total_count, logits = broadcast_all(total_count, logits)
+            return cls(total_count * logits.exp(), total_count)
+        total_count, probs = broadcast_all(total_count, probs)
+        return cls(total_count * probs / (1 - probs), total_count)
+
+    @classmethod
+    def from_dispersion(cls, mean: Tensor, dispersion: Tensor) -> NegativeBinomial:
+        """DESeq2's form: variance = mean + dispersion · mean²."""
+        mean, dispersion = broadcast_all(mean, dispersion)
+        return cls(mean, 1 / dispersion)
+
+    @property
+    def variance(self) -> Tensor:
+        return self.mean + self.mean**2 / self.inverse_dispersion
+
+    def log_prob_zero(self) -> Tensor:
+        return -self.inverse_dispersion * torch.log1p(self.mean / self.inverse_dispersion)
+
+    def log_prob_positive(self, value: Tensor) -> Tensor:
+        θ, μ = self.inverse_dispersion, self.mean
+        return (
+            log_rising_factorial(θ, value)
+            - torch.lgamma(value + 1)
+            - θ * torch.log1p(μ / θ)
+            + value * logsigmoid(μ.log() - θ.log())
+        )
+
+    @torch.no_grad()
+    def sample(self, sample_shape=()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        w = torch._standard_gamma(self.inverse_dispersion.expand(shape))
+        return torch.poisson(w * (self.mean / self.inverse_dispersion))
+
+
+class ZeroInflated(CountDistribution):
+    """A count that is zero with probability π (dropout), and otherwise drawn from ``base``.
+
+    p(0) = π + (1−π) base(0),  p(x) = (1−π) base(x) for x > 0, with π = σ(g).
+
+    Parameters
+    ----------
+    base
+        Any :class:`CountDistribution`: a Poisson gives ZIP, a negative binomial ZINB.
+    logits
+        g, any real number, or −∞ for the base alone.
+    """
+
+    arg_constraints = {"logits": constraints.dependent}  # ±∞ is allowed, NaN is the base's affair
+
+    def __init__(
+        self, base: CountDistribution, logits: Tensor, validate_args: bool | None = None
+    ):
+        logits = torch.as_tensor(logits)
+        shape = torch.broadcast_shapes(base.batch_shape, logits.shape)
+        self.base = base if base.batch_shape == shape else base.expand(shape)
+        self.logits = logits.expand(shape)
+        super().__init__(shape, validate_args)
+
+    @classmethod
+    def from_probs(cls, base: CountDistribution, probs: Tensor) -> ZeroInflated:
+        """With the dropout probability π in place of its logits."""
+        return cls(base, torch.logit(probs))
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(-self.logits) * self.base.mean
+
+    @property
+    def variance(self) -> Tensor:
+        keep = torch.sigmoid(-self.logits)
+        return keep * (self.base.variance + torch.sigmoid(self.logits) * self.base.mean**2)
+
+    def log_prob_zero(self) -> Tensor:
+        log_π, log_1_minus_π = logsigmoid(self.logits), logsigmoid(-self.logits)
+        return torch.logaddexp(log_π, log_1_minus_π + self.base.log_prob_zero())
+
+    def log_prob_positive(self, value: Tensor) -> Tensor:
+        return logsigmoid(-self.logits) + self.base.log_prob_positive(value)
+
+    def take(self, index: Tensor) -> ZeroInflated:
+        return ZeroInflated(self.base.take(index), self.logits.reshape(-1)[index], False)
+
+    def expand(self, batch_shape, _instance=None) -> ZeroInflated:
+        return ZeroInflated(self.base.expand(batch_shape), self.logits.expand(batch_shape), False)
+
+    @torch.no_grad()
+    def sample(self, sample_shape=()) -> Tensor:
+        count = self.base.sample(sample_shape)
+        return count * torch.bernoulli(torch.sigmoid(-self.logits).expand(count.shape))
+
+
+def log_rising_factorial(theta: Tensor, x: Tensor) -> Tensor:
+    """log Γ(x+θ) − log Γ(θ) = log θ(θ+1)…(θ+x−1), for θ > 0 and x ≥ 0.
+
+    The two log-gammas cancel where θ is large (in float32 half a nat is lost at θ = 1e6). There,
+    Stirling's series is subtracted term by term on paper first.
+    """
+    large = theta > 30  # the first term left out is then below 3e-14
+    θ = theta.clamp(min=30)  # keeps the branch not taken finite, and with it the gradient
+
+    def series(a: Tensor) -> Tensor:
+        return (1 / 12 - (1 / 360 - 1 / 1260 / a**2) / a**2) / a
+
+    stirling = (θ - 0.5) * torch.log1p(x / θ) + x * torch.log(θ + x) - x + series(θ + x) - series(θ)
+    return torch.where(large, stirling, torch.lgamma(x + theta) - torch.lgamma(theta))
+
+
+class ContinuousBernoulli(Distribution):
+    """CB(x; η) = η e^{ηx} / (e^η − 1) on [0, 1] (Loaiza-Ganem & Cunningham 2019).
+
+    The density that is proportional to λ^x (1−λ)^{1−x}, with η = logit λ. Binary cross-entropy
+    is its log without the constant log C(λ) ≥ log 2. The mean is not λ.
+
+    Parameters
+    ----------
+    logits
+        η, any real number; 0 is the uniform distribution.
+    """
+
+    arg_constraints = {"logits": constraints.real}
+    support = constraints.unit_interval
+
+    def __init__(self, logits: Tensor, validate_args: bool | None = None):
+        (self.logits,) = broadcast_all(logits)
+        super().__init__(self.logits.shape, validate_args=validate_args)
+
+    @classmethod
+    def from_probs(cls, probs: Tensor) -> ContinuousBernoulli:
+        """The source's form: λ in the open interval (0, 1)."""
+        return cls(torch.logit(probs))
+
+    @property
+    def mean(self) -> Tensor:
+        """1/(1 − e^{−η}) − 1/η, the derivative of the log-normaliser."""
+        η = self.logits
+        series = 0.5 + η / 12 - η**3 / 720 + η**5 / 30240
+        η = self._away_from_zero()
+        return torch.where(self._near_zero, series, -1 / torch.expm1(-η) - 1 / η)
+
+    @property
+    def variance(self) -> Tensor:
+        """1/η² − 1/(4 sinh²(η/2)), the second derivative of the log-normaliser."""
+        η = self.logits
+        series = 1 / 12 - η**2 / 240 + η**4 / 6048 - η**6 / 172800
+        a = self._away_from_zero().abs()
+        closed = 1 / a**2 - torch.exp(-a) / torch.expm1(-a) ** 2
+        return torch.where(self._near_zero, series, closed)
+
+    def log_normalizer(self) -> Tensor:
+        """log ((e^η − 1)/η), so that log p(x) = ηx minus this."""
+        η = self.logits
+        series = η / 2 + η**2 / 24 - η**4 / 2880 + η**6 / 181440 - η**8 / 9676800
+        η = self._away_from_zero()
+        closed = η.clamp(min=0) + torch.log(-torch.expm1(-η.abs()) / η.abs())
+        return torch.where(self._near_zero, series, closed)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """log-density at ``value``, in nats.
+
+        Raises
+        ------
+        ValueError
+            A value lies outside [0, 1], and arguments are validated.
+        """
+        if self._validate_args:
+            self._validate_sample(value)
+        return value * self.logits - self.log_normalizer()
+
+    @torch.no_grad()
+    def sample(self, sample_shape=()) -> Tensor:
+        η = self.logits.expand(self._extended_shape(torch.Size(sample_shape)))
+        u = torch.rand_like(η)
+        a = -η.abs().clamp(min=1e-6)
+        x = torch.log1p(u * torch.expm1(a)) / a  # the inverse of the distribution function
+        return torch.where(η > 0, 1 - x, x)
+
+    # Near η = 0 the closed forms are 0/0. Both branches of a `where` must be finite, or the
+    # gradient is NaN: hence the series on one side and a stand-in for η on the other.
+    @property
+    def _near_zero(self) -> Tensor:
+        return self.logits.abs() < 0.25
+
+    def _away_from_zero(self) -> Tensor:
+        return torch.where(self._near_zero, 1.0, self.logits)

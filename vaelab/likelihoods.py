@@ -1,0 +1,168 @@
+"""Likelihoods: the last layer of a decoder, ending in the distribution p(x | z).
+
+``LIKELIHOODS[name](n_in, n_genes)`` is a module that takes the decoder's last hidden layer h and
+the library size ℓ and returns the distribution of all genes of a cell:
+
+======================  ================================================  ===================
+name                    p(x_g | z)                                        data
+======================  ================================================  ===================
+normal                  Normal(f_g(h), σ_g)                               any real number
+continuous_bernoulli    ContinuousBernoulli(logits f_g(h))                in [0, 1]
+poisson                 Poisson(ℓ ρ_g)                                    counts
+zip                     the same, zero-inflated with logits g_g(h)        counts
+nb                      NegativeBinomial(ℓ ρ_g, θ_g)                      counts
+zinb                    the same, zero-inflated with logits g_g(h)        counts
+======================  ================================================  ===================
+
+with ρ = softmax f(h): the share of each gene in the cell's counts (Lopez et al. 2018).
+To add a likelihood, write its class here, and its distribution in :mod:`vaelab.distributions`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Normal
+
+from .distributions import ContinuousBernoulli, NegativeBinomial, Poisson, ZeroInflated
+
+__all__ = ["LIKELIHOODS", "Likelihood", "make_likelihood"]
+
+
+class Likelihood(nn.Module):
+    """p(x | z) for all genes of a cell.
+
+    Parameters
+    ----------
+    n_in
+        Width of the decoder's last hidden layer.
+    n_genes
+        G, number of genes.
+    dispersion
+        Negative binomials only: "gene" (one θ a gene, the field's default) or "gene-cell" (θ from
+        the decoder, as Grønbech et al. 2020 have it).
+    """
+
+    domain = "counts"  # what the data must be: see vaelab.cells.Cells.check
+    n_outputs = 1  # numbers a gene that the decoder gives
+    dispersions: tuple[str, ...] = ("gene",)
+
+    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene"):
+        super().__init__()
+        if dispersion not in self.dispersions:
+            raise ValueError(f"dispersion is {dispersion!r}; choose from {[*self.dispersions]}")
+        self.n_genes, self.dispersion = n_genes, dispersion
+        self.output = nn.Linear(n_in, n_genes * (self.n_outputs + (dispersion == "gene-cell")))
+
+    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+        """The distribution of x.
+
+        Parameters
+        ----------
+        h
+            Decoder's last hidden layer, shape (…, n_in).
+        library
+            ℓ, expected total count of a cell, shape (…); unused where data are not counts.
+
+        Returns
+        -------
+        A distribution with ``batch_shape`` (…, G).
+        """
+        raise NotImplementedError
+
+    def outputs(self, h: Tensor) -> tuple[Tensor, ...]:
+        """The output layer, cut into pieces of shape (…, G)."""
+        return self.output(h).split(self.n_genes, dim=-1)
+
+
+def count_mean(logits: Tensor, library: Tensor) -> Tensor:
+    """μ = ℓρ with ρ = softmax(logits)."""
+    return library.unsqueeze(-1) * torch.softmax(logits, dim=-1)
+
+
+class NormalLikelihood(Likelihood):
+    domain = "real"
+
+    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene"):
+        super().__init__(n_in, n_genes, dispersion)
+        self.log_std = nn.Parameter(torch.zeros(n_genes))
+
+    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+        (mean,) = self.outputs(h)
+        # A gene that is nearly constant would drive σ to 0 and the density to ∞.
+        return Normal(mean, self.log_std.clamp(min=-5).exp(), validate_args=False)
+
+
+class ContinuousBernoulliLikelihood(Likelihood):
+    domain = "unit interval"
+
+    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+        (logits,) = self.outputs(h)
+        return ContinuousBernoulli(logits, validate_args=False)
+
+
+class PoissonLikelihood(Likelihood):
+    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+        (logits,) = self.outputs(h)
+        return Poisson(count_mean(logits, library), validate_args=False)
+
+
+class ZeroInflatedPoissonLikelihood(Likelihood):
+    n_outputs = 2
+
+    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+        logits, dropout_logits = self.outputs(h)
+        base = Poisson(count_mean(logits, library), validate_args=False)
+        return ZeroInflated(base, dropout_logits, validate_args=False)
+
+
+class NegativeBinomialLikelihood(Likelihood):
+    dispersions = ("gene", "gene-cell")
+
+    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene"):
+        super().__init__(n_in, n_genes, dispersion)
+        if dispersion == "gene":
+            self.log_inverse_dispersion = nn.Parameter(torch.zeros(n_genes))
+
+    def negative_binomial(self, logits: Tensor, log_θ: list[Tensor], library: Tensor):
+        """NB(ℓρ, θ); ``log_θ`` is empty where θ is the gene's own."""
+        (log_θ,) = log_θ or [self.log_inverse_dispersion]
+        # Beyond e^12 the NB is a Poisson to float32, and its gradient in θ is rounding error.
+        θ = log_θ.clamp(-12, 12).exp()
+        return NegativeBinomial(count_mean(logits, library), θ, validate_args=False)
+
+    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+        logits, *log_θ = self.outputs(h)
+        return self.negative_binomial(logits, log_θ, library)
+
+
+class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
+    n_outputs = 2
+
+    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+        logits, dropout_logits, *log_θ = self.outputs(h)
+        base = self.negative_binomial(logits, log_θ, library)
+        return ZeroInflated(base, dropout_logits, validate_args=False)
+
+
+LIKELIHOODS: dict[str, type[Likelihood]] = {
+    "normal": NormalLikelihood,
+    "continuous_bernoulli": ContinuousBernoulliLikelihood,
+    "poisson": PoissonLikelihood,
+    "zip": ZeroInflatedPoissonLikelihood,
+    "nb": NegativeBinomialLikelihood,
+    "zinb": ZeroInflatedNegativeBinomialLikelihood,
+}
+
+
+def make_likelihood(name: str, n_in: int, n_genes: int, dispersion: str = "gene") -> Likelihood:
+    """The likelihood of that name.
+
+    Raises
+    ------
+    ValueError
+        The name is not in ``LIKELIHOODS``, or the likelihood has no such dispersion.
+    """
+    if name not in LIKELIHOODS:
+        raise ValueError(f"likelihood is {name!r}; choose from {[*LIKELIHOODS]}")
+    return LIKELIHOODS[name](n_in, n_genes, dispersion)

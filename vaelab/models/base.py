@@ -1,0 +1,288 @@
+"""What all models share: saving and loading, and the questions one asks of a fitted model.
+
+A model adds the four words of its mathematics, ``prior``, ``encode``, ``decode`` and ``elbo``.
+``elbo(cells) -> Bound`` is the whole contract: training and the bounds need nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from ..bounds import Bound
+from ..cells import Cells
+from ..reparametrization import seeded
+
+__all__ = ["Model", "ParameterFileError"]
+
+
+class ParameterFileError(ValueError):
+    """A file of saved parameters is not what it should be."""
+
+
+class Model(nn.Module):
+    """Base of all models.
+
+    A subclass hands its ``__init__`` arguments to ``super().__init__(**configuration)``, and
+    builds its networks inside ``with seeded(seed)``.
+    """
+
+    domain = "real"  # what the data must be: see Cells.check
+
+    def __init__(self, **configuration):
+        super().__init__()
+        self.configuration = configuration
+        self.gene_names: tuple[str, ...] | None = None  # of the cells it was fitted to
+        self.register_buffer("typical_library", torch.ones(()))
+
+    # The model's mathematics: see the subclass.
+
+    def prior(self) -> Distribution:
+        raise NotImplementedError
+
+    def encode(self, cells: Cells) -> Distribution:
+        raise NotImplementedError
+
+    def decode(self, z: Tensor, library: Tensor) -> Distribution:
+        raise NotImplementedError
+
+    def elbo(self, cells: Cells, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
+        raise NotImplementedError
+
+    # Questions.
+
+    def embed(self, cells: Cells) -> np.ndarray:
+        """The posterior mean E_q[z | x] of each cell; shape (n_cells, n_latent)."""
+        return self._over_minibatches(cells, lambda part: self.encode(part).mean)
+
+    def reconstruct(self, cells: Cells) -> np.ndarray:
+        """The mean of p(x | z) at z = E_q[z | x], at each cell's own library size.
+
+        Returns
+        -------
+        Expected values in the units of x, shape (n_cells, n_genes), dense.
+        """
+        return self._over_minibatches(
+            cells, lambda part: self.decode(self.encode(part).mean, part.library).mean
+        )
+
+    def bound(self, cells: Cells, seed: int = 0) -> np.ndarray:
+        """The ELBO of each cell with one draw of z; nats, shape (n_cells,)."""
+        with seeded(seed):
+            return self._over_minibatches(cells, lambda part: self.elbo(part).per_cell())
+
+    def log_marginal(self, cells: Cells, n_samples: int = 100, seed: int = 0) -> np.ndarray:
+        """log p(x) of each cell by importance sampling from q (Burda et al. 2016, equation 8).
+
+        A lower bound in expectation, closer to log p(x) the more samples are drawn.
+
+        Returns
+        -------
+        Nats, shape (n_cells,).
+        """
+        at_once = max(1, 2**24 // (128 * cells.n_genes))  # draws: 64 MiB for each float32 tensor
+        sizes = [at_once] * (n_samples // at_once) + [n_samples % at_once] * (n_samples % at_once > 0)
+
+        def log_mean_weight(part: Cells) -> Tensor:
+            pieces = [
+                self.elbo(part, n_samples=size, analytic_kl=False).iwae() + np.log(size)
+                for size in sizes
+            ]
+            return torch.stack(pieces).logsumexp(0) - np.log(n_samples)
+
+        with seeded(seed):
+            return self._over_minibatches(cells, log_mean_weight, batch_size=128)
+
+    def generate(self, n_cells: int, library: float | np.ndarray | None = None, seed: int = 0):
+        """New cells: z from the prior, x from p(x | z).
+
+        Parameters
+        ----------
+        n_cells
+            How many.
+        library
+            ℓ, one number or one a cell; None for the median of the cells it was fitted to.
+        seed
+            The same seed gives the same cells.
+
+        Returns
+        -------
+        x, shape (n_cells, n_genes), in the units of the data.
+        """
+        with seeded(seed), evaluating(self):
+            z = self.prior().sample((n_cells,))
+            library = self.typical_library if library is None else library
+            library = torch.as_tensor(library).to(z).expand(n_cells)
+            return self.decode(z, library).sample().cpu().numpy()
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of trainable parameters."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad)
+
+    @property
+    def device(self) -> torch.device:
+        return self.typical_library.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.typical_library.dtype
+
+    def _over_minibatches(self, cells: Cells, question, batch_size: int = 1024) -> np.ndarray:
+        self.check(cells)
+        with evaluating(self):
+            answers = [
+                question(cells[start : start + batch_size].to(self.device, self.dtype))
+                for start in range(0, cells.n_cells, batch_size)
+            ]
+            return torch.cat(answers).cpu().numpy()
+
+    # Cells that fit the model.
+
+    def check(self, cells: Cells) -> None:
+        """Refuse cells that the model can't read.
+
+        Raises
+        ------
+        ValueError
+            The likelihood can't hold the values, or the genes are not those the model has.
+        """
+        n_genes = self.configuration["n_genes"]
+        if cells.n_genes != n_genes:
+            raise ValueError(f"The model has {n_genes:,} genes, these cells have {cells.n_genes:,}.")
+        if self.gene_names is not None and cells.gene_names != self.gene_names:
+            raise ValueError(_other_genes(self.gene_names, cells.gene_names))
+        cells.check(self.domain)
+
+    def adopt(self, cells: Cells) -> None:
+        """Check cells that the model is about to be fitted to, and keep what it needs of them."""
+        self.check(cells)
+        self.gene_names = cells.gene_names
+        self.typical_library.copy_(cells.library.median())
+
+    # Saving and loading.
+
+    def save(self, path: str | Path, **card) -> Path:
+        """Write ``path.safetensors`` (parameters) and ``path.json`` (the card).
+
+        Parameters
+        ----------
+        path
+            With or without the ending; folders are made.
+        card
+            Anything JSON can hold that a reader should know: data, seed, scores.
+
+        Returns
+        -------
+        The path of the parameters.
+        """
+        from safetensors.torch import save
+
+        weights, card_path = _paths(path)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        parameters = save({name: t.contiguous() for name, t in self.state_dict().items()})
+        card = {
+            "model": type(self).__name__,
+            "configuration": self.configuration,
+            **card,
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "sha256": hashlib.sha256(parameters).hexdigest(),
+            "gene_names": self.gene_names,
+        }
+        write_atomically(weights, parameters)
+        write_atomically(card_path, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
+        return weights
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> Self:
+        """The model that :meth:`save` wrote; its card is ``model.card``.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ParameterFileError
+            The file is of another model, truncated, changed, or not safetensors.
+        """
+        from safetensors.torch import load
+
+        weights, card_path = _paths(path)
+        for file in (weights, card_path):
+            if not file.exists():
+                raise FileNotFoundError(f"No file {file}: a saved model is a .safetensors and a .json.")
+        try:
+            card = json.loads(card_path.read_text(encoding="utf-8"))
+            kind, configuration, digest = card["model"], card["configuration"], card["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ParameterFileError(f"{card_path} is not a model's card: {error!r}.") from None
+        if kind != cls.__name__:
+            raise ParameterFileError(f"{weights} holds a {kind}: load it with vaelab.{kind}.load.")
+        parameters = weights.read_bytes()
+        if hashlib.sha256(parameters).hexdigest() != digest:
+            raise ParameterFileError(
+                f"{weights} is not the file that {card_path.name} describes ({len(parameters):,} "
+                "bytes, another sha256): it was cut off, changed, or is of another training. Copy "
+                "both files again, or train anew."
+            )
+        try:
+            model = cls(**configuration)
+            model.load_state_dict(load(parameters))
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise ParameterFileError(f"{weights} does not fit a {kind}: {reason}") from None
+        model.card = card
+        model.gene_names = tuple(card["gene_names"]) if card.get("gene_names") else None
+        return model.to(device).eval()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, dropout and batch normalisation are as in use, and no gradients are kept."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _paths(path: str | Path) -> tuple[Path, Path]:
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
+    return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
+
+
+def _other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:
+    absent = [name for name in expected if name not in set(seen)]
+    if absent:
+        return (
+            f"The model was fitted to other genes: {len(absent):,} of its {len(expected):,} are not "
+            f"among these ({absent[0]!r} is the first). Select the same genes: "
+            "adata[:, list(model.gene_names)]."
+        )
+    return (
+        "These are the model's genes in another order. Put them in its own: "
+        "adata[:, list(model.gene_names)]."
+    )

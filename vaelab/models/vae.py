@@ -1,0 +1,144 @@
+"""The variational autoencoder (Kingma & Welling 2014; Rezende et al. 2014).
+
+Generative model, for each cell with library size ℓ:
+
+    z ~ N(0, I)                        n_latent dimensions
+    x_g ~ p(x_g | z, ℓ)                a likelihood of vaelab.likelihoods, genes independent given z
+
+Variational model:
+
+    q(z | x) = N(m(x), diag s(x)²)
+
+Bound (Kingma & Welling 2014, equation 3):
+
+    log p(x) ≥ E_q[log p(x | z)] − KL(q(z | x) ‖ p(z))
+
+=============  ================================================================
+symbol         where
+=============  ================================================================
+p(z)           ``prior()``
+m, s           ``encode(cells)``, from ``encoder``
+p(x | z, ℓ)    ``decode(z, library)``, from ``decoder`` and ``likelihood``
+the bound      ``elbo(cells)``
+=============  ================================================================
+
+ℓ is observed, and not modelled: the bound is on log p(x | ℓ).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Normal, kl_divergence
+from torch.nn.functional import softplus
+
+from ..bounds import Bound, Term
+from ..cells import Cells
+from ..likelihoods import make_likelihood
+from ..networks import MLP
+from ..reparametrization import gaussian, seeded
+from .base import Model
+
+__all__ = ["VAE"]
+
+
+class VAE(Model):
+    """Variational autoencoder with a Gaussian latent space and any likelihood.
+
+    Parameters
+    ----------
+    n_genes
+        G, number of genes.
+    n_latent
+        Number of latent dimensions.
+    n_hidden, n_layers
+        Width and number of hidden layers of encoder and decoder.
+    dropout_rate
+        Of the encoder. The decoder has none.
+    likelihood
+        A name in ``vaelab.LIKELIHOODS``.
+    dispersion
+        Of a negative binomial: "gene" or "gene-cell".
+    normalization
+        See :class:`vaelab.networks.MLP`.
+    seed
+        Of the initial weights.
+
+    Raises
+    ------
+    ValueError
+        An unknown likelihood, dispersion or normalisation.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_latent: int = 10,
+        n_hidden: int = 128,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        likelihood: str = "zinb",
+        dispersion: str = "gene",
+        normalization: str | None = "layer",
+        seed: int = 0,
+    ):
+        super().__init__(
+            n_genes=n_genes,
+            n_latent=n_latent,
+            n_hidden=n_hidden,
+            n_layers=n_layers,
+            dropout_rate=dropout_rate,
+            likelihood=likelihood,
+            dispersion=dispersion,
+            normalization=normalization,
+            seed=seed,
+        )
+        with seeded(seed):
+            hidden = {"n_hidden": n_hidden, "n_layers": n_layers, "normalization": normalization}
+            self.encoder = MLP(n_genes, 2 * n_latent, dropout_rate=dropout_rate, **hidden)
+            self.decoder = MLP(n_latent, dropout_rate=0.0, **hidden)
+            self.likelihood = make_likelihood(likelihood, self.decoder.n_out, n_genes, dispersion)
+        self.domain = self.likelihood.domain
+
+    def prior(self) -> Distribution:
+        """p(z) = N(0, I), of shape (n_latent,)."""
+        zero = torch.zeros(self.configuration["n_latent"], dtype=self.dtype, device=self.device)
+        return Normal(zero, 1.0, validate_args=False)
+
+    def encode(self, cells: Cells) -> Distribution:
+        """q(z | x) = N(m(x), s(x)²), of shape (n_cells, n_latent)."""
+        x = torch.log1p(cells.x) if self.domain == "counts" else cells.x  # (n_cells, n_genes)
+        m, s = self.encoder(x).chunk(2, dim=-1)  # each (n_cells, n_latent)
+        return Normal(m, softplus(s) + 1e-4, validate_args=False)
+
+    def decode(self, z: Tensor, library: Tensor) -> Distribution:
+        """p(x | z, ℓ); z of shape (…, n_latent) and library (…) give x of shape (…, n_genes)."""
+        return self.likelihood(self.decoder(z), library)
+
+    def elbo(self, cells: Cells, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
+        """The bound of each cell, from ``n_samples`` draws of z.
+
+        Parameters
+        ----------
+        cells
+            Dense, on the model's device: ``cells.to(device)``.
+        n_samples
+            S, draws of z a cell.
+        analytic_kl
+            The KL in closed form. False draws it with the same z: the terms of one draw then
+            sum to its log importance weight, as ``Bound.iwae`` needs.
+        """
+        q, p = self.encode(cells), self.prior()
+        z = gaussian(q.mean, q.stddev, n_samples)  # (n_samples, n_cells, n_latent)
+        log_px = self.decode(z, cells.library).log_prob(cells.x)  # (n_samples, n_cells, n_genes)
+        if cells.observed is not None:
+            log_px = log_px.where(cells.observed, 0.0)
+        if analytic_kl:
+            kl_z = kl_divergence(q, p).sum(-1)  # (n_cells,)
+        else:
+            kl_z = (q.log_prob(z) - p.log_prob(z)).sum(-1)  # (n_samples, n_cells)
+        source = "Kingma & Welling 2014, eq. 3"
+        return Bound(
+            Term("reconstruction", "E_q[log p(x|z)]", source, log_px.sum(-1)),
+            Term("kl_z", "−KL(q(z|x)‖p(z))", source, -kl_z, warm_up=True),
+        )

@@ -1,0 +1,79 @@
+"""The one network that everything is built from."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+__all__ = ["MLP"]
+
+
+class MLP(nn.Sequential):
+    """Hidden layers of Linear → normalisation → ReLU → dropout, then a linear output.
+
+    Parameters
+    ----------
+    n_in
+        Number of inputs.
+    n_out
+        Number of outputs of the linear last layer; None ends after the last hidden layer, for
+        a likelihood to put its own output layer there.
+    n_hidden, n_layers
+        Width and number of hidden layers. With 0 layers and an output, the network is linear.
+    dropout_rate
+        Probability that a hidden unit is set to zero while training.
+    normalization
+        "layer" (each cell on its own), "batch" (over the minibatch, as scVI has it; the result
+        for one cell then depends on its neighbours while training) or None.
+
+    Raises
+    ------
+    ValueError
+        An unknown normalisation, or neither a layer nor an output.
+    """
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int | None = None,
+        n_hidden: int = 128,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        normalization: str | None = "layer",
+    ):
+        if normalization not in NORMALIZATIONS:
+            raise ValueError(f"normalization is {normalization!r}; choose from {[*NORMALIZATIONS]}")
+        if n_layers == 0 and n_out is None:
+            raise ValueError("An MLP without hidden layers needs n_out.")
+        layers: list[nn.Module] = []
+        for _ in range(n_layers):
+            layers += [
+                nn.Linear(n_in, n_hidden),
+                NORMALIZATIONS[normalization](n_hidden),
+                nn.ReLU(),
+                nn.Dropout(dropout_rate),
+            ]
+            n_in = n_hidden
+        if n_out is not None:
+            layers.append(nn.Linear(n_in, n_out))
+        super().__init__(*layers)
+        self.n_out = n_hidden if n_out is None else n_out
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation that takes a minibatch of one cell: by the running statistics."""
+
+    def __init__(self, n_features: int):
+        super().__init__(n_features, eps=1e-3, momentum=0.01)  # scVI's
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.num_features)  # draws × cells are all rows
+        if self.training and len(rows) == 1:
+            rows = nn.functional.batch_norm(
+                rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        else:
+            rows = super().forward(rows)
+        return rows.reshape(x.shape)
+
+
+NORMALIZATIONS = {"layer": nn.LayerNorm, "batch": BatchNorm, None: nn.Identity}

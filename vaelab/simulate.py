@@ -1,0 +1,87 @@
+"""Cells whose truth is known."""
+
+from __future__ import annotations
+
+import numpy as np
+
+__all__ = ["cells"]
+
+
+def cells(
+    n_cells: int = 1000,
+    n_genes: int = 500,
+    n_types: int = 5,
+    n_batches: int = 1,
+    n_factors: int = 5,
+    library: float = 2000.0,
+    inverse_dispersion: float = 2.0,
+    separation: float = 2.0,
+    batch_effect: float = 0.5,
+    dropout: float = 0.0,
+    seed: int = 0,
+):
+    """Counts from a negative-binomial factor model with types and batches.
+
+        type c ~ uniform, batch b ~ uniform
+        z ~ N(centre_c, I),    centre_c ~ N(0, separation² I)
+        ρ = softmax(baseline + W z / √n_factors + shift_b),    W ~ N(0, ½²), baseline ~ N(0, 1.5²)
+        ℓ ~ log-normal(median ``library``, log-scale 0.3)
+        x_g ~ NB(mean ℓ ρ_g, inverse dispersion θ_g), then 0 with probability ``dropout``
+
+    with θ_g log-normal around ``inverse_dispersion``.
+
+    Parameters
+    ----------
+    n_factors
+        Dimension of z, the truth that a model's latent space is to find.
+    library
+        Median ℓ, counts a cell. A lower one gives more zeros.
+    separation
+        Distance of types, in standard deviations within a type.
+    batch_effect
+        Standard deviation of shift_b, in nats of log ρ.
+    dropout
+        Probability of an extra zero.
+
+    Returns
+    -------
+    AnnData with counts in ``X`` (CSR), ``obs`` "cell_type", "batch" and "library" (ℓ),
+    ``obsm["z"]``, ``varm["W"]``, ``var["inverse_dispersion"]`` and ``layers["mean"]`` = ℓρ.
+    """
+    import anndata
+    import pandas as pd
+    from scipy import sparse
+
+    rng = np.random.default_rng(seed)
+    cell_type = rng.integers(n_types, size=n_cells)
+    batch = rng.integers(n_batches, size=n_cells)
+    centres = separation * rng.standard_normal((n_types, n_factors))
+    z = centres[cell_type] + rng.standard_normal((n_cells, n_factors))
+    W = 0.5 * rng.standard_normal((n_genes, n_factors))
+    baseline = 1.5 * rng.standard_normal(n_genes)
+    shift = batch_effect * rng.standard_normal((n_batches, n_genes)) * (n_batches > 1)
+    log_rho = baseline + z @ W.T / np.sqrt(n_factors) + shift[batch]
+    rho = np.exp(log_rho - log_rho.max(1, keepdims=True))
+    rho /= rho.sum(1, keepdims=True)
+    size = library * np.exp(0.3 * rng.standard_normal(n_cells))
+    mean = size[:, None] * rho
+    theta = inverse_dispersion * np.exp(0.5 * rng.standard_normal(n_genes))
+    x = rng.poisson(mean * rng.gamma(theta, 1 / theta, size=mean.shape))
+    x = x * (rng.random(x.shape) >= dropout)
+    return anndata.AnnData(
+        sparse.csr_matrix(x, dtype=np.float32),
+        obs=pd.DataFrame(
+            {
+                "cell_type": pd.Categorical([f"type {c + 1}" for c in cell_type]),
+                "batch": pd.Categorical([f"batch {b + 1}" for b in batch]),
+                "library": size,
+            },
+            index=[f"cell {i}" for i in range(n_cells)],
+        ),
+        var=pd.DataFrame(
+            {"inverse_dispersion": theta}, index=[f"gene {g}" for g in range(n_genes)]
+        ),
+        obsm={"z": z},
+        varm={"W": W},
+        layers={"mean": mean.astype(np.float32)},
+    )

@@ -1,0 +1,362 @@
+"""Training: ``fit`` maximises any model's bound, and knows a model by ``elbo(cells)`` alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import plotting
+from .bounds import Bound
+from .cells import Cells
+from .models.base import Model, evaluating, write_atomically
+from .reparametrization import seeded
+
+__all__ = ["History", "TrainingError", "fit"]
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on; the model keeps its last finite parameters."""
+
+
+@dataclass
+class History:
+    """What happened in each epoch.
+
+    ``frame`` holds one row an epoch: the KL weight at its end, each term and the bound on the
+    training cells (mean over minibatches, nats a cell, dropout on), the bound on the held-out
+    cells (NaN without), and the seconds it took.
+    """
+
+    records: list[dict] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped: str = "not started"
+
+    @property
+    def frame(self):
+        """The history as a pandas DataFrame, indexed by epoch (from 1)."""
+        import pandas as pd
+
+        return pd.DataFrame(self.records).set_index("epoch")
+
+    def plot(self, axes=None):
+        """Draw bound and terms against epochs; returns the Axes."""
+        return plotting.training_history(self.frame, self.best_epoch, axes)
+
+    def __repr__(self) -> str:
+        return f"History({len(self.records)} epochs, {self.stopped})"
+
+
+def fit(
+    model: Model,
+    cells: Cells,
+    epochs: int = 200,
+    batch_size: int = 128,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    kl_warmup: float = 0.25,
+    validation_fraction: float = 0.1,
+    patience: int | None = 30,
+    seed: int = 0,
+    device: str | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool = True,
+) -> History:
+    """Maximise a model's bound over its parameters by Adam on minibatches.
+
+    Parameters
+    ----------
+    model
+        Trained in place, and left in evaluation mode.
+    cells
+        Any number of them.
+    epochs
+        Passes over the training cells, at most.
+    batch_size
+        Cells a minibatch, at most: minibatches of an epoch differ by one cell at most.
+    learning_rate, weight_decay
+        Of Adam.
+    kl_warmup
+        Share of all steps over which the KL weight rises linearly to 1, in [0, 1]. Whatever the
+        number of cells, it reaches 1 at the last step or before.
+    validation_fraction
+        Share of cells held out to watch the bound on; 0 for none.
+    patience
+        Epochs without a better held-out bound after which training stops, counted from the end
+        of the warm-up; None to go on to the end. With held-out cells, the best parameters after
+        the warm-up are restored either way.
+    seed
+        Of the split, the order of cells, dropout and the draws of z. On a CPU, the same seed,
+        model and number of threads give the same parameters bit for bit.
+    device
+        "cpu", "cuda", "mps"; None for where the model is.
+    checkpoint
+        A file to write after every epoch. If it exists, training goes on from it, and ends as
+        the uninterrupted run would have.
+    progress
+        Show a bar with the bound and its terms.
+
+    Returns
+    -------
+    The History. Ctrl-C stops training after the step under way and returns normally, with the
+    best parameters so far and ``history.stopped`` saying so.
+
+    Raises
+    ------
+    ValueError
+        Cells that the model can't read, or arguments out of range.
+    TrainingError
+        The loss is no longer finite (with the epoch, the term and the likely cause), or the
+        checkpoint is of another run.
+    """
+    _require(epochs >= 1, f"epochs is {epochs}; it must be at least 1.")
+    _require(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
+    _require(learning_rate > 0, f"learning_rate is {learning_rate}; it must be above 0.")
+    _require(0 <= kl_warmup <= 1, f"kl_warmup is {kl_warmup}; it is a share, between 0 and 1.")
+    _require(
+        0 <= validation_fraction < 1,
+        f"validation_fraction is {validation_fraction}; it is a share, from 0 to below 1.",
+    )
+    model.adopt(cells)
+    model.to(device or model.device)
+    run = _Run(
+        model,
+        cells,
+        settings={
+            "model": type(model).__name__,
+            "configuration": model.configuration,
+            "n_cells": cells.n_cells,
+            "total": float(cells.library.double().sum()),
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "weight_decay": weight_decay,
+            "kl_warmup": kl_warmup,
+            "validation_fraction": validation_fraction,
+            "patience": patience,
+            "seed": seed,
+        },
+    )
+    with seeded(seed):
+        if checkpoint is not None and Path(checkpoint).exists():
+            run.resume(Path(checkpoint))
+        history = run.history
+        try:
+            with _Bar(epochs, len(history.records), show=progress) as bar:
+                while not (reason := run.stop_reason()):
+                    run.epoch()
+                    if checkpoint is not None:
+                        run.write(Path(checkpoint))
+                    bar.update(history.records[-1])
+            history.stopped = reason
+        except KeyboardInterrupt:
+            history.stopped = f"stopped by Ctrl-C in epoch {len(history.records) + 1}"
+            print(f"Training was {history.stopped} of {epochs}; the model so far is kept.")
+    run.restore_best()
+    model.eval()
+    return history
+
+
+class _Run:
+    """One training: everything that changes while it goes on, so that it can be resumed."""
+
+    def __init__(self, model: Model, cells: Cells, settings: dict):
+        self.model, self.cells, self.settings = model, cells, settings
+        self.history = History()
+        self.best: dict[str, Tensor] = {}  # parameters of the best epoch
+        self.before: dict[str, Tensor] = {}  # parameters at the start of this epoch
+        self.best_bound = -np.inf
+        fused = model.device.type in ("cpu", "cuda") and model.dtype == torch.float32
+        self.optimizer = torch.optim.Adam(
+            [p for p in model.parameters() if p.requires_grad],
+            lr=settings["learning_rate"],
+            weight_decay=settings["weight_decay"],
+            fused=fused,
+        )
+        self.order = np.random.default_rng(settings["seed"])
+        n_held_out = round(settings["validation_fraction"] * cells.n_cells)
+        shuffled = self.order.permutation(cells.n_cells)
+        self.held_out, self.training = np.sort(shuffled[:n_held_out]), shuffled[n_held_out:]
+        _require(
+            len(self.training) > 0,
+            f"validation_fraction {settings['validation_fraction']} of {cells.n_cells} cells "
+            "leaves none to train on.",
+        )
+        self.n_minibatches = -(-len(self.training) // settings["batch_size"])
+
+    def stop_reason(self) -> str | None:
+        """Why training ends here; None where it goes on."""
+        done, patience = len(self.history.records), self.settings["patience"]
+        if done >= self.settings["epochs"]:
+            return f"all {done} epochs done"
+        if patience is not None and self.best and done - self.history.best_epoch >= patience:
+            return f"no better held-out bound for {patience} epochs"
+        return None
+
+    def kl_weight(self, step: int) -> float:
+        """The weight at a step, counted from 1 over all epochs."""
+        warmup_steps = self.settings["kl_warmup"] * self.settings["epochs"] * self.n_minibatches
+        return min(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
+
+    def epoch(self) -> None:
+        number, started = len(self.history.records) + 1, time.perf_counter()
+        self.model.train()
+        self.before = _copy(self.model.state_dict())
+        rows = self.order.permutation(self.training)
+        sums: dict[str, Tensor] = {}
+        for i, minibatch in enumerate(np.array_split(rows, self.n_minibatches)):
+            kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
+            bound = self.model.elbo(
+                self.cells[minibatch].to(self.model.device, self.model.dtype)
+            )
+            loss = bound.loss(kl_weight)
+            if not torch.isfinite(loss):
+                raise TrainingError(self._diagnosis(bound))
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            for name in bound.terms:
+                total = bound[name].detach().sum()
+                sums[name] = sums[name] + total if name in sums else total
+        means = {name: total.item() / len(rows) for name, total in sums.items()}
+        held_out = self._held_out_bound(number)
+        self.history.records.append(
+            {
+                "epoch": number,
+                "kl_weight": kl_weight,
+                **means,
+                "bound": sum(means.values()),
+                "held_out_bound": held_out,
+                "seconds": time.perf_counter() - started,
+            }
+        )
+        if kl_weight == 1 and held_out > self.best_bound:  # never true of NaN
+            self.best_bound, self.history.best_epoch = held_out, number
+            self.best = _copy(self.model.state_dict())
+
+    def _held_out_bound(self, number: int) -> float:
+        if len(self.held_out) == 0:
+            return float("nan")
+        # The same draws in every epoch, so that epochs differ by their parameters only.
+        return float(self.model.bound(self.cells[self.held_out], self.settings["seed"]).mean())
+
+    def restore_best(self) -> None:
+        if self.best:
+            self.model.load_state_dict(self.best)
+
+    def _diagnosis(self, bound: Bound) -> str:
+        """What to tell a user whose loss is no longer finite; sets the model back one epoch."""
+        epoch = len(self.history.records) + 1
+        broken = [name for name in bound.terms if not torch.isfinite(bound[name]).all()]
+        finite = all(torch.isfinite(p).all() for p in self.model.parameters())
+        rate = self.settings["learning_rate"]
+        if finite and rate < 0.01:
+            cause = (
+                f"values that overflow (the largest here is {self.cells.to().x.max():.3g}); scale "
+                "them down, or choose a count likelihood for counts"
+            )
+        else:
+            cause = f"a learning rate that is too high ({rate:g}); try {rate / 10:g}"
+        self.model.load_state_dict(self.before)
+        return (
+            f"The loss is no longer finite in epoch {epoch}: the term {' and '.join(broken)!r} is "
+            f"NaN or infinite. The likely cause is {cause}. The model was set back to the end of "
+            f"epoch {epoch - 1}."
+        )
+
+    # Checkpoints: one file, so that it is whole or not there.
+
+    def write(self, path: Path) -> None:
+        from safetensors.torch import save
+
+        tensors = {"rng": torch.get_rng_state()}
+        if self.model.device.type == "cuda":
+            tensors["rng_cuda"] = torch.cuda.get_rng_state(self.model.device)
+        tensors |= {f"model.{name}": t for name, t in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": t for name, t in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": t for name, t in state.items()}
+        progress = {
+            "settings": self.settings,
+            "history": asdict(self.history),
+            "best_bound": self.best_bound,
+            "order": self.order.bit_generator.state,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = save(
+            {name: t.contiguous() for name, t in tensors.items()},
+            metadata={"vaelab": json.dumps(progress)},
+        )
+        write_atomically(path, content)
+
+    def resume(self, path: Path) -> None:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                progress = json.loads(file.metadata()["vaelab"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise TrainingError(
+                f"{path} is not a checkpoint of vaelab ({error}). Remove it to start anew."
+            ) from None
+        then, now = progress["settings"], json.loads(json.dumps(self.settings))
+        if changed := [name for name in now if then.get(name) != now[name]]:
+            name = changed[0]
+            raise TrainingError(
+                f"{path} is of another run: {name} was {then.get(name)} there and is {now[name]} "
+                "here. Ask for the same run, or name another checkpoint."
+            )
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+        self.model.load_state_dict(part("model."))
+        self.best = {name: t.to(self.model.device) for name, t in part("best.").items()}
+        state = self.optimizer.state_dict()
+        state["state"] = {}
+        for name, tensor in part("optimizer.").items():
+            index, key = name.split(".")
+            state["state"].setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict(state)
+        torch.set_rng_state(tensors["rng"])
+        if "rng_cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["rng_cuda"], self.model.device)
+        self.order.bit_generator.state = progress["order"]
+        self.history.__init__(**progress["history"])
+        self.best_bound = progress["best_bound"]
+
+
+class _Bar:
+    """A progress bar with the bound and its terms."""
+
+    def __init__(self, epochs: int, done: int, show: bool):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=epochs, initial=done, unit="epoch", disable=not show)
+
+    def update(self, record: dict) -> None:
+        hidden = ("epoch", "kl_weight", "seconds")
+        parts = {k: f"{v:.1f}" for k, v in record.items() if k not in hidden and v == v}
+        self.bar.set_postfix(parts, refresh=False)
+        self.bar.update()
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.bar.close()
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in state.items()}
+
+
+def _require(condition: bool, otherwise: str) -> None:
+    if not condition:
+        raise ValueError(otherwise)
