@@ -23,7 +23,13 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
-__all__ = ["ContinuousBernoulli", "CountDistribution", "NegativeBinomial", "Poisson", "ZeroInflated"]
+__all__ = [
+    "ContinuousBernoulli",
+    "CountDistribution",
+    "NegativeBinomial",
+    "Poisson",
+    "ZeroInflated",
+]
 
 
 class CountDistribution(Distribution):
@@ -47,7 +53,7 @@ class CountDistribution(Distribution):
         raise NotImplementedError
 
     def take(self, index: Tensor) -> CountDistribution:
-        """The distributions at flat positions ``index`` of the batch, as a one-dimensional batch."""
+        """The distributions at flat positions ``index`` of the batch, as one flat batch."""
         new = object.__new__(type(self))
         for name in self.arg_constraints:
             setattr(new, name, getattr(self, name).reshape(-1)[index])
@@ -132,9 +138,7 @@ class NegativeBinomial(CountDistribution):
     arg_constraints = {"mean": constraints.nonnegative, "inverse_dispersion": constraints.positive}
     mean: Tensor = None  # a parameter here, where the base class has a property
 
-    def __init__(
-        self, mean: Tensor, inverse_dispersion: Tensor, validate_args: bool | None = None
-    ):
+    def __init__(self, mean: Tensor, inverse_dispersion: Tensor, validate_args: bool | None = None):
         self.mean, self.inverse_dispersion = broadcast_all(mean, inverse_dispersion)
         super().__init__(self.mean.shape, validate_args)
 
@@ -207,9 +211,7 @@ class ZeroInflated(CountDistribution):
 
     arg_constraints = {"logits": constraints.dependent}  # ±∞ is allowed, NaN is the base's affair
 
-    def __init__(
-        self, base: CountDistribution, logits: Tensor, validate_args: bool | None = None
-    ):
+    def __init__(self, base: CountDistribution, logits: Tensor, validate_args: bool | None = None):
         logits = torch.as_tensor(logits)
         shape = torch.broadcast_shapes(base.batch_shape, logits.shape)
         self.base = base if base.batch_shape == shape else base.expand(shape)

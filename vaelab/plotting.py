@@ -1,1 +1,217 @@
-"""Figures, each returning its Axes."""
+"""Figures. Each takes arrays or a data frame, draws into the given Axes or new ones, and returns
+them. Colours are told apart by colour-blind readers; where there are more groups than colours,
+markers differ too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+__all__ = [
+    "activity",
+    "confusion_matrix",
+    "count_histogram",
+    "embedding",
+    "latent_covariance",
+    "training_history",
+]
+
+# Okabe & Ito (2008), without the yellow that vanishes on white.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+MARKERS = ("o", "^", "s", "D")
+
+
+def training_history(frame, best_epoch: int | None = None, axes=None):
+    """The bound, and the terms it is made of, against epochs.
+
+    Parameters
+    ----------
+    frame
+        ``History.frame``.
+    best_epoch
+        Marked by a line: the epoch whose parameters were kept.
+    axes
+        Two Axes.
+
+    Returns
+    -------
+    The two Axes.
+    """
+    if axes is None:
+        axes = _figure(1, 2, figsize=(9, 3.2))
+    known = {"kl_weight", "bound", "held_out_bound", "seconds"}
+    bound, terms = axes
+    bound.plot(frame.index, frame["bound"], color=COLOURS[0], label="training cells")
+    if frame["held_out_bound"].notna().any():
+        bound.plot(frame.index, frame["held_out_bound"], color=COLOURS[1], label="held-out cells")
+    if best_epoch is not None:
+        bound.axvline(best_epoch, color="0.6", lw=1, ls="--", label=f"kept: epoch {best_epoch}")
+    # The first epochs are far below the rest and would flatten everything after them.
+    late = frame["bound"].iloc[len(frame) // 20 :]
+    bound.set_ylim(bottom=late.min() - 0.1 * (frame["bound"].max() - late.min() + 1))
+    bound.set(xlabel="epoch", ylabel="bound (nats per cell)", title="The bound")
+    bound.legend(frameon=False)
+    kl = [c for c in frame.columns if c not in known and c != "reconstruction"]
+    for colour, name in zip(COLOURS, kl, strict=False):
+        terms.plot(frame.index, -frame[name], color=colour, label=f"−{name}")
+    terms.set(xlabel="epoch", ylabel="nats per cell", title="KL, and the weight it has in the loss")
+    weight = terms.twinx()
+    weight.plot(frame.index, frame["kl_weight"], color="0.5", ls=":", label="KL weight")
+    weight.set_ylim(0, 1.05)
+    weight.set_ylabel("KL weight")
+    handles = terms.get_lines() + weight.get_lines()
+    terms.legend(handles, [h.get_label() for h in handles], frameon=False, loc="lower right")
+    bound.figure.tight_layout()
+    return axes
+
+
+def embedding(points, values, ax=None, title: str | None = None, name: str | None = None):
+    """Cells in two dimensions, coloured by group (with each group's name on it) or by a number.
+
+    Parameters
+    ----------
+    points
+        Shape (n_cells, 2).
+    values
+        One a cell: numbers are drawn in shades of one colour, anything else as groups.
+    name
+        What a number is, with its unit, for the colour bar.
+    """
+    ax = ax or _figure(figsize=(5.5, 5))
+    points, values = np.asarray(points), np.asarray(values)
+    size = float(np.clip(2e4 / len(points), 2, 25))
+    if np.issubdtype(values.dtype, np.number):
+        order = np.argsort(values)  # the high values on top
+        drawn = ax.scatter(*points[order].T, c=values[order], s=size, cmap="viridis", lw=0)
+        ax.figure.colorbar(drawn, ax=ax, label=name, shrink=0.8)
+    else:
+        groups, counts = np.unique(values.astype(str), return_counts=True)
+        for i, group in enumerate(groups[np.argsort(-counts, kind="stable")]):
+            at = points[values.astype(str) == group]
+            ax.scatter(*at.T, s=size, lw=0, **_style(i))
+            _write(ax, *np.median(at, axis=0), group)
+    ax.set(xticks=[], yticks=[], title=title)
+    return ax
+
+
+def activity(latent_activity, threshold: float = 0.01, ax=None):
+    """The activity of each latent dimension, on a log scale, and the line above which it counts."""
+    ax = ax or _figure(figsize=(5, 3))
+    latent_activity = np.asarray(latent_activity)
+    dimensions = np.arange(1, len(latent_activity) + 1)
+    active = latent_activity > threshold
+    ax.bar(dimensions, latent_activity, color=np.where(active, COLOURS[0], "0.75"))
+    ax.axhline(threshold, color=COLOURS[5], ls="--", lw=1)
+    ax.annotate(
+        f"active above {threshold:g}", (0.99, threshold), xycoords=("axes fraction", "data"),
+        ha="right", va="bottom", color=COLOURS[5], fontsize=9,
+    )  # fmt: skip
+    ax.set(yscale="log", xlabel="latent dimension", ylabel="variance of the posterior mean")
+    ax.set_ylim(bottom=min(threshold, max(latent_activity.min(), 1e-6)) / 3)
+    ax.set_xticks(dimensions)
+    ax.set_title(f"{active.sum()} of {len(active)} latent dimensions are active")
+    return ax
+
+
+def latent_covariance(latent, ax=None):
+    """Covariance over cells of the posterior means; ``latent`` has shape (n_cells, n_latent)."""
+    import seaborn as sns
+
+    ax = ax or _figure(figsize=(4.5, 3.8))
+    covariance = np.cov(latent, rowvar=False)
+    limit = np.abs(covariance).max()
+    dimensions = np.arange(1, len(covariance) + 1)
+    sns.heatmap(
+        covariance, ax=ax, cmap="RdBu_r", vmin=-limit, vmax=limit, square=True,
+        xticklabels=dimensions, yticklabels=dimensions, cbar_kws={"label": "covariance"},
+    )  # fmt: skip
+    ax.set(xlabel="latent dimension", ylabel="latent dimension")
+    ax.set_title("Covariance of the posterior means")
+    return ax
+
+
+def count_histogram(
+    observed, models: Mapping[str, np.ndarray] | None = None, largest: int | None = None,
+    gene: str = "a gene", ax=None,
+):  # fmt: skip
+    """How often a gene has 0, 1, 2, … counts: in the data, and in draws from models.
+
+    Parameters
+    ----------
+    observed
+        Counts of one gene, shape (n_cells,).
+    models
+        Name → counts drawn from that model, any shape.
+    largest
+        Counts above this are drawn together at its place; None for the 98th percentile.
+    gene
+        Its name, for the label.
+    """
+    ax = ax or _figure(figsize=(5, 3.2))
+    observed = np.asarray(observed)
+    if largest is None:
+        largest = max(4, int(np.quantile(observed, 0.98)))
+    width = max(1, -(-(largest + 1) // 40))  # at most 40 bars
+    edges = np.arange(0, largest + 1 + width, width) - 0.5
+
+    def share(counts) -> np.ndarray:
+        counts = np.minimum(np.asarray(counts).ravel(), edges[-1] - 0.5)
+        return np.histogram(counts, edges)[0] / len(counts)
+
+    ax.bar(
+        edges[:-1] + width / 2, share(observed), width=0.9 * width, color="0.8", label="observed"
+    )
+    for colour, (name, counts) in zip(COLOURS, (models or {}).items(), strict=False):
+        ax.step(edges, np.append(share(counts), 0), where="post", color=colour, label=name, lw=1.5)
+    together = f" (the last bar: {int(edges[-1] - width + 0.5)} and more)"
+    ax.set(xlabel=f"counts of {gene}{together}", ylabel="share of cells", yscale="log")
+    ax.set_ylim(bottom=0.3 / len(observed))
+    ax.legend(frameon=False)
+    return ax
+
+
+def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name: str = "cluster"):
+    """Which share of each true group was found as what; rows sum to 1.
+
+    Columns are ordered so that the largest share of each row comes near the diagonal.
+    """
+    import pandas as pd
+    import seaborn as sns
+
+    table = pd.crosstab(np.asarray(truth).astype(str), np.asarray(found).astype(str))
+    table = table.loc[table.sum(1).sort_values(ascending=False, kind="stable").index]
+    names = [f"{name} ({n:,})" for name, n in table.sum(1).items()]
+    share = table.div(table.sum(1), axis=0)
+    if not set(share.columns) <= set(share.index):  # clusters have no order of their own
+        share = share[share.columns[np.argsort(share.to_numpy().argmax(0), kind="stable")]]
+    else:
+        share = share[[name for name in share.index if name in share.columns]]
+    ax = ax or _figure(figsize=(1.8 + 0.45 * share.shape[1], 1.4 + 0.38 * len(share)))
+    label = share.map(
+        lambda v: f"{v:.2f}".lstrip("0") if 0.005 <= v < 0.995 else "1" if v > 0.5 else ""
+    )
+    sns.heatmap(
+        share, annot=label, fmt="", cmap="Blues", vmin=0, vmax=1, ax=ax, linewidths=0.5,
+        yticklabels=names, annot_kws={"size": 8}, cbar_kws={"label": "share of the row"},
+    )  # fmt: skip
+    ax.set(xlabel=found_name, ylabel=truth_name)
+    return ax
+
+
+def _figure(*shape, figsize):
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(*shape, figsize=figsize)[1]
+
+
+def _style(i: int) -> dict:
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
+
+
+def _write(ax, x: float, y: float, text: str) -> None:
+    import matplotlib.patheffects as effects
+
+    halo = [effects.withStroke(linewidth=2.5, foreground="white")]
+    ax.text(x, y, text, ha="center", va="center", fontsize=9, path_effects=halo)

@@ -14,7 +14,7 @@ from torch import Tensor
 from . import plotting
 from .bounds import Bound
 from .cells import Cells
-from .models.base import Model, evaluating, write_atomically
+from .models.base import Model, write_atomically
 from .reparametrization import seeded
 
 __all__ = ["History", "TrainingError", "fit"]
@@ -211,9 +211,7 @@ class _Run:
         sums: dict[str, Tensor] = {}
         for i, minibatch in enumerate(np.array_split(rows, self.n_minibatches)):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
-            bound = self.model.elbo(
-                self.cells[minibatch].to(self.model.device, self.model.dtype)
-            )
+            bound = self.model.elbo(self.cells[minibatch].to(self.model.device, self.model.dtype))
             loss = bound.loss(kl_weight)
             if not torch.isfinite(loss):
                 raise TrainingError(self._diagnosis(bound))

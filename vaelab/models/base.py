@@ -92,7 +92,9 @@ class Model(nn.Module):
         Nats, shape (n_cells,).
         """
         at_once = max(1, 2**24 // (128 * cells.n_genes))  # draws: 64 MiB for each float32 tensor
-        sizes = [at_once] * (n_samples // at_once) + [n_samples % at_once] * (n_samples % at_once > 0)
+        sizes = [at_once] * (n_samples // at_once) + [n_samples % at_once] * (
+            n_samples % at_once > 0
+        )
 
         def log_mean_weight(part: Cells) -> Tensor:
             pieces = [
@@ -160,7 +162,9 @@ class Model(nn.Module):
         """
         n_genes = self.configuration["n_genes"]
         if cells.n_genes != n_genes:
-            raise ValueError(f"The model has {n_genes:,} genes, these cells have {cells.n_genes:,}.")
+            raise ValueError(
+                f"The model has {n_genes:,} genes, these cells have {cells.n_genes:,}."
+            )
         if self.gene_names is not None and cells.gene_names != self.gene_names:
             raise ValueError(_other_genes(self.gene_names, cells.gene_names))
         cells.check(self.domain)
@@ -201,7 +205,9 @@ class Model(nn.Module):
             "gene_names": self.gene_names,
         }
         write_atomically(weights, parameters)
-        write_atomically(card_path, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode())
+        write_atomically(
+            card_path, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode()
+        )
         return weights
 
     @classmethod
@@ -220,7 +226,9 @@ class Model(nn.Module):
         weights, card_path = _paths(path)
         for file in (weights, card_path):
             if not file.exists():
-                raise FileNotFoundError(f"No file {file}: a saved model is a .safetensors and a .json.")
+                raise FileNotFoundError(
+                    f"No file {file}: a saved model is a .safetensors and a .json."
+                )
         try:
             card = json.loads(card_path.read_text(encoding="utf-8"))
             kind, configuration, digest = card["model"], card["configuration"], card["sha256"]
@@ -278,8 +286,8 @@ def _other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:
     absent = [name for name in expected if name not in set(seen)]
     if absent:
         return (
-            f"The model was fitted to other genes: {len(absent):,} of its {len(expected):,} are not "
-            f"among these ({absent[0]!r} is the first). Select the same genes: "
+            f"The model was fitted to other genes: {len(absent):,} of its {len(expected):,} are "
+            f"not among these ({absent[0]!r} is the first). Select the same genes: "
             "adata[:, list(model.gene_names)]."
         )
     return (
