@@ -33,6 +33,7 @@ TIMEOUT = (5, 30)  # seconds to connect, and to wait for the next bytes
 TRIES = 3
 AT_MOST = 2**30  # bytes in an unzipped 10x archive; the real ones stay far below
 N_GENES_10X = 32_738
+_MEMBERS = ("barcodes.tsv", "genes.tsv", "matrix.mtx")
 
 
 class DataUnavailable(OSError):
@@ -53,14 +54,6 @@ class DataFile:
     size: int | None = None
     sha256: str | None = None
     n_cells: int | None = None
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """What a data set is and where it comes from, and the files that make it."""
-
-    about: str
-    files: tuple[DataFile, ...]
 
 
 # cell_type: (its name in Zheng et al., the 10x archive's name, cells in that archive)
@@ -105,15 +98,11 @@ _ARCHIVES = {
     )
     for cell_type, (_, sample, n_cells) in _SORTED.items()
 }
-_BARON = "pancreas of two mice, 822 + 1,064 cells (Baron et al. 2016, GEO GSE84133)"
-_ZHENG = "ten sorted blood populations, 3,774 cells (Zheng et al. 2017, by way of fastTopics)"
-_FULL = "the ten populations in full, 94,655 cells (Zheng et al. 2017, 10x Genomics)"
-_SMALL = "700 blood cells, 765 genes (Zheng et al. 2017); ships inside scanpy"
-DATASETS: dict[str, DataSet] = {
-    "pancreas": DataSet(_BARON, (_MOUSE_1, _MOUSE_2)),
-    "pbmc_sorted": DataSet(_ZHENG, (_FACS,)),
-    "pbmc_sorted_full": DataSet(_FULL, tuple(_ARCHIVES.values())),
-    "pbmc_small": DataSet(_SMALL, ()),
+DATASETS: dict[str, tuple[DataFile, ...]] = {  # each name is also that of its loader
+    "pancreas": (_MOUSE_1, _MOUSE_2),
+    "pbmc_sorted": (_FACS,),
+    "pbmc_sorted_full": tuple(_ARCHIVES.values()),
+    "pbmc_small": (),  # ships inside scanpy
 }
 
 
@@ -134,14 +123,15 @@ def pancreas(mouse: int | str = 1) -> AnnData:
     if mouse not in (1, 2, "both"):
         raise ValueError(f'mouse must be 1, 2 or "both", not {mouse!r}')
     parts = []
-    for batch, file in (("mouse 1", _MOUSE_1), ("mouse 2", _MOUSE_2)):
-        if mouse == "both" or batch == f"mouse {mouse}":
+    for number, file in ((1, _MOUSE_1), (2, _MOUSE_2)):
+        if mouse in (number, "both"):
             header, *lines = _content(file, _obtain("pancreas", file)).decode().splitlines()
             index, barcode, cell_type, rows = zip(*(s.split(",", 3) for s in lines), strict=True)
             counts = np.loadtxt(rows, delimiter=",", dtype=np.float32)
-            obs = pd.DataFrame({"cell_type": cell_type, "batch": batch}, index, dtype="category")
+            obs = pd.DataFrame({"cell_type": cell_type, "batch": f"mouse {number}"}, index)
+            obs = obs.astype("category").assign(barcode=barcode)
             var = pd.DataFrame(index=header.split(",")[3:])
-            parts.append(anndata.AnnData(csr_matrix(counts), obs.assign(barcode=barcode), var))
+            parts.append(anndata.AnnData(csr_matrix(counts), obs, var))
     return anndata.concat(parts)
 
 
@@ -231,17 +221,16 @@ def pbmc_small() -> AnnData:
     if np.abs((counts - whole).data).max() > 0.1:
         raise ValueError("scanpy's pbmc68k_reduced no longer gives back whole counts")
     obs = kept.obs[["bulk_labels", "n_counts"]].rename(columns={"bulk_labels": "cell_type"})
-    return anndata.AnnData(whole, obs, kept.raw.var[[]])
+    return anndata.AnnData(whole, obs.rename_axis(None), kept.raw.var[[]])
 
 
 def _with_genes(matrix, obs, gene_ids, symbols) -> AnnData:
     import anndata
     import pandas as pd
 
-    var = pd.DataFrame({"gene_id": list(gene_ids)}, index=list(symbols))
-    adata = anndata.AnnData(matrix.astype("float32").tocsr(), obs, var)
-    adata.var_names_make_unique()
-    return adata
+    names = anndata.utils.make_index_unique(pd.Index(symbols, dtype=str))
+    var = pd.DataFrame({"gene_id": list(gene_ids)}, names)
+    return anndata.AnnData(matrix.astype("float32", copy=False).tocsr(), obs, var)
 
 
 # ------------------------------------------------------------------ files: what a user may ask
@@ -279,7 +268,7 @@ def locate(name: str) -> dict[str, str]:
     """
     found = {}
     for file in _files(name):
-        places = {"cache": cache_folder() / file.name, **_elsewhere(file)}
+        places = {"cache": cache_folder() / file.name} | _elsewhere(file)
         there = (place for place, at in places.items() if isinstance(at, str) or at.is_file())
         found[file.name] = next(there)
     return found
@@ -288,7 +277,7 @@ def locate(name: str) -> dict[str, str]:
 def _files(name: str) -> tuple[DataFile, ...]:
     if name not in DATASETS:
         raise ValueError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
-    return DATASETS[name].files
+    return DATASETS[name]
 
 
 # ------------------------------------------------------------------ files: what they should hold
@@ -298,16 +287,17 @@ def _state(file: DataFile, path: Path) -> str:
     """What is wrong with the file at `path`, or "ok", or "missing"."""
     try:
         content = _content(file, path)
-        if content.lstrip()[:1] == b"<":
+        if content[:100].lstrip().startswith(b"<"):
             return "wrong content: a web page, perhaps the log-in page of a Wi-Fi"
         if len(content) < (file.size or 0):
             return f"cut off after {len(content):,} of {file.size:,} bytes"
-        seen, expected = hashlib.sha256(content).hexdigest(), file.sha256
-        if file.sha256 is None:
-            if not _record(file).is_file():
-                return _structure(file, content)
-            expected = _record(file).read_text()[:64]
-        return "ok" if seen == expected else f"wrong content hash (sha256 {seen}, not {expected})"
+        seen, expected, record = hashlib.sha256(content).hexdigest(), file.sha256, _record(file)
+        if expected is None and not record.is_file():
+            return _structure(file, content)
+        should_be = expected or f"{record.read_text()[:64]}, as kept in {record.name}"
+        if should_be.startswith(seen):
+            return "ok"
+        return f"wrong content hash: sha256 is {seen}, should be {should_be}"
     except FileNotFoundError:
         return "missing"
     except EOFError:
@@ -336,12 +326,12 @@ def _unzipped(stream: BinaryIO) -> BinaryIO:
 def _members(content: bytes) -> dict[str, bytes]:
     """The members of a 10x archive, by exact name; nothing is extracted to the disk."""
     plain = _unzipped(io.BytesIO(content)).read(AT_MOST)
+    wanted = {name: f"filtered_matrices_mex/hg19/{name}" for name in _MEMBERS}
     with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
         held = {member.name.removeprefix("./"): member for member in archive if member.isfile()}
-        paths = [f"filtered_matrices_mex/hg19/{name}.{kind}" for name, kind in _MEMBERS]
-        if missing := [path for path in paths if path not in held]:
+        if missing := [path for path in wanted.values() if path not in held]:
             raise tarfile.ReadError(f"the archive has no {missing[0]}")
-        return {Path(path).name: archive.extractfile(held[path]).read() for path in paths}
+        return {name: archive.extractfile(held[path]).read() for name, path in wanted.items()}
 
 
 def _structure(file: DataFile, content: bytes) -> str:
@@ -364,10 +354,105 @@ def _record(file: DataFile) -> Path:
 # ---------------------------------------------------------------------- files: bringing one here
 
 
-def _elsewhere(file: DataFile) -> Iterator[tuple[str, str | Path]]:
-    if mirror := os.environ.get("VAELAB_MIRROR"):
-        if mirror.startswith(("http://", "https://")):
-            yield "mirror", f"{mirror.rstrip('/')}/{file.name}"
-        else:
-            yield "mirror", Path(mirror).expanduser() / file.name
-    yield "source", file.url
+def _elsewhere(file: DataFile) -> dict[str, str | Path]:
+    mirror = os.environ.get("VAELAB_MIRROR")
+    if not mirror:
+        return {"source": file.url}
+    if mirror.startswith(("http://", "https://")):
+        return {"mirror": f"{mirror.rstrip('/')}/{file.name}", "source": file.url}
+    return {"mirror": Path(mirror).expanduser() / file.name, "source": file.url}
+
+
+def _obtain(name: str, file: DataFile, progress: bool = True) -> Path:
+    """The path of a file in the cache, its content checked; brought there where need be."""
+    folder = cache_folder()
+    cached = folder / file.name
+    state = _state(file, cached)
+    if state == "ok":
+        return cached
+    seen = [f"cache {cached}: {state}" + ("" if state == "missing" else "; left as it is")]
+    try:
+        with _scratch(folder) as scratch:
+            for place, at in _elsewhere(file).items():
+                said = _bring(at, scratch / file.name, progress)
+                said = said or _state(file, scratch / file.name)
+                if said == "ok":
+                    _move_in(file, scratch, cached)
+                    if state != "missing":
+                        warnings.warn(f"{cached}: {state}; replaced from {at}", stacklevel=3)
+                    return cached
+                seen.append(f"{place} {at}: {said}")
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        trouble = "disk full" if full else f"cache not writable ({error.strerror})"
+        seen.insert(0, f"{trouble}: {file.name} could not be put into {folder}")
+        seen.append("Set VAELAB_DATA to a folder with room that you may write to.")
+        raise DataUnavailable("\n  ".join(seen)) from error
+    raise DataUnavailable(
+        "\n  ".join([f"{file.name} (data set {name}) could not be had:", *seen])
+        + f"\nThree ways to get it:"
+        f"\n  1. with a network, run: vaelab data fetch {name}"
+        f"\n  2. by hand: put {file.url} into {folder}"
+        f"\n  3. set VAELAB_MIRROR to a folder or an http address that has {file.name}"
+    )
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder inside the cache that goes whatever happens; so do those of killed downloads."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".part-*"):
+        with suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > 86_400:  # a younger one may be in use
+                shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
+        yield Path(scratch)
+
+
+def _move_in(file: DataFile, scratch: Path, cached: Path) -> None:
+    if file.sha256 is None:
+        digest = hashlib.sha256((scratch / file.name).read_bytes()).hexdigest()
+        (scratch / "record").write_text(f"{digest}  {file.name}\n")
+        os.replace(scratch / "record", _record(file))
+    os.replace(scratch / file.name, cached)
+
+
+def _bring(at: str | Path, new: Path, progress: bool) -> str | None:
+    """Copy or download to `new`; None, or what went wrong there. Our own disk's troubles raise."""
+    if isinstance(at, Path):
+        try:
+            content = at.read_bytes()
+        except OSError as error:
+            return error.strerror
+        new.write_bytes(content)
+        return None
+    import pooch
+    import requests
+
+    if progress:
+        pooch.get_logger().info(f"Downloading {at}")
+    get = pooch.HTTPDownloader(progress, 2**16, timeout=TIMEOUT)
+    for trial in range(TRIES):
+        time.sleep(trial)
+        try:
+            return get(at, new, None)
+        except requests.RequestException as error:
+            said = _plainly(error)
+            if said.startswith("HTTP 4"):
+                break
+    return said
+
+
+def _plainly(error: Exception) -> str:
+    if getattr(error, "response", None) is not None:
+        return f"HTTP {error.response.status_code}"
+    clues = {
+        "timed out": "timed out",
+        "refused": "connection refused",
+        "IncompleteRead": "cut off",
+        "RemoteDisconnected": "cut off",
+        "reset": "cut off",
+        "resolve": "host not found; is there a network?",
+    }
+    said = (plain for clue, plain in clues.items() if clue in str(error))
+    return next(said, f"{type(error).__name__}: {error}")
