@@ -83,7 +83,8 @@ class CountDistribution(Distribution):
         value = value.expand(shape).reshape(-1)
         positive = value.nonzero().squeeze(1)
         log_prob = here.log_prob_zero().reshape(-1)
-        log_prob_positive = here.take(positive).log_prob_positive(value[positive])
+        value = value[positive].to(log_prob.dtype)  # as precise as the parameters
+        log_prob_positive = here.take(positive).log_prob_positive(value)
         return log_prob.index_put((positive,), log_prob_positive).reshape(shape)
 
 
@@ -169,8 +170,16 @@ class NegativeBinomial(CountDistribution):
 
     @classmethod
     def from_dispersion(cls, mean: Tensor, dispersion: Tensor) -> NegativeBinomial:
-        """DESeq2's form: variance = mean + dispersion · mean²."""
+        """DESeq2's form: variance = mean + dispersion · mean².
+
+        Raises
+        ------
+        ValueError
+            A dispersion is 0, which makes a Poisson.
+        """
         mean, dispersion = broadcast_all(mean, dispersion)
+        if (dispersion == 0).any():
+            raise ValueError("A negative binomial of dispersion 0 is a Poisson: use Poisson(mean).")
         return cls(mean, 1 / dispersion)
 
     @property
@@ -209,10 +218,10 @@ class ZeroInflated(CountDistribution):
         g, any real number, or −∞ for the base alone.
     """
 
-    arg_constraints = {"logits": constraints.dependent}  # ±∞ is allowed, NaN is the base's affair
+    arg_constraints = {"logits": constraints.real}  # refuses NaN, and lets ±∞ pass
 
     def __init__(self, base: CountDistribution, logits: Tensor, validate_args: bool | None = None):
-        logits = torch.as_tensor(logits)
+        logits = logits if isinstance(logits, Tensor) else base.mean.new_tensor(logits)
         shape = torch.broadcast_shapes(base.batch_shape, logits.shape)
         self.base = base if base.batch_shape == shape else base.expand(shape)
         self.logits = logits.expand(shape)
@@ -288,16 +297,24 @@ class ContinuousBernoulli(Distribution):
 
     @classmethod
     def from_probs(cls, probs: Tensor) -> ContinuousBernoulli:
-        """The source's form: λ in the open interval (0, 1)."""
+        """The source's form: λ in the open interval (0, 1).
+
+        Raises
+        ------
+        ValueError
+            A λ is not in it. At 0 and 1 there is no density: all the mass is in one point.
+        """
+        if not ((probs > 0) & (probs < 1)).all():
+            raise ValueError("λ must be above 0 and below 1.")
         return cls(torch.logit(probs))
 
     @property
     def mean(self) -> Tensor:
-        """1/(1 − e^{−η}) − 1/η, the derivative of the log-normaliser."""
+        """1/(1 − e^{−η}) − 1/η = ½ + ½ coth(η/2) − 1/η, the derivative of the log-normaliser."""
         η = self.logits
-        series = 0.5 + η / 12 - η**3 / 720 + η**5 / 30240
+        series = 0.5 + η / 12 - η**3 / 720 + η**5 / 30240 - η**7 / 1209600
         η = self._away_from_zero()
-        return torch.where(self._near_zero, series, -1 / torch.expm1(-η) - 1 / η)
+        return torch.where(self._near_zero, series, 0.5 + 0.5 / torch.tanh(η / 2) - 1 / η)
 
     @property
     def variance(self) -> Tensor:

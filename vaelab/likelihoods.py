@@ -76,8 +76,12 @@ class Likelihood(nn.Module):
 
 
 def count_mean(logits: Tensor, library: Tensor) -> Tensor:
-    """μ = ℓρ with ρ = softmax(logits)."""
-    return library.unsqueeze(-1) * torch.softmax(logits, dim=-1)
+    """μ = ℓρ with ρ = softmax(logits).
+
+    A share that float32 would round to 0 stays at 1e-30: a count of such a gene is then all but
+    impossible, and its gradient still a number.
+    """
+    return library.unsqueeze(-1) * torch.softmax(logits, dim=-1).clamp(min=1e-30)
 
 
 class NormalLikelihood(Likelihood):

@@ -1,0 +1,185 @@
+"""A bound is the sum of its signed terms, whatever is read off it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+
+import vaelab
+from vaelab import Bound, Term
+
+
+def drawn(seed, n_samples=7, n_cells=5, scale=3.0):
+    rng = np.random.default_rng(seed)
+    return torch.tensor(-40 + scale * rng.standard_normal((n_samples, n_cells)))
+
+
+def some_bound():
+    """Two drawn terms and an averaged one, as of a model with an analytic KL."""
+    kl = torch.tensor([1.0, 0.5, 7.0, 0.0, 2.25], dtype=torch.float64)
+    return Bound(
+        Term("reconstruction", "E_q[log p(x|z)]", "a paper, eq. 1", drawn(0)),
+        Term("entropy", "H(q)", "a paper, eq. 2", drawn(1), warm_up=True),
+        Term("kl_z", "−KL(q(z|x)‖p(z))", "a paper, eq. 3", -kl, warm_up=True),
+    )
+
+
+def test_the_bound_of_a_cell_is_the_sum_of_its_terms_averaged_over_draws():
+    bound = some_bound()
+    values = [term.value.numpy() for term in bound.terms.values()]
+    by_hand = [v.mean(0) if v.ndim == 2 else v for v in values]
+    for name, value in zip(bound.terms, by_hand, strict=True):
+        np.testing.assert_allclose(bound[name], value, rtol=1e-14)
+    np.testing.assert_allclose(bound.per_cell(), sum(by_hand), rtol=1e-14)
+    assert bound.per_cell().shape == (5,)
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.1, 0.5, 1.0, 4.0])
+def test_the_loss_is_read_off_the_ledger(kl_weight):
+    bound = some_bound()
+    loss, ledger = bound.loss(kl_weight), bound.ledger(kl_weight)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(-(ledger.weight * ledger.nats).sum(), abs=1e-6)
+    # and by hand: only terms that warm up are weighted
+    means = [term.value.mean().item() for term in bound.terms.values()]
+    assert loss.item() == pytest.approx(-(means[0] + kl_weight * (means[1] + means[2])), abs=1e-9)
+    assert list(ledger.weight) == [1.0, kl_weight, kl_weight]
+
+
+def test_the_loss_at_full_weight_is_minus_the_bound():
+    bound = some_bound()
+    assert bound.loss().item() == pytest.approx(-bound.per_cell().mean().item(), abs=1e-12)
+
+
+def test_the_ledger_says_name_sign_symbol_value_and_source():
+    ledger = some_bound().ledger()
+    assert list(ledger.index) == ["reconstruction", "entropy", "kl_z"]
+    assert list(ledger.columns) == ["sign", "symbol", "weight", "nats", "source"]
+    assert list(ledger.sign) == ["+", "+", "−"]
+    assert list(ledger.symbol) == ["E_q[log p(x|z)]", "H(q)", "KL(q(z|x)‖p(z))"]
+    assert ledger.nats["kl_z"] == -2.15  # signed: what is subtracted is negative
+    assert ledger.source["kl_z"] == "a paper, eq. 3"
+
+
+def test_the_loss_differentiates_each_term_by_its_weight():
+    value = torch.zeros(4, 5, requires_grad=True)
+    kl = torch.zeros(5, requires_grad=True)
+    bound = Bound(Term("a", "a", "", value), Term("b", "−b", "", -kl, warm_up=True))
+    bound.loss(0.3).backward()
+    assert torch.allclose(value.grad, torch.full((4, 5), -1 / 20))
+    assert torch.allclose(kl.grad, torch.full((5,), 0.3 / 5))
+
+
+# ------------------------------------------------------------------------------------ the IWAE
+
+
+def drawn_bound(n_samples, seed=0):
+    return Bound(
+        Term("reconstruction", "E_q[log p(x|z)]", "", drawn(seed, n_samples)),
+        Term("kl_z", "−KL", "", drawn(seed + 1, n_samples), warm_up=True),
+    )
+
+
+def test_iwae_is_the_log_of_the_mean_weight():
+    bound = drawn_bound(7)
+    log_w = sum(term.value for term in bound.terms.values()).numpy()
+    by_hand = logsumexp(log_w, axis=0) - math.log(7)
+    np.testing.assert_allclose(bound.iwae(), by_hand, rtol=1e-14)
+    direct = np.log(np.exp(log_w + 80).mean(0)) - 80
+    np.testing.assert_allclose(bound.iwae(), direct, rtol=1e-13)
+
+
+def test_iwae_of_one_draw_is_the_elbo_of_that_draw():
+    bound = drawn_bound(1)
+    assert torch.allclose(bound.iwae(), bound.per_cell(), rtol=1e-15)
+
+
+def test_iwae_never_falls_when_groups_of_draws_are_put_together():
+    # Jensen on the same draws: the mean over groups of the log of a mean rises as groups join.
+    # So it rises in expectation too, with no error of sampling to allow for.
+    log_w = sum(term.value for term in drawn_bound(64).terms.values())
+    bounds = []
+    for size in (1, 2, 4, 8, 16, 32, 64):
+        groups = [Bound(Term("log_w", "log w", "", part)).iwae() for part in log_w.split(size)]
+        bounds.append(torch.stack(groups).mean(0))
+    rises = torch.stack(bounds).diff(dim=0)
+    assert (rises > 0).all()
+
+
+def test_iwae_tends_to_the_log_of_the_expected_weight():
+    # log w ~ N(−σ²/2, σ²) has E[w] = 1, so log E[w] = 0 and the ELBO is −σ²/2.
+    σ = 1.5
+    log_w = -(σ**2) / 2 + σ * torch.tensor(np.random.default_rng(3).standard_normal((1000, 400)))
+    elbo, bound = (Bound(Term("w", "log w", "", part)) for part in (log_w[:1], log_w))
+    assert elbo.iwae().mean().item() == pytest.approx(-(σ**2) / 2, abs=5 * σ / 20)
+    assert -0.05 < bound.iwae().mean().item() < 0.01
+
+
+def test_iwae_survives_weights_that_no_float_holds():
+    log_w = torch.tensor([[-1e4, -800.0], [-1e4, -801.0]], dtype=torch.float64)
+    iwae = Bound(Term("w", "log w", "", log_w)).iwae()
+    np.testing.assert_allclose(iwae, [-1e4, -800 + math.log((1 + math.exp(-1)) / 2)], rtol=1e-14)
+
+
+def test_iwae_of_an_analytic_kl_is_refused_with_the_way_out():
+    with pytest.raises(ValueError, match=r"term 'kl_z' is an average .*analytic_kl=False"):
+        some_bound().iwae()
+
+
+# ----------------------------------------------------------------------------- a model's bound
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return vaelab.Cells.from_array(np.random.default_rng(4).poisson(3.0, (6, 8))).to()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return vaelab.VAE(n_genes=8, n_latent=3, n_hidden=16).eval()
+
+
+@pytest.mark.parametrize("kl_weight", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("analytic_kl", [True, False])
+def test_a_models_ledger_sums_to_its_loss(model, cells, kl_weight, analytic_kl):
+    torch.manual_seed(0)
+    bound = model.elbo(cells, n_samples=3, analytic_kl=analytic_kl)
+    ledger = bound.ledger(kl_weight)
+    loss = bound.loss(kl_weight).item()
+    assert loss == pytest.approx(-(ledger.weight * ledger.nats).sum(), rel=1e-6)
+
+
+def test_a_models_terms_are_signed(model, cells):
+    bound = model.elbo(cells)
+    assert (bound["reconstruction"] < 0).all()  # log-probabilities of counts
+    assert (bound["kl_z"] < 0).all()
+    assert list(bound.ledger().sign) == ["+", "−"]
+
+
+def test_only_a_models_kl_warms_up(model, cells):
+    bound = model.elbo(cells)
+    for kl_weight in (0.0, 0.3, 1.0):
+        expected = -(bound["reconstruction"] + kl_weight * bound["kl_z"]).mean()
+        assert torch.allclose(bound.loss(kl_weight), expected)
+
+
+def test_a_models_iwae_needs_draws(model, cells):
+    with pytest.raises(ValueError, match="analytic_kl=False"):
+        model.elbo(cells, n_samples=5).iwae()
+    bound = model.elbo(cells, n_samples=5, analytic_kl=False)
+    assert bound.iwae().shape == (6,)
+    assert (bound.iwae() >= bound.per_cell()).all()  # Jensen, on the same draws
+
+
+def test_more_draws_average_the_same_bound(model, cells):
+    torch.manual_seed(1)
+    many = model.elbo(cells, n_samples=4000)
+    one_by_one = many.terms["reconstruction"].value.detach()
+    assert one_by_one.shape == (4000, 6)
+    assert torch.allclose(many["reconstruction"], one_by_one.mean(0))
+    torch.manual_seed(2)
+    others = torch.stack([model.elbo(cells)["reconstruction"].detach() for _ in range(300)])
+    error = (one_by_one.var(0) / 4000 + others.var(0) / 300).sqrt()
+    assert ((many["reconstruction"] - others.mean(0)).abs() < 5 * error).all()
