@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 __all__ = ["Cells"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Cells:
     """Measurements of some cells, with what is known of each of them.
 
@@ -80,8 +81,17 @@ class Cells:
         KeyError
             A column or layer that ``adata`` does not have.
         ValueError
-            A value that is NaN or infinite, or a cell without any.
+            A value that is NaN or infinite; a cell without any, without a batch, or whose library
+            is not above 0; two genes of one name; an AnnData that is backed by a file.
         """
+        if not hasattr(adata, "layers"):
+            kind = type(adata).__name__
+            raise TypeError(f"This is no AnnData but a {kind}: Cells.from_array takes a matrix.")
+        if adata.isbacked:
+            raise ValueError(
+                "This AnnData is backed by a file, and its values are needed in memory: give "
+                "adata.to_memory()."
+            )
         if layer is not None and layer not in adata.layers:
             raise KeyError(f"No layer {layer!r}: this AnnData has {list(adata.layers) or 'none'}.")
         if observed is not None and observed not in adata.layers:
@@ -114,40 +124,67 @@ class Cells:
         """The same from a matrix (dense or scipy-sparse) and one value a cell of each property."""
         from scipy import sparse
 
+        # A copy: what is done to the AnnData later must not reach these cells.
+        x = sparse.csr_matrix(x, copy=True) if sparse.issparse(x) else np.asarray(x).copy()
+        if x.ndim != 2 or x.dtype.kind not in "buif":
+            raise ValueError(
+                f"x must be a matrix of numbers, cells × genes, but has shape {x.shape} and holds "
+                f"{x.dtype}."
+            )
+        x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
         if sparse.issparse(x):
-            x = x.tocsr()
-            if x.dtype not in (np.float32, np.float64):
-                x = x.astype(np.float32)
+            x.sum_duplicates()
             values = x.data
         else:
-            x = torch.as_tensor(np.asarray(x))
-            x = x if x.is_floating_point() else x.float()
-            values = x.numpy()
+            values, x = x, torch.from_numpy(x)
         n_cells, n_genes = x.shape
-        gene_names = tuple(map(str, range(n_genes) if gene_names is None else gene_names))
-        cell_names = range(n_cells) if cell_names is None else cell_names
         if n_cells == 0 or n_genes == 0:
             raise ValueError(f"There is nothing here: {n_cells} cells × {n_genes} genes.")
+        for name, given, n, of_what in (
+            ("label", label, n_cells, "cells"),
+            ("batch", batch, n_cells, "cells"),
+            ("library", library, n_cells, "cells"),
+            ("cell_names", cell_names, n_cells, "cells"),
+            ("gene_names", gene_names, n_genes, "genes"),
+        ):
+            if given is not None and np.shape(given) != (n,):
+                raise ValueError(
+                    f"{name} has shape {np.shape(given)}; it must hold one value for each of the "
+                    f"{n:,} {of_what}."
+                )
+        gene_names = tuple(map(str, range(n_genes) if gene_names is None else gene_names))
+        cell_names = range(n_cells) if cell_names is None else cell_names
+        name, times = Counter(gene_names).most_common(1)[0]
+        if times > 1:
+            raise ValueError(
+                f"{times} genes are called {name!r}. Tell them apart with "
+                "adata.var_names_make_unique()."
+            )
         if not np.isfinite(values).all():
             row, column, value = _first(x, lambda v: ~np.isfinite(v))
             raise ValueError(
                 f"x holds {value} (cell {cell_names[row]!r}, gene {gene_names[column]!r}). If it "
                 "means that nothing was measured there, set it to 0 and mark it in `observed`."
             )
+        seen = x
         if observed is not None:
-            observed = torch.as_tensor(np.asarray(observed, dtype=bool))
+            observed = observed.toarray() if sparse.issparse(observed) else np.asarray(observed)
+            if observed.shape != x.shape or not np.isin(observed, (0, 1)).all():
+                raise ValueError(
+                    f"observed must be a matrix of True and False of x's shape {tuple(x.shape)}, "
+                    f"but has shape {observed.shape} and holds {observed.dtype}."
+                )
+            observed = torch.from_numpy(observed.astype(bool))
             seen = x.multiply(observed.numpy()) if sparse.issparse(x) else x * observed
-        else:
-            seen = x
-        n_nonzero = np.asarray((x != 0).sum(1)).ravel()
+        n_nonzero = np.asarray((seen != 0).sum(1)).ravel()
         if (n_nonzero == 0).any():
             row = int(np.argmin(n_nonzero))
             raise ValueError(
-                f"Cell {cell_names[row]!r} is empty: all its {n_genes:,} values are zero (so are "
-                f"those of {int((n_nonzero == 0).sum())} cells in all). Leave such cells out, for "
-                "example with scanpy.pp.filter_cells(adata, min_counts=1)."
+                f"Cell {cell_names[row]!r} is empty: all its {n_genes:,} values are zero or not "
+                f"observed (so are those of {int((n_nonzero == 0).sum())} cells in all). Leave "
+                "such cells out, for example with scanpy.pp.filter_cells(adata, min_counts=1)."
             )
-        n_silent = int((np.asarray((x != 0).sum(0)).ravel() == 0).sum())
+        n_silent = int((np.asarray((seen != 0).sum(0)).ravel() == 0).sum())
         if n_silent:
             warnings.warn(
                 f"{n_silent} of {n_genes:,} genes are zero in every cell: they teach a model "
@@ -155,13 +192,21 @@ class Cells:
                 stacklevel=3,
             )
         if library is None:
-            library = np.asarray(seen.sum(1)).ravel()
+            library = torch.as_tensor(np.asarray(seen.sum(1), dtype=np.float32).ravel())
+        else:
+            library = _library(library, cell_names)
         label, label_names = _encode(label, n_cells, unlabelled)
-        batch, batch_names = _encode(batch, n_cells)
+        given, batch_names = _encode(batch, n_cells)
+        if batch is not None and (given < 0).any():
+            row = int(given.argmin())
+            raise ValueError(
+                f"Cell {cell_names[row]!r} has no batch (nor have {int((given < 0).sum())} cells "
+                "in all). Name it, or leave such cells out."
+            )
         return cls(
             x=x,
-            library=torch.as_tensor(np.asarray(library, dtype=np.float64)).to(torch.float32),
-            batch=batch.clamp(min=0),
+            library=library,
+            batch=given.clamp(min=0),
             label=label,
             observed=observed,
             gene_names=gene_names,
@@ -185,12 +230,19 @@ class Cells:
     def __len__(self) -> int:
         return self.n_cells
 
+    def __repr__(self) -> str:
+        return (
+            f"Cells({self.n_cells:,} cells × {self.n_genes:,} genes, {len(self.batch_names)} "
+            f"batches, {len(self.label_names)} labels)"
+        )
+
     def __getitem__(self, rows) -> Cells:
-        """Some of the cells: ``rows`` is a slice, a boolean mask or indices."""
-        if isinstance(rows, int | np.integer):
-            rows = slice(rows, rows + 1) if rows != -1 else slice(rows, None)
+        """Some of the cells: ``rows`` is a number, a slice, a boolean mask or indices."""
         if not isinstance(rows, slice):
-            rows = torch.as_tensor(np.asarray(rows))
+            rows = np.atleast_1d(rows.cpu() if isinstance(rows, Tensor) else rows)
+            rows = rows if rows.size else rows.astype(int)  # np.array([]) holds floats
+        if not isinstance(rows, slice) or (rows.step or 1) < 0:  # torch can't step backwards
+            rows = torch.tensor(np.arange(self.n_cells)[rows].copy())
         dense = isinstance(self.x, Tensor) or isinstance(rows, slice)
         return replace(
             self,
@@ -199,6 +251,7 @@ class Cells:
             batch=self.batch[rows],
             label=self.label[rows],
             observed=None if self.observed is None else self.observed[rows],
+            _passed=set(self._passed),  # what holds for some need not hold for all
         )
 
     def to(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Cells:
@@ -211,6 +264,7 @@ class Cells:
             batch=self.batch.to(device),
             label=self.label.to(device),
             observed=None if self.observed is None else self.observed.to(device),
+            _passed=set(self._passed),
         )
 
     def check(self, domain: str) -> None:
@@ -273,10 +327,30 @@ def _encode(values, n_cells: int, missing: str | None = None) -> tuple[Tensor, t
 
     if values is None:
         return torch.full((n_cells,), -1), ()
-    categories = pd.Series(np.asarray(values, dtype=object)).replace({missing: None})
-    categories = categories.astype("category").cat
-    codes = torch.as_tensor(categories.codes.to_numpy(dtype=np.int64))
-    return codes, tuple(map(str, categories.categories))
+    values = pd.Series(np.asarray(values, dtype=object))
+    names = values.map(str, na_action="ignore")
+    # Numbers in the order of numbers; 1 and "1" are one name.
+    order = dict.fromkeys(map(str, values.astype("category").cat.categories))
+    if missing is not None:
+        order.pop(str(missing), None)
+    codes = pd.Categorical(names, categories=list(order)).codes
+    return torch.as_tensor(codes.astype(np.int64)), tuple(order)
+
+
+def _library(values, cell_names) -> Tensor:
+    try:
+        library = torch.as_tensor(np.asarray(values, dtype=np.float64)).to(torch.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"library must hold a number for each cell: {error}.") from None
+    wrong = ~(library.isfinite() & (library > 0))
+    if wrong.any():
+        row = int(wrong.int().argmax())
+        raise ValueError(
+            f"The library of cell {cell_names[row]!r} is {library[row]:g} (that of "
+            f"{int(wrong.sum())} cells in all is not a number above 0); it must be the cell's "
+            "expected total of counts."
+        )
+    return library
 
 
 def _first(x, condition) -> tuple[int, int, float]:

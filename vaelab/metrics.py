@@ -29,7 +29,17 @@ def latent_activity(latent: np.ndarray) -> np.ndarray:
     ----------
     latent
         Posterior means, shape (n_cells, n_latent).
+
+    Raises
+    ------
+    ValueError
+        Another shape, or fewer than two cells.
     """
+    if np.ndim(latent) != 2 or len(latent) < 2:
+        raise ValueError(
+            f"latent has shape {np.shape(latent)}; it must be (n_cells, n_latent), with 2 cells or "
+            "more."
+        )
     return np.var(latent, axis=0, ddof=1)
 
 
@@ -98,7 +108,8 @@ def clustering_scores(
     labels
         Type of each cell, shape (n_cells,).
     min_cells
-        Clusters are made of all cells; types with fewer cells than this are not scored.
+        Cells of unknown type (a missing value), or of a type with fewer cells than this, are
+        left out, of the clustering too.
     seed
         Of k-means, of the graph and of Leiden.
 
@@ -106,17 +117,34 @@ def clustering_scores(
     -------
     "asw"; "kmeans_ari" and "kmeans_nmi" with as many clusters as scored types; "leiden_ari" and
     "leiden_nmi" at resolution 1.
+
+    Raises
+    ------
+    ValueError
+        Fewer than two types to score, or a latent space that is not finite or of another shape.
     """
-    labels = np.asarray(labels, dtype=str)
-    names, counts = np.unique(labels, return_counts=True)
-    scored = np.isin(labels, names[counts >= min_cells])
-    latent, labels = np.asarray(latent)[scored], labels[scored]
-    by_kmeans = kmeans(latent, len(np.unique(labels)), seed)
-    by_leiden = leiden(latent, seed=seed)
+    import pandas as pd
+
+    latent, labels = np.asarray(latent), pd.Series(np.asarray(labels, dtype=object))
+    if latent.ndim != 2 or len(latent) != len(labels) or not np.isfinite(latent).all():
+        raise ValueError(
+            f"latent has shape {latent.shape} for {len(labels)} labels, and "
+            f"{(~np.isfinite(latent)).sum()} values that are NaN or infinite; it must hold "
+            "numbers, of shape (n_cells, n_dimensions)."
+        )
+    n_of_type = labels.map(labels.value_counts())  # NaN for a missing value
+    scored = (n_of_type >= min_cells).to_numpy()
+    latent, types = latent[scored], labels[scored].to_numpy(dtype=str)
+    n_types = len(np.unique(types))
+    if n_types < 2:
+        raise ValueError(
+            f"{n_types} type(s) have {min_cells} cells or more; two are needed to tell apart."
+        )
+    by_kmeans, by_leiden = kmeans(latent, n_types, seed), leiden(latent, seed=seed)
     return {
-        "asw": average_silhouette_width(latent, labels),
-        "kmeans_ari": adjusted_rand_index(labels, by_kmeans),
-        "kmeans_nmi": normalized_mutual_information(labels, by_kmeans),
-        "leiden_ari": adjusted_rand_index(labels, by_leiden),
-        "leiden_nmi": normalized_mutual_information(labels, by_leiden),
+        "asw": average_silhouette_width(latent, types),
+        "kmeans_ari": adjusted_rand_index(types, by_kmeans),
+        "kmeans_nmi": normalized_mutual_information(types, by_kmeans),
+        "leiden_ari": adjusted_rand_index(types, by_leiden),
+        "leiden_nmi": normalized_mutual_information(types, by_leiden),
     }

@@ -22,13 +22,13 @@ class MLP(nn.Sequential):
     dropout_rate
         Probability that a hidden unit is set to zero while training.
     normalization
-        "layer" (each cell on its own), "batch" (over the minibatch, as scVI has it; the result
-        for one cell then depends on its neighbours while training) or None.
+        "batch" (over the minibatch, as scVI has it: while training, the result for one cell
+        depends on the others), "layer" (each cell on its own) or None.
 
     Raises
     ------
     ValueError
-        An unknown normalisation, or neither a layer nor an output.
+        An unknown normalisation, a size or rate out of range, or neither a layer nor an output.
     """
 
     def __init__(
@@ -38,9 +38,14 @@ class MLP(nn.Sequential):
         n_hidden: int = 128,
         n_layers: int = 1,
         dropout_rate: float = 0.1,
-        normalization: str | None = "layer",
+        normalization: str | None = "batch",
     ):
-        if normalization not in NORMALIZATIONS:
+        if n_layers < 0 or n_hidden < 1 or not 0 <= dropout_rate < 1:
+            raise ValueError(
+                f"n_layers is {n_layers}, n_hidden {n_hidden}, dropout_rate {dropout_rate}; they "
+                "must be at least 0, at least 1, and from 0 to below 1."
+            )
+        if normalization not in [*NORMALIZATIONS]:
             raise ValueError(f"normalization is {normalization!r}; choose from {[*NORMALIZATIONS]}")
         if n_layers == 0 and n_out is None:
             raise ValueError("An MLP without hidden layers needs n_out.")
@@ -76,4 +81,4 @@ class BatchNorm(nn.BatchNorm1d):
         return rows.reshape(x.shape)
 
 
-NORMALIZATIONS = {"layer": nn.LayerNorm, "batch": BatchNorm, None: nn.Identity}
+NORMALIZATIONS = {"batch": BatchNorm, "layer": nn.LayerNorm, None: nn.Identity}

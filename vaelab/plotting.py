@@ -6,6 +6,7 @@ markers differ too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations, cycle
 
 import numpy as np
 
@@ -20,7 +21,7 @@ __all__ = [
 
 # Okabe & Ito (2008), without the yellow that vanishes on white.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-MARKERS = ("o", "^", "s", "D")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 
 
 def training_history(frame, best_epoch: int | None = None, axes=None):
@@ -38,37 +39,55 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     Returns
     -------
     The two Axes.
+
+    Raises
+    ------
+    ValueError
+        There is no epoch in it.
     """
+    if len(frame) == 0:
+        raise ValueError("No epoch of this training was finished: there is nothing to draw.")
     if axes is None:
         axes = _figure(1, 2, figsize=(9, 3.2))
     known = {"kl_weight", "bound", "held_out_bound", "seconds"}
     bound, terms = axes
-    bound.plot(frame.index, frame["bound"], color=COLOURS[0], label="training cells")
-    if frame["held_out_bound"].notna().any():
-        bound.plot(frame.index, frame["held_out_bound"], color=COLOURS[1], label="held-out cells")
+    marker = "o" if len(frame) == 1 else None  # a line of one point is none
+    of_cells = {"training cells": frame["bound"], "held-out cells": frame["held_out_bound"]}
+    for colour, (name, values) in zip(COLOURS, of_cells.items(), strict=False):
+        if values.notna().any():
+            bound.plot(frame.index, values, color=colour, marker=marker, label=name)
     if best_epoch is not None:
         bound.axvline(best_epoch, color="0.6", lw=1, ls="--", label=f"kept: epoch {best_epoch}")
     # The first epochs are far below the rest and would flatten everything after them.
-    late = frame["bound"].iloc[len(frame) // 20 :]
-    bound.set_ylim(bottom=late.min() - 0.1 * (frame["bound"].max() - late.min() + 1))
+    late = np.array([*of_cells.values()])[:, len(frame) // 20 :]
+    late = late[np.isfinite(late)]
+    if late.size:
+        bound.set_ylim(bottom=late.min() - 0.1 * (late.max() - late.min() + 1))
     bound.set(xlabel="epoch", ylabel="bound (nats per cell)", title="The bound")
     bound.legend(frameon=False)
     kl = [c for c in frame.columns if c not in known and c != "reconstruction"]
-    for colour, name in zip(COLOURS, kl, strict=False):
-        terms.plot(frame.index, -frame[name], color=colour, label=f"−{name}")
+    for colour, name in zip(cycle(COLOURS), kl, strict=False):
+        terms.plot(frame.index, -frame[name], color=colour, marker=marker, label=f"−{name}")
     terms.set(xlabel="epoch", ylabel="nats per cell", title="KL, and the weight it has in the loss")
     weight = terms.twinx()
-    weight.plot(frame.index, frame["kl_weight"], color="0.5", ls=":", label="KL weight")
+    weight.plot(
+        frame.index, frame["kl_weight"], color="0.5", ls=":", marker=marker, label="KL weight"
+    )
     weight.set_ylim(0, 1.05)
     weight.set_ylabel("KL weight")
     handles = terms.get_lines() + weight.get_lines()
     terms.legend(handles, [h.get_label() for h in handles], frameon=False, loc="lower right")
-    bound.figure.tight_layout()
+    for panel in axes:
+        panel.xaxis.get_major_locator().set_params(integer=True)
+        if marker:
+            panel.set_xticks(frame.index)
     return axes
 
 
 def embedding(points, values, ax=None, title: str | None = None, name: str | None = None):
-    """Cells in two dimensions, coloured by group (with each group's name on it) or by a number.
+    """Cells in two dimensions, coloured by group or by a number.
+
+    Each group's name stands on it, or in a legend where names would overlap.
 
     Parameters
     ----------
@@ -79,8 +98,13 @@ def embedding(points, values, ax=None, title: str | None = None, name: str | Non
     name
         What a number is, with its unit, for the colour bar.
     """
+    points, values = _numbers("points", points, ndim=2), np.asarray(values)
+    if points.shape != (len(values), 2):
+        raise ValueError(
+            f"points has shape {points.shape} for {len(values)} values; it must be (n_cells, 2)."
+        )
     ax = ax or _figure(figsize=(5.5, 5))
-    points, values = np.asarray(points), np.asarray(values)
+    ax.set(xticks=[], yticks=[], title=title)
     size = float(np.clip(2e4 / len(points), 2, 25))
     if np.issubdtype(values.dtype, np.number):
         order = np.argsort(values)  # the high values on top
@@ -88,29 +112,37 @@ def embedding(points, values, ax=None, title: str | None = None, name: str | Non
         ax.figure.colorbar(drawn, ax=ax, label=name, shrink=0.8)
     else:
         groups, counts = np.unique(values.astype(str), return_counts=True)
+        names = []
         for i, group in enumerate(groups[np.argsort(-counts, kind="stable")]):
             at = points[values.astype(str) == group]
-            ax.scatter(*at.T, s=size, lw=0, **_style(i))
-            _write(ax, *np.median(at, axis=0), group)
-    ax.set(xticks=[], yticks=[], title=title)
+            ax.scatter(*at.T, s=size, lw=0, label=group, **_style(i))
+            names.append(_write(ax, *np.median(at, axis=0), group))
+        boxes = [name.get_window_extent() for name in names]
+        if any(a.overlaps(b) for a, b in combinations(boxes, 2)):
+            for name in names:
+                name.remove()
+            ax.legend(
+                frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9,
+                ncols=1 + len(groups) // 20, markerscale=np.sqrt(25 / size),
+            )  # fmt: skip
     return ax
 
 
 def activity(latent_activity, threshold: float = 0.01, ax=None):
     """The activity of each latent dimension, on a log scale, and the line above which it counts."""
-    ax = ax or _figure(figsize=(5, 3))
-    latent_activity = np.asarray(latent_activity)
+    latent_activity = _numbers("latent_activity", latent_activity, ndim=1)
+    ax = ax or _figure(figsize=(5.5, 3))
     dimensions = np.arange(1, len(latent_activity) + 1)
     active = latent_activity > threshold
     ax.bar(dimensions, latent_activity, color=np.where(active, COLOURS[0], "0.75"))
     ax.axhline(threshold, color=COLOURS[5], ls="--", lw=1)
     ax.annotate(
-        f"active above {threshold:g}", (0.99, threshold), xycoords=("axes fraction", "data"),
-        ha="right", va="bottom", color=COLOURS[5], fontsize=9,
+        f"active\nabove\n{threshold:g}", (1.01, threshold), xycoords=("axes fraction", "data"),
+        va="center", color=COLOURS[5], fontsize=9,
     )  # fmt: skip
     ax.set(yscale="log", xlabel="latent dimension", ylabel="variance of the posterior mean")
     ax.set_ylim(bottom=min(threshold, max(latent_activity.min(), 1e-6)) / 3)
-    ax.set_xticks(dimensions)
+    ax.set_xticks(dimensions[:: _step(len(dimensions))])
     ax.set_title(f"{active.sum()} of {len(active)} latent dimensions are active")
     return ax
 
@@ -119,14 +151,17 @@ def latent_covariance(latent, ax=None):
     """Covariance over cells of the posterior means; ``latent`` has shape (n_cells, n_latent)."""
     import seaborn as sns
 
+    latent = _numbers("latent", latent, ndim=2)
     ax = ax or _figure(figsize=(4.5, 3.8))
-    covariance = np.cov(latent, rowvar=False)
+    covariance = np.cov(latent, rowvar=False).reshape(latent.shape[1], -1)  # of one: a number
     limit = np.abs(covariance).max()
-    dimensions = np.arange(1, len(covariance) + 1)
+    step = _step(len(covariance))
     sns.heatmap(
         covariance, ax=ax, cmap="RdBu_r", vmin=-limit, vmax=limit, square=True,
-        xticklabels=dimensions, yticklabels=dimensions, cbar_kws={"label": "covariance"},
+        xticklabels=False, yticklabels=False, cbar_kws={"label": "covariance"},
     )  # fmt: skip
+    at = np.arange(0, len(covariance), step)
+    ax.set(xticks=at + 0.5, xticklabels=at + 1, yticks=at + 0.5, yticklabels=at + 1)
     ax.set(xlabel="latent dimension", ylabel="latent dimension")
     ax.set_title("Covariance of the posterior means")
     return ax
@@ -149,8 +184,8 @@ def count_histogram(
     gene
         Its name, for the label.
     """
+    observed = _numbers("observed", observed, ndim=1)
     ax = ax or _figure(figsize=(5, 3.2))
-    observed = np.asarray(observed)
     if largest is None:
         largest = max(4, int(np.quantile(observed, 0.98)))
     width = max(1, -(-(largest + 1) // 40))  # at most 40 bars
@@ -163,12 +198,16 @@ def count_histogram(
     ax.bar(
         edges[:-1] + width / 2, share(observed), width=0.9 * width, color="0.8", label="observed"
     )
-    for colour, (name, counts) in zip(COLOURS, (models or {}).items(), strict=False):
-        ax.step(edges, np.append(share(counts), 0), where="post", color=colour, label=name, lw=1.5)
+    for i, (name, counts) in enumerate((models or {}).items()):
+        style = {"color": COLOURS[i % len(COLOURS)], "ls": "-:"[i // len(COLOURS) % 2], "lw": 1.5}
+        ax.step(edges, np.append(share(counts), 0), where="post", label=name, **style)
     together = f" (the last bar: {int(edges[-1] - width + 0.5)} and more)"
     ax.set(xlabel=f"counts of {gene}{together}", ylabel="share of cells", yscale="log")
     ax.set_ylim(bottom=0.3 / len(observed))
-    ax.legend(frameon=False)
+    if len(models or ()) <= 3:
+        ax.legend(frameon=False)
+    else:
+        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return ax
 
 
@@ -188,7 +227,9 @@ def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name
         share = share[share.columns[np.argsort(share.to_numpy().argmax(0), kind="stable")]]
     else:
         share = share[[name for name in share.index if name in share.columns]]
-    ax = ax or _figure(figsize=(1.8 + 0.45 * share.shape[1], 1.4 + 0.38 * len(share)))
+    if ax is None:
+        width = 1.6 + 0.08 * max(map(len, names)) + 0.45 * share.shape[1]
+        ax = _figure(figsize=(width, 1 + 0.08 * max(map(len, share.columns)) + 0.38 * len(share)))
     label = share.map(
         lambda v: f"{v:.2f}".lstrip("0") if 0.005 <= v < 0.995 else "1" if v > 0.5 else ""
     )
@@ -203,15 +244,31 @@ def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name
 def _figure(*shape, figsize):
     import matplotlib.pyplot as plt
 
-    return plt.subplots(*shape, figsize=figsize)[1]
+    return plt.subplots(*shape, figsize=figsize, layout="constrained")[1]
+
+
+def _numbers(name: str, values, ndim: int) -> np.ndarray:
+    values = np.asarray(values)
+    fits = values.dtype.kind in "buif" and values.ndim == ndim and values.size > 0
+    if not fits or not np.isfinite(values).all():
+        raise ValueError(
+            f"{name} must hold finite numbers in {ndim} dimension(s), but has shape "
+            f"{values.shape} and holds {values.dtype if not fits else 'NaN or infinite values'}."
+        )
+    return values
+
+
+def _step(n: int) -> int:
+    """Every how many of n ticks get a number, so that numbers do not overlap."""
+    return -(-n // 10)
 
 
 def _style(i: int) -> dict:
     return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
 
 
-def _write(ax, x: float, y: float, text: str) -> None:
+def _write(ax, x: float, y: float, text: str):
     import matplotlib.patheffects as effects
 
     halo = [effects.withStroke(linewidth=2.5, foreground="white")]
-    ax.text(x, y, text, ha="center", va="center", fontsize=9, path_effects=halo)
+    return ax.text(x, y, text, ha="center", va="center", fontsize=9, path_effects=halo)

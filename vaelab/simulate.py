@@ -37,7 +37,7 @@ def cells(
     library
         Median ℓ, counts a cell. A lower one gives more zeros.
     separation
-        Distance of types, in standard deviations within a type.
+        Standard deviation of the centres, in standard deviations within a type.
     batch_effect
         Standard deviation of shift_b, in nats of log ρ.
     dropout
@@ -47,11 +47,28 @@ def cells(
     -------
     AnnData with counts in ``X`` (CSR), ``obs`` "cell_type", "batch" and "library" (ℓ),
     ``obsm["z"]``, ``varm["W"]``, ``var["inverse_dispersion"]`` and ``layers["mean"]`` = ℓρ.
+
+    Raises
+    ------
+    ValueError
+        An argument out of range.
     """
     import anndata
     import pandas as pd
     from scipy import sparse
 
+    sizes = {"n_cells": n_cells, "n_genes": n_genes, "n_types": n_types}
+    for name, value in (sizes | {"n_batches": n_batches, "n_factors": n_factors}).items():
+        if not value >= 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
+    for name, value in {"library": library, "inverse_dispersion": inverse_dispersion}.items():
+        if not 0 < value < 1e9:
+            raise ValueError(f"{name} is {value}; it must be above 0 and below 10⁹.")
+    for name, value in {"separation": separation, "batch_effect": batch_effect}.items():
+        if not 0 <= value < 100:
+            raise ValueError(f"{name} is {value}; it must be from 0 to below 100.")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}; it is a probability, from 0 to below 1.")
     rng = np.random.default_rng(seed)
     cell_type = rng.integers(n_types, size=n_cells)
     batch = rng.integers(n_batches, size=n_cells)

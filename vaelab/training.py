@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +16,8 @@ import torch
 from torch import Tensor
 
 from . import plotting
-from .bounds import Bound
 from .cells import Cells
-from .models.base import Model, write_atomically
+from .models.base import Model, find_device, require, to_json, write_atomically
 from .reparametrization import seeded
 
 __all__ = ["History", "TrainingError", "fit"]
@@ -42,7 +45,9 @@ class History:
         """The history as a pandas DataFrame, indexed by epoch (from 1)."""
         import pandas as pd
 
-        return pd.DataFrame(self.records).set_index("epoch")
+        none_yet = ["epoch", "kl_weight", "bound", "held_out_bound", "seconds"]
+        columns = None if self.records else none_yet
+        return pd.DataFrame(self.records, columns=columns).set_index("epoch")
 
     def plot(self, axes=None):
         """Draw bound and terms against epochs; returns the Axes."""
@@ -114,24 +119,40 @@ def fit(
         The loss is no longer finite (with the epoch, the term and the likely cause), or the
         checkpoint is of another run.
     """
-    _require(epochs >= 1, f"epochs is {epochs}; it must be at least 1.")
-    _require(batch_size >= 1, f"batch_size is {batch_size}; it must be at least 1.")
-    _require(learning_rate > 0, f"learning_rate is {learning_rate}; it must be above 0.")
-    _require(0 <= kl_warmup <= 1, f"kl_warmup is {kl_warmup}; it is a share, between 0 and 1.")
-    _require(
-        0 <= validation_fraction < 1,
-        f"validation_fraction is {validation_fraction}; it is a share, from 0 to below 1.",
-    )
+    if not isinstance(model, Model):
+        raise TypeError(f"fit takes a model, then cells; the first is {type(model).__name__}.")
+    require("epochs", epochs, Integral, lambda n: n >= 1, "a whole number, at least 1")
+    require("batch_size", batch_size, Integral, lambda n: n >= 1, "a whole number, at least 1")
+    require("learning_rate", learning_rate, Real, lambda v: 0 < v < np.inf, "a number above 0")
+    require("weight_decay", weight_decay, Real, lambda v: 0 <= v < np.inf, "a number, 0 or more")
+    require("kl_warmup", kl_warmup, Real, lambda v: 0 <= v <= 1, "a share, from 0 to 1")
+    require(
+        "validation_fraction", validation_fraction, Real, lambda v: 0 <= v < 1,
+        "a share, from 0 to below 1",
+    )  # fmt: skip
+    if patience is not None:
+        what = "None or a whole number, at least 1"
+        require("patience", patience, Integral, lambda n: n >= 1, what)
+    require("seed", seed, Integral, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2⁶³ − 1")
+    device = find_device(device or model.device)
+    model.check(cells)
+    n_held_out = round(validation_fraction * cells.n_cells)
+    if n_held_out == cells.n_cells:
+        raise ValueError(
+            f"validation_fraction {validation_fraction} of {cells.n_cells} cells leaves none to "
+            "train on."
+        )
     model.adopt(cells)
-    model.to(device or model.device)
+    model.to(device)
     run = _Run(
         model,
         cells,
+        n_held_out,
         settings={
             "model": type(model).__name__,
             "configuration": model.configuration,
             "n_cells": cells.n_cells,
-            "total": float(cells.library.double().sum()),
+            "cells": None if checkpoint is None else _digest(cells),
             "epochs": epochs,
             "batch_size": batch_size,
             "learning_rate": learning_rate,
@@ -157,19 +178,21 @@ def fit(
         except KeyboardInterrupt:
             history.stopped = f"stopped by Ctrl-C in epoch {len(history.records) + 1}"
             print(f"Training was {history.stopped} of {epochs}; the model so far is kept.")
+        finally:
+            model.eval()
     run.restore_best()
-    model.eval()
     return history
 
 
 class _Run:
     """One training: everything that changes while it goes on, so that it can be resumed."""
 
-    def __init__(self, model: Model, cells: Cells, settings: dict):
+    def __init__(self, model: Model, cells: Cells, n_held_out: int, settings: dict):
         self.model, self.cells, self.settings = model, cells, settings
         self.history = History()
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
-        self.before: dict[str, Tensor] = {}  # parameters at the start of this epoch
+        # Epoch, and the parameters at its end: the last that are known to give a finite loss.
+        self.sound = 0, _copy(model.state_dict())
         self.best_bound = -np.inf
         fused = model.device.type in ("cpu", "cuda") and model.dtype == torch.float32
         self.optimizer = torch.optim.Adam(
@@ -179,14 +202,8 @@ class _Run:
             fused=fused,
         )
         self.order = np.random.default_rng(settings["seed"])
-        n_held_out = round(settings["validation_fraction"] * cells.n_cells)
         shuffled = self.order.permutation(cells.n_cells)
         self.held_out, self.training = np.sort(shuffled[:n_held_out]), shuffled[n_held_out:]
-        _require(
-            len(self.training) > 0,
-            f"validation_fraction {settings['validation_fraction']} of {cells.n_cells} cells "
-            "leaves none to train on.",
-        )
         self.n_minibatches = -(-len(self.training) // settings["batch_size"])
 
     def stop_reason(self) -> str | None:
@@ -206,7 +223,7 @@ class _Run:
     def epoch(self) -> None:
         number, started = len(self.history.records) + 1, time.perf_counter()
         self.model.train()
-        self.before = _copy(self.model.state_dict())
+        start = number - 1, _copy(self.model.state_dict())
         rows = self.order.permutation(self.training)
         sums: dict[str, Tensor] = {}
         for i, minibatch in enumerate(np.array_split(rows, self.n_minibatches)):
@@ -214,15 +231,19 @@ class _Run:
             bound = self.model.elbo(self.cells[minibatch].to(self.model.device, self.model.dtype))
             loss = bound.loss(kl_weight)
             if not torch.isfinite(loss):
-                raise TrainingError(self._diagnosis(bound))
+                broken = [n for n in bound.terms if not torch.isfinite(bound[n]).all()]
+                raise TrainingError(self._diagnosis(*(broken or bound.terms)))
+            self.sound = start
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
             for name in bound.terms:
                 total = bound[name].detach().sum()
                 sums[name] = sums[name] + total if name in sums else total
+        if not _finite(self.model.state_dict().values()):
+            raise TrainingError(self._diagnosis("parameters"))
         means = {name: total.item() / len(rows) for name, total in sums.items()}
-        held_out = self._held_out_bound(number)
+        held_out = self._held_out_bound()
         self.history.records.append(
             {
                 "epoch": number,
@@ -234,10 +255,10 @@ class _Run:
             }
         )
         if kl_weight == 1 and held_out > self.best_bound:  # never true of NaN
-            self.best_bound, self.history.best_epoch = held_out, number
-            self.best = _copy(self.model.state_dict())
+            best = _copy(self.model.state_dict())
+            self.best, self.best_bound, self.history.best_epoch = best, held_out, number
 
-    def _held_out_bound(self, number: int) -> float:
+    def _held_out_bound(self) -> float:
         if len(self.held_out) == 0:
             return float("nan")
         # The same draws in every epoch, so that epochs differ by their parameters only.
@@ -247,24 +268,23 @@ class _Run:
         if self.best:
             self.model.load_state_dict(self.best)
 
-    def _diagnosis(self, bound: Bound) -> str:
-        """What to tell a user whose loss is no longer finite; sets the model back one epoch."""
-        epoch = len(self.history.records) + 1
-        broken = [name for name in bound.terms if not torch.isfinite(bound[name]).all()]
-        finite = all(torch.isfinite(p).all() for p in self.model.parameters())
+    def _diagnosis(self, *broken: str) -> str:
+        """What to tell a user whose loss is no longer finite; sets the model back."""
         rate = self.settings["learning_rate"]
-        if finite and rate < 0.01:
+        # Not the running statistics of batch normalisation: they overflow with the values.
+        if _finite(self.model.parameters()) and rate < 0.01:
             cause = (
-                f"values that overflow (the largest here is {self.cells.to().x.max():.3g}); scale "
+                f"values that overflow (the largest here is {abs(self.cells.x).max():.3g}); scale "
                 "them down, or choose a count likelihood for counts"
             )
         else:
             cause = f"a learning rate that is too high ({rate:g}); try {rate / 10:g}"
-        self.model.load_state_dict(self.before)
+        epoch, parameters = self.sound
+        self.model.load_state_dict(parameters)
         return (
-            f"The loss is no longer finite in epoch {epoch}: the term {' and '.join(broken)!r} is "
-            f"NaN or infinite. The likely cause is {cause}. The model was set back to the end of "
-            f"epoch {epoch - 1}."
+            f"Training is no longer finite in epoch {len(self.history.records) + 1}: NaN or "
+            f"infinite values in {' and '.join(map(repr, broken))}. The likely cause is {cause}. "
+            f"The model was set back to {f'the end of epoch {epoch}' if epoch else 'the start'}."
         )
 
     # Checkpoints: one file, so that it is whole or not there.
@@ -286,24 +306,29 @@ class _Run:
             "order": self.order.bit_generator.state,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = save(
-            {name: t.contiguous() for name, t in tensors.items()},
-            metadata={"vaelab": json.dumps(progress)},
-        )
-        write_atomically(path, content)
+        tensors = {name: t.contiguous() for name, t in tensors.items()}
+        progress["sha256"] = hashlib.sha256(save(tensors)).hexdigest()
+        write_atomically({path: save(tensors, metadata={"vaelab": to_json(progress)})})
 
     def resume(self, path: Path) -> None:
         from safetensors import SafetensorError, safe_open
+        from safetensors.torch import save
 
         try:
             with safe_open(path, framework="pt") as file:
-                progress = json.loads(file.metadata()["vaelab"])
+                metadata = file.metadata() or {}
+                if "vaelab" not in metadata:
+                    raise ValueError("it holds no training")
+                progress = json.loads(metadata["vaelab"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            if hashlib.sha256(save(tensors)).hexdigest() != progress["sha256"]:
+                raise ValueError("its content has changed since it was written")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise TrainingError(
-                f"{path} is not a checkpoint of vaelab ({error}). Remove it to start anew."
+                f"{path} can't be read as a checkpoint of vaelab: {error}. Name another file, or "
+                "remove this one to start anew."
             ) from None
-        then, now = progress["settings"], json.loads(json.dumps(self.settings))
+        then, now = progress["settings"], json.loads(to_json(self.settings))
         if changed := [name for name in now if then.get(name) != now[name]]:
             name = changed[0]
             raise TrainingError(
@@ -328,6 +353,7 @@ class _Run:
         self.order.bit_generator.state = progress["order"]
         self.history.__init__(**progress["history"])
         self.best_bound = progress["best_bound"]
+        self.sound = len(self.history.records), part("model.")
 
 
 class _Bar:
@@ -336,7 +362,8 @@ class _Bar:
     def __init__(self, epochs: int, done: int, show: bool):
         from tqdm import tqdm
 
-        self.bar = tqdm(total=epochs, initial=done, unit="epoch", disable=not show)
+        # On standard output: notebooks set standard error on red, and nothing is wrong.
+        self.bar = tqdm(total=epochs, initial=done, unit="epoch", disable=not show, file=sys.stdout)
 
     def update(self, record: dict) -> None:
         hidden = ("epoch", "kl_weight", "seconds")
@@ -351,10 +378,21 @@ class _Bar:
         self.bar.close()
 
 
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(torch.isfinite(t).all() for t in tensors)
+
+
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
 
 
-def _require(condition: bool, otherwise: str) -> None:
-    if not condition:
-        raise ValueError(otherwise)
+def _digest(cells: Cells) -> str:
+    """Tells these cells from others, and from the same in another order."""
+    digest = hashlib.sha256("\n".join(cells.gene_names).encode())
+    x = cells.x.cpu() if isinstance(cells.x, Tensor) else cells.x
+    parts = [x] if isinstance(x, Tensor) else [x.data, x.indices, x.indptr]
+    for part in (*parts, cells.library.cpu(), cells.batch.cpu(), cells.label.cpu()):
+        digest.update(np.ascontiguousarray(part))
+    if cells.observed is not None:
+        digest.update(np.ascontiguousarray(cells.observed.cpu()))
+    return digest.hexdigest()[:16]

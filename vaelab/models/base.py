@@ -12,6 +12,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 from pathlib import Path
 from typing import Self
 
@@ -91,6 +92,7 @@ class Model(nn.Module):
         -------
         Nats, shape (n_cells,).
         """
+        require("n_samples", n_samples, Integral, lambda n: n >= 1, "a whole number, at least 1")
         at_once = max(1, 2**24 // (128 * cells.n_genes))  # draws: 64 MiB for each float32 tensor
         sizes = [at_once] * (n_samples // at_once) + [n_samples % at_once] * (
             n_samples % at_once > 0
@@ -122,6 +124,15 @@ class Model(nn.Module):
         -------
         x, shape (n_cells, n_genes), in the units of the data.
         """
+        require("n_cells", n_cells, Integral, lambda n: n >= 0, "a whole number, 0 or more")
+        if library is not None:
+            library = np.asarray(library)
+            fits = library.dtype.kind in "uif" and library.shape in ((), (n_cells,))
+            if not (fits and np.isfinite(library).all() and (library > 0).all()):
+                raise ValueError(
+                    f"library is {library} (shape {library.shape}); it must be a number above 0, "
+                    f"or one for each of the {n_cells:,} cells."
+                )
         with seeded(seed), evaluating(self):
             z = self.prior().sample((n_cells,))
             library = self.typical_library if library is None else library
@@ -146,7 +157,7 @@ class Model(nn.Module):
         with evaluating(self):
             answers = [
                 question(cells[start : start + batch_size].to(self.device, self.dtype))
-                for start in range(0, cells.n_cells, batch_size)
+                for start in range(0, max(1, cells.n_cells), batch_size)  # no cells: one empty part
             ]
             return torch.cat(answers).cpu().numpy()
 
@@ -157,9 +168,16 @@ class Model(nn.Module):
 
         Raises
         ------
+        TypeError
+            They are not ``Cells``.
         ValueError
             The likelihood can't hold the values, or the genes are not those the model has.
         """
+        if not isinstance(cells, Cells):
+            raise TypeError(
+                f"A model reads Cells, not {type(cells).__name__}: make them with "
+                "Cells.from_anndata(adata)."
+            )
         n_genes = self.configuration["n_genes"]
         if cells.n_genes != n_genes:
             raise ValueError(
@@ -177,37 +195,47 @@ class Model(nn.Module):
 
     # Saving and loading.
 
-    def save(self, path: str | Path, **card) -> Path:
+    def save(self, path: str | Path, half: bool = False, **card) -> Path:
         """Write ``path.safetensors`` (parameters) and ``path.json`` (the card).
 
         Parameters
         ----------
         path
             With or without the ending; folders are made.
+        half
+            Round the parameters to 16 bits: three digits, and half the size.
         card
             Anything JSON can hold that a reader should know: data, seed, scores.
 
         Returns
         -------
         The path of the parameters.
+
+        Raises
+        ------
+        TypeError
+            The card holds what JSON can't.
+        ValueError
+            The card has a name that the model writes itself.
         """
         from safetensors.torch import save
 
         weights, card_path = _paths(path)
         weights.parent.mkdir(parents=True, exist_ok=True)
-        parameters = save({name: t.contiguous() for name, t in self.state_dict().items()})
-        card = {
-            "model": type(self).__name__,
-            "configuration": self.configuration,
-            **card,
+        tensors = {name: t.contiguous() for name, t in self.state_dict().items()}
+        if half:
+            tensors |= {name: p.detach().half() for name, p in self.named_parameters()}
+        parameters = save(tensors)
+        about = {"model": type(self).__name__, "configuration": self.configuration}
+        proof = {
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "sha256": hashlib.sha256(parameters).hexdigest(),
             "gene_names": self.gene_names,
         }
-        write_atomically(weights, parameters)
-        write_atomically(
-            card_path, (json.dumps(card, indent=1, ensure_ascii=False) + "\n").encode()
-        )
+        if taken := [name for name in card if name in about | proof]:
+            raise ValueError(f"The model writes {taken[0]!r} into its card: name yours otherwise.")
+        text = to_json(about | card | proof, indent=1, ensure_ascii=False) + "\n"
+        write_atomically({weights: parameters, card_path: text.encode()})
         return weights
 
     @classmethod
@@ -220,12 +248,14 @@ class Model(nn.Module):
             There is no such file.
         ParameterFileError
             The file is of another model, truncated, changed, or not safetensors.
+        ValueError
+            There is no such device.
         """
         from safetensors.torch import load
 
         weights, card_path = _paths(path)
         for file in (weights, card_path):
-            if not file.exists():
+            if not file.is_file():
                 raise FileNotFoundError(
                     f"No file {file}: a saved model is a .safetensors and a .json."
                 )
@@ -246,12 +276,17 @@ class Model(nn.Module):
         try:
             model = cls(**configuration)
             model.load_state_dict(load(parameters))
+            model.gene_names = tuple(card["gene_names"]) if card.get("gene_names") else None
+            n_names, n_genes = len(model.gene_names or ()), configuration["n_genes"]
+            if n_names not in (0, n_genes):
+                raise ValueError(f"the card names {n_names} genes, the model has {n_genes}")
         except Exception as error:
-            reason = str(error).splitlines()[0]
-            raise ParameterFileError(f"{weights} does not fit a {kind}: {reason}") from None
+            reason = " ".join(str(error).split())  # torch's are of several lines
+            raise ParameterFileError(
+                f"{weights} and its card do not fit a {kind} of this version of vaelab: {reason}"
+            ) from None
         model.card = card
-        model.gene_names = tuple(card["gene_names"]) if card.get("gene_names") else None
-        return model.to(device).eval()
+        return model.to(find_device(device)).eval()
 
 
 @contextmanager
@@ -266,14 +301,68 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         model.train(training)
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def write_atomically(contents: dict[Path, bytes]) -> None:
+    """Write files whole or not at all: none is replaced before all of them are on the disk."""
+    temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        for path, content in contents.items():
+            if path.is_dir():
+                raise IsADirectoryError(f"{path} is a folder: a file can't be written there.")
+            temporary[path].write_bytes(content)
+        for path in contents:
+            os.replace(temporary[path], path)
     finally:
-        temporary.unlink(missing_ok=True)
+        for file in temporary.values():
+            file.unlink(missing_ok=True)
+
+
+def to_json(content, **options) -> str:
+    """``content`` as JSON, with numbers and arrays of numpy and torch as plain ones.
+
+    Raises
+    ------
+    TypeError
+        Something in it is neither.
+    """
+
+    def plain(value):
+        if isinstance(value, np.ndarray | np.generic | Tensor):
+            return value.tolist()
+        raise TypeError(
+            f"JSON can't hold {value!r}, a {type(value).__name__}: give text, numbers, lists or "
+            "dictionaries."
+        )
+
+    return json.dumps(content, default=plain, **options)
+
+
+def find_device(name: str | torch.device) -> torch.device:
+    """The device of that name.
+
+    Raises
+    ------
+    ValueError
+        There is none.
+    """
+    try:
+        return torch.empty(1, device=name).device
+    except (AssertionError, RuntimeError, TypeError) as error:  # torch raises each of them
+        reason = str(error).splitlines()[0].split(". ")[0]
+        raise ValueError(
+            f"device is {name!r}, which can't be used here ({reason}). device='cpu' always can."
+        ) from None
+
+
+def require(name: str, value, kind: type, fits, what: str) -> None:
+    """Refuse an argument that is not a number of a kind, or that does not fit.
+
+    Raises
+    ------
+    ValueError
+        With the argument's name and value, and ``what`` it must be.
+    """
+    if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
+        raise ValueError(f"{name} is {value!r}; it must be {what}.")
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:

@@ -79,7 +79,7 @@ class VAE(Model):
         dropout_rate: float = 0.1,
         likelihood: str = "zinb",
         dispersion: str = "gene",
-        normalization: str | None = "layer",
+        normalization: str | None = "batch",
         seed: int = 0,
     ):
         super().__init__(

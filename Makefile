@@ -1,0 +1,78 @@
+# make course   opens the course          make test   runs every test
+# Another Python: make PYTHON=python3.12 course
+
+PYTHON  = python3
+VENV    = .venv
+RUN     = $(VENV)/bin/python -m
+STAMP   = $(VENV)/.installed
+BEGUN   = $(VENV)/.installing
+LESSONS = $(sort $(wildcard course/[0-9]*.py))
+WORKERS = $(shell test `getconf _NPROCESSORS_ONLN` -gt 1 && echo 2 || echo 1)
+
+# Two processes at once, one thread each: with more they slow each other down many times over.
+# numba would set torch's number of threads too, through the OpenMP that they share.
+ONE_THREAD = OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
+
+.PHONY: help course test lessons format clean venv
+help:
+	@echo "make course    set up, get the data, and open the course in JupyterLab"
+	@echo "make test      set up, and run every test"
+	@echo "make lessons   run course/*.py anew into their notebooks (LESSONS=course/01_x.py: one)"
+	@echo "make format    put the code into the house's form"
+	@echo "make clean     remove what tests and tools left behind (the environment: rm -r $(VENV))"
+
+course: $(STAMP)
+	@$(RUN) vaelab data fetch pancreas || echo "Going on without these data." >&2
+	@$(RUN) vaelab course
+
+test: $(STAMP)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(ONE_THREAD) $(RUN) pytest tests course --nbval --nbval-cell-timeout=120 \
+	    -n $(WORKERS) --dist loadfile
+
+# The .py is the master. It is touched at the end since JupyterLab refuses a pair whose .py is older.
+lessons: $(STAMP)
+	@for lesson in $(LESSONS); do \
+	    echo "$$lesson"; \
+	    $(RUN) jupytext --quiet --update --to ipynb "$$lesson" && \
+	    $(ONE_THREAD) $(RUN) nbconvert --log-level=WARN --to notebook --inplace --execute \
+	        --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False \
+	        "$${lesson%.py}.ipynb" && \
+	    touch "$$lesson" || exit 1; \
+	done
+
+format: $(STAMP)
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+clean:
+	rm -rf .pytest_cache .ruff_cache build dist
+	find vaelab tests course conftest.py -name __pycache__ -prune -exec rm -rf {} +
+	find course -name .ipynb_checkpoints -prune -exec rm -rf {} +
+
+# ---------------------------------------------------------------------------- the environment
+
+# The stamp holds the folder that it was made in: a repository that was moved, or an interpreter
+# that no longer runs, is seen here, and set up again.
+SET_UP_IN := $(shell $(VENV)/bin/python -c 'print(open("$(STAMP)").read().strip())' 2>/dev/null)
+ifneq ($(SET_UP_IN),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): pyproject.toml constraints.txt
+	@if test -e $(BEGUN) || ! $(RUN) pip --version >/dev/null 2>&1; then $(MAKE) -s venv; fi
+	@touch $(BEGUN)
+	@$(RUN) pip install -c constraints.txt -e ".[dev]" || { rm -f $(BEGUN); exit 1; }
+	@$(RUN) ipykernel install --sys-prefix >/dev/null
+	@echo "$(CURDIR)" >$@ && rm $(BEGUN)
+
+# From nothing: also where a set-up was killed half-way.
+venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	    echo "vaelab needs Python 3.11 or newer, and $(PYTHON) is not one:" \
+	        "name another with make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$(PYTHON) can't make environments: install its venv package" \
+	        "(on Debian and Ubuntu: sudo apt install python3-venv)." >&2; exit 1; }
+	$(PYTHON) -m venv --clear $(VENV)

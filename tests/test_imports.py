@@ -1,0 +1,71 @@
+"""What `import vaelab` costs, and which module may know which."""
+
+import ast
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "vaelab"
+HEAVY = "anndata igraph matplotlib numba pandas pooch rdata scanpy scipy seaborn sklearn umap"
+FLOORS = {
+    1: "distributions reparametrization networks plotting",
+    2: "likelihoods bounds cells",
+    3: "models",
+    4: "training metrics differential_expression simulate datasets preprocessing",
+    5: "recipes exercises grading",
+    6: "__main__",
+}
+FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
+ROOF = 7  # vaelab itself, and what only it offers
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def run(code: str) -> str:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, text=True, capture_output=True, check=True
+    ).stdout
+
+
+def seconds_to_import(name: str) -> float:
+    """CPU seconds of a fresh process, start of the interpreter included."""
+    return float(run(f"import time, {name}; print(time.process_time())"))
+
+
+def test_import_takes_little_more_than_torch():
+    seconds_to_import("vaelab")  # brings the files into the system's memory
+    pairs = [(seconds_to_import("vaelab"), seconds_to_import("torch")) for _ in range(3)]
+    assert statistics.median(ours / torchs for ours, torchs in pairs) <= 1.5
+
+
+def test_import_leaves_heavy_modules_alone():
+    loaded = run("import sys, vaelab; print(*sys.modules)").split()
+    assert not {*HEAVY.split()} & {*loaded}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_a_module_imports_only_from_lower_floors(path):
+    here = path.relative_to(PACKAGE).with_suffix("").parts
+    assert here[0] in FLOOR, f"{here[0]} has no floor yet: give it one in FLOORS"
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for there in imported(node, here):
+            inside = there == here[0] and len(here) > 1  # parts of one folder may know each other
+            below = FLOOR.get(there, ROOF) < FLOOR[here[0]]
+            assert inside or below, f"{here[0]} (floor {FLOOR[here[0]]}) imports {there}"
+
+
+def imported(node: ast.AST, here: tuple[str, ...]) -> list[str]:
+    """The modules of vaelab, by the first part of their name, that a statement imports."""
+    if isinstance(node, ast.Import):
+        names = [alias.name.split(".") for alias in node.names]
+    elif isinstance(node, ast.ImportFrom):
+        base = ["vaelab", *here][: -node.level] if node.level else []
+        base += node.module.split(".") if node.module else []
+        names = [[*base, alias.name] for alias in node.names] if base == ["vaelab"] else [base]
+    else:
+        return []
+    return [name[1] if len(name) > 1 else "vaelab" for name in names if name[0] == "vaelab"]

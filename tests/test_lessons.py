@@ -1,0 +1,69 @@
+"""Each lesson's pair of files: the .py is the master, the .ipynb what it gave when run.
+
+That a notebook runs, and gives the same again, is nbval's part: pytest --nbval course.
+"""
+
+import re
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+from jupytext.compare import compare_notebooks
+
+ROOT = Path(__file__).parents[1]
+LESSONS = sorted((ROOT / "course").glob("[0-9]*.py"))
+UNCOMPARED = {"nbval-ignore-output", "nbval-skip"}
+A_MACHINES_OWN = re.compile(
+    r"/(?:home|Users|root|tmp|private|var|opt|mnt)/|[A-Za-z]:\\|" + re.escape(str(ROOT))
+)
+
+pytestmark = pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.stem)
+
+
+def notebook_of(lesson: Path):
+    path = lesson.with_suffix(".ipynb")
+    assert path.exists(), f"{path.name} is missing; make it with: make lessons"
+    return nbformat.read(path, as_version=4)
+
+
+def outputs_of(lesson: Path):
+    cells = [cell for cell in notebook_of(lesson).cells if cell.cell_type == "code"]
+    return [(cell, output) for cell in cells for output in cell.outputs]
+
+
+def test_the_pair_agrees(lesson):
+    compare_notebooks(
+        notebook_of(lesson), jupytext.read(lesson), "py:percent", allow_expected_differences=True
+    )
+
+
+def test_every_cell_was_run(lesson):
+    """nbval compares no output of a cell without a number."""
+    for cell in notebook_of(lesson).cells:
+        if cell.cell_type == "code" and not UNCOMPARED & {*cell.metadata.get("tags", ())}:
+            assert cell.execution_count is not None, f"not run; make lessons:\n{cell.source}"
+
+
+def test_outputs_hold_no_error_and_no_warning(lesson):
+    for cell, output in outputs_of(lesson):
+        assert output.output_type != "error", f"{output.ename} from:\n{cell.source}"
+        assert output.get("name") != "stderr", f"{output.text}\nfrom:\n{cell.source}"
+
+
+def test_outputs_hold_no_path_of_one_machine(lesson):
+    for cell, output in outputs_of(lesson):
+        data = {"text/plain": output.get("text", ""), **output.get("data", {})}
+        for kind, text in data.items():
+            found = kind.startswith("text/") and A_MACHINES_OWN.search("".join(text))
+            assert not found, f"{found[0]!r} printed by:\n{cell.source}"
+
+
+def test_the_notebook_is_small(lesson):
+    size = lesson.with_suffix(".ipynb").stat().st_size
+    assert size < 3e6, f"{size / 1e6:.1f} MB; figures as PNG at a low dpi take less"
+
+
+def test_it_opens_with_its_objectives(lesson):
+    first = notebook_of(lesson).cells[0]
+    assert first.cell_type == "markdown" and "objectives" in first.source.lower()

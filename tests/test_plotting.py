@@ -1,0 +1,449 @@
+"""Figures: each draws what it says, labels it with units, and leaves showing and closing to others.
+
+What is drawn is read off the artists.
+"""
+
+from itertools import combinations
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+
+from vaelab import plotting
+from vaelab.training import History
+
+RNG = np.random.default_rng(0)
+COUNTS = RNG.poisson(2.0, size=300)
+POINTS = np.concatenate([RNG.normal(size=(50, 2)) + centre for centre in ((0, 0), (9, 0), (0, 9))])
+GROUPS = np.repeat(["alpha", "beta", "gamma"], 50)
+
+
+def history(epochs=40, held_out=True):
+    epoch = np.arange(1, epochs + 1)
+    return pd.DataFrame(
+        {
+            "kl_weight": np.minimum(1, epoch / 10),
+            "reconstruction": -900 / epoch - 200,
+            "kl_z": -5 - np.sqrt(epoch),
+            "kl_y": -1 / epoch,
+            "bound": -900 / epoch - 206,
+            "held_out_bound": -950 / epoch - 220 if held_out else np.nan,
+            "seconds": 0.5,
+        },
+        index=pd.Index(epoch, name="epoch"),
+    )
+
+
+DRAWN = {
+    "training_history": lambda **a: plotting.training_history(history(), 30, **a),
+    "embedding": lambda **a: plotting.embedding(POINTS, GROUPS, **a),
+    "activity": lambda **a: plotting.activity([0.5, 0.001, 0.02], **a),
+    "latent_covariance": lambda **a: plotting.latent_covariance(RNG.normal(size=(30, 4)), **a),
+    "count_histogram": lambda **a: plotting.count_histogram(COUNTS, {"VAE": COUNTS + 1}, **a),
+    "confusion_matrix": lambda **a: plotting.confusion_matrix(GROUPS, GROUPS, **a),
+}
+
+
+@pytest.fixture(autouse=True)
+def figures_of_one_test():
+    plt.close("all")
+    yield
+    plt.close("all")
+
+
+def texts(ax):
+    return [text.get_text() for text in ax.texts]
+
+
+def legend(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def colour_bar(ax):
+    """The axes of the colour bar."""
+    (bar,) = [other for other in ax.figure.axes if other is not ax]
+    return bar
+
+
+# ------------------------------------------------------------------------------- all of them
+
+
+def test_every_figure_is_tried_here():
+    assert set(DRAWN) == set(plotting.__all__)
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_returns_new_axes_and_neither_shows_nor_closes(name, monkeypatch):
+    for call in ("show", "close"):
+        monkeypatch.setattr(plt, call, lambda *a, **k: pytest.fail("shown or closed"))
+    other = plt.figure()
+    first, second = DRAWN[name](), DRAWN[name]()
+    monkeypatch.undo()
+    axes = np.ravel([first, second])
+    assert all(isinstance(ax, Axes) for ax in axes)
+    assert axes[0].figure is not axes[-1].figure
+    assert set(plt.get_fignums()) == {
+        other.number, axes[0].figure.number, axes[-1].figure.number,
+    }  # fmt: skip
+    assert not other.axes
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_a_figure_draws_into_the_axes_it_is_given_and_leaves_their_neighbours(name):
+    n = 2 if name == "training_history" else 1
+    figure, axes = plt.subplots(1, n + 1)
+    given = {"axes": axes[:2]} if n == 2 else {"ax": axes[0]}
+    returned = np.ravel([DRAWN[name](**given)])
+    assert list(returned) == list(axes[:n])
+    assert plt.get_fignums() == [figure.number]
+    assert all(ax.has_data() for ax in returned)
+    assert not axes[n].has_data()
+    assert not axes[n].get_xlabel()
+
+
+@pytest.mark.parametrize("name", [name for name in DRAWN if name != "embedding"])
+def test_axes_are_labelled(name):
+    for ax in np.ravel([DRAWN[name]()]):
+        assert ax.get_xlabel()
+        assert ax.get_ylabel()
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_nothing_written_is_cut_off_or_overlaps(name):
+    figure = np.ravel([DRAWN[name]()])[0].figure
+    figure.canvas.draw()
+    inside = figure.bbox.padded(1)
+    for ax in figure.axes:
+        box = ax.get_tightbbox()
+        assert inside.x0 <= box.x0
+        assert box.x1 <= inside.x1
+        assert inside.y0 <= box.y0
+        assert box.y1 <= inside.y1
+        for axis in (ax.xaxis, ax.yaxis):
+            ticks = [t for t in axis.get_ticklabels() if t.get_text() and t.get_visible()]
+            boxes = [t.get_window_extent() for t in ticks]
+            low, high = sorted(ax.get_xlim() if axis is ax.xaxis else ax.get_ylim())
+            places = [t.get_position()[axis is ax.yaxis] for t in ticks]
+            seen = [b for b, at in zip(boxes, places, strict=True) if low <= at <= high]
+            assert not any(a.overlaps(b) for a, b in combinations(seen, 2))
+
+
+def as_a_dichromat_sees(colour, matrix):
+    """Viénot, Brettel & Mollon (1999): linear RGB through the plane of two kinds of cones."""
+    linear = np.array(to_rgb(colour)) ** 2.2
+    return np.clip(matrix @ linear, 0, 1) ** (1 / 2.2)
+
+
+def test_colours_are_told_apart_with_two_kinds_of_cones_and_from_white():
+    red_blind = np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]])
+    green_blind = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
+    for matrix in (np.eye(3), red_blind, green_blind):
+        seen = [as_a_dichromat_sees(c, matrix) for c in (*plotting.COLOURS, "white")]
+        assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 0.12
+    # Red and green of equal lightness would be caught.
+    seen = [as_a_dichromat_sees(c, green_blind) for c in ("#D62728", "#7F7F00")]
+    assert np.linalg.norm(seen[0] - seen[1]) < 0.12
+
+
+# --------------------------------------------------------------------------- training history
+
+
+def test_the_history_shows_bounds_terms_and_weight():
+    frame = history()
+    bound, terms = plotting.training_history(frame, best_epoch=30)
+    training, held_out, best = bound.get_lines()
+    for line, column in ((training, "bound"), (held_out, "held_out_bound")):
+        np.testing.assert_array_equal(line.get_xdata(), frame.index)
+        np.testing.assert_array_equal(line.get_ydata(), frame[column])
+    assert set(best.get_xdata()) == {30}
+    assert legend(bound) == ["training cells", "held-out cells", "kept: epoch 30"]
+    assert bound.get_ylabel() == "bound (nats per cell)"
+    for line, column in zip(terms.get_lines(), ("kl_z", "kl_y"), strict=True):
+        np.testing.assert_array_equal(line.get_ydata(), -frame[column])
+    assert terms.get_ylabel() == "nats per cell"
+    (weight,) = [ax for ax in bound.figure.axes if ax not in (bound, terms)]
+    np.testing.assert_array_equal(weight.get_lines()[0].get_ydata(), frame["kl_weight"])
+    assert legend(terms) == ["−kl_z", "−kl_y", "KL weight"]
+    colours = [to_hex(line.get_color()) for ax in (bound, terms) for line in ax.get_lines()]
+    assert len({*colours[:2]}) == len({*colours[3:5]}) == 2
+
+
+def test_a_held_out_bound_far_below_the_training_bound_stays_in_sight():
+    frame = history()
+    frame["held_out_bound"] = -5000.0
+    bound, _ = plotting.training_history(frame)
+    assert bound.get_ylim()[0] < -5000
+
+
+def test_the_first_epochs_do_not_flatten_the_others():
+    frame = history()
+    frame.loc[1, ["bound", "held_out_bound"]] = -1e6
+    bound, _ = plotting.training_history(frame)
+    assert bound.get_ylim()[0] > -2000
+
+
+def test_a_history_without_held_out_cells_shows_none():
+    bound, _ = plotting.training_history(history(held_out=False))
+    assert legend(bound) == ["training cells"]
+
+
+def test_a_history_of_one_epoch_can_be_seen():
+    bound, terms = plotting.training_history(history(epochs=1), best_epoch=1)
+    assert [line.get_marker() for line in bound.get_lines()[:2]] == ["o", "o"]
+    assert [line.get_marker() for line in terms.get_lines()] == ["o", "o"]
+    assert bound.get_xticks() == [1]
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_history_with_values_that_are_not_finite_is_still_drawn(value):
+    frame = history()
+    frame["held_out_bound"] = value
+    bound, _ = plotting.training_history(frame)
+    assert np.isfinite(bound.get_ylim()).all()
+
+
+def test_a_history_of_more_terms_than_colours_shows_them_all():
+    frame = history()
+    for i in range(12):
+        frame[f"kl_{i}"] = -float(i)
+    _, terms = plotting.training_history(frame)
+    assert len(terms.get_lines()) == 14
+
+
+def test_an_empty_history_says_so():
+    with pytest.raises(ValueError, match="No epoch of this training was finished"):
+        plotting.training_history(History().frame)
+
+
+# ---------------------------------------------------------------------------------- embedding
+
+
+def test_groups_have_their_own_colour_and_their_name_in_their_middle():
+    ax = plotting.embedding(POINTS, GROUPS, title="cells")
+    assert ax.get_title() == "cells"
+    assert len(ax.collections) == 3
+    for i, drawn in enumerate(ax.collections):
+        np.testing.assert_array_equal(drawn.get_offsets(), POINTS[50 * i : 50 * (i + 1)])
+    assert len({to_hex(drawn.get_facecolor()[0]) for drawn in ax.collections}) == 3
+    assert texts(ax) == ["alpha", "beta", "gamma"]
+    for i, text in enumerate(ax.texts):
+        np.testing.assert_allclose(
+            text.get_position(), np.median(POINTS[50 * i : 50 * (i + 1)], axis=0)
+        )
+    assert ax.get_legend() is None
+
+
+@pytest.mark.parametrize(
+    "values", [list(GROUPS), pd.Series(GROUPS), pd.Categorical(GROUPS), GROUPS.astype(object)]
+)
+def test_groups_may_come_in_any_form(values):
+    assert texts(plotting.embedding(POINTS.tolist(), values)) == ["alpha", "beta", "gamma"]
+
+
+def test_truth_values_and_missing_names_are_groups():
+    assert set(texts(plotting.embedding(POINTS, GROUPS == "beta"))) == {"True", "False"}
+    missing = np.where(GROUPS == "beta", None, GROUPS)
+    assert "None" in texts(plotting.embedding(POINTS, missing))
+
+
+def test_names_that_would_overlap_go_into_a_legend():
+    _, ax = plt.subplots()
+    ax.text(0, 0, "mine")
+    plotting.embedding(POINTS, RNG.permutation(GROUPS), ax=ax)
+    assert texts(ax) == ["mine"]
+    assert sorted(legend(ax)) == ["alpha", "beta", "gamma"]
+
+
+def test_up_to_49_groups_look_different():
+    points = RNG.normal(size=(490, 2))
+    ax = plotting.embedding(points, np.repeat([f"group {i}" for i in range(49)], 10))
+    looks = {
+        (to_hex(drawn.get_facecolor()[0]), drawn.get_paths()[0].vertices.tobytes())
+        for drawn in ax.collections
+    }
+    assert len(looks) == len(legend(ax)) == 49
+
+
+def test_numbers_are_drawn_in_shades_with_the_highest_on_top():
+    values = RNG.normal(size=150)
+    ax = plotting.embedding(POINTS, values, name="counts of GCG")
+    (drawn,) = ax.collections
+    np.testing.assert_array_equal(drawn.get_array(), np.sort(values))
+    np.testing.assert_array_equal(drawn.get_offsets(), POINTS[np.argsort(values)])
+    assert colour_bar(ax).get_ylabel() == "counts of GCG"
+
+
+@pytest.mark.parametrize(
+    ("points", "values", "seen"),
+    [
+        (POINTS, GROUPS[:-1], r"\(150, 2\) for 149 values"),
+        (POINTS, [*GROUPS, "a"], "for 151 values"),
+        (POINTS[:, :1], GROUPS, r"\(150, 1\)"),
+        (np.ones((150, 3)), GROUPS, r"\(150, 3\)"),
+        (POINTS[:, 0], GROUPS, r"points must hold finite numbers in 2 dimension.*\(150,\)"),
+        (POINTS * np.nan, GROUPS, "NaN or infinite"),
+        (POINTS[:0], GROUPS[:0], r"\(0, 2\)"),
+    ],
+)
+def test_points_that_do_not_fit_are_refused_before_a_figure_is_made(points, values, seen):
+    with pytest.raises(ValueError, match=seen):
+        plotting.embedding(points, values)
+    assert not plt.get_fignums()
+
+
+# ------------------------------------------------------------------------------ latent space
+
+
+def test_the_activity_of_each_dimension_is_a_bar_and_the_active_ones_differ():
+    ax = plotting.activity([0.5, 0.001, 0.02, 0.0], threshold=0.01)
+    assert [bar.get_height() for bar in ax.patches] == [0.5, 0.001, 0.02, 0.0]
+    assert [bar.get_x() + bar.get_width() / 2 for bar in ax.patches] == [1, 2, 3, 4]
+    colours = [to_hex(bar.get_facecolor()) for bar in ax.patches]
+    assert colours[0] == colours[2] != colours[1] == colours[3]
+    assert set(ax.get_lines()[0].get_ydata()) == {0.01}
+    assert ax.get_title() == "2 of 4 latent dimensions are active"
+    assert ax.get_yscale() == "log"
+    assert 0 < ax.get_ylim()[0] < 0.001
+    assert texts(ax) == ["active\nabove\n0.01"]
+
+
+@pytest.mark.parametrize("n", [1, 13, 64, 200])
+def test_dimensions_are_numbered_without_overlap(n):
+    for ax in (
+        plotting.activity(RNG.random(n)),
+        plotting.latent_covariance(RNG.normal(size=(300, n))),
+    ):
+        ax.figure.canvas.draw()
+        for ticks in (ax.get_xticklabels(), ax.get_yticklabels()):
+            boxes = [tick.get_window_extent() for tick in ticks if tick.get_text()]
+            if ticks[0].get_text() == "1":
+                assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+        assert ax.get_xticklabels()[0].get_text() == "1"
+
+
+@pytest.mark.parametrize("bad", [[], [np.nan, 1.0], [[1.0, 2.0]], "none", None])
+def test_what_is_no_activity_is_refused(bad):
+    with pytest.raises(ValueError, match="latent_activity must hold finite numbers"):
+        plotting.activity(bad)
+    assert not plt.get_fignums()
+
+
+@pytest.mark.parametrize("n_latent", [1, 2, 5])
+def test_the_covariance_is_that_of_the_posterior_means(n_latent):
+    latent = RNG.normal(size=(40, n_latent)) * np.arange(1, n_latent + 1)
+    ax = plotting.latent_covariance(latent)
+    mesh = ax.collections[0]
+    expected = np.cov(latent, rowvar=False).reshape(n_latent, n_latent)
+    np.testing.assert_allclose(np.reshape(mesh.get_array(), expected.shape), expected)
+    low, high = mesh.get_clim()
+    assert high == -low == np.abs(expected).max()
+    assert colour_bar(ax).get_ylabel() == "covariance"
+
+
+# ------------------------------------------------------------------------------------- counts
+
+
+def test_the_histogram_is_of_shares_of_cells():
+    observed = np.array([0, 0, 0, 1, 1, 2, 4, 9])
+    ax = plotting.count_histogram(
+        observed, {"VAE": np.array([[0, 1], [1, 7]])}, largest=4, gene="GCG"
+    )
+    heights = [8 * bar.get_height() for bar in ax.patches]
+    np.testing.assert_allclose(heights, [3, 2, 1, 0, 2])
+    np.testing.assert_allclose([b.get_x() + b.get_width() / 2 for b in ax.patches], range(5))
+    (line,) = ax.get_lines()
+    np.testing.assert_allclose(line.get_ydata(), [1 / 4, 2 / 4, 0, 0, 1 / 4, 0])
+    np.testing.assert_allclose(line.get_xdata(), np.arange(6) - 0.5)
+    assert ax.get_xlabel() == "counts of GCG (the last bar: 4 and more)"
+    assert ax.get_ylabel() == "share of cells"
+    assert sorted(legend(ax)) == ["VAE", "observed"]
+
+
+@pytest.mark.parametrize("largest", [39, 40, 100, 5000])
+def test_wide_histograms_lose_no_cell(largest):
+    observed = RNG.integers(0, 2 * largest, size=400)
+    ax = plotting.count_histogram(observed, largest=largest)
+    assert len(ax.patches) <= 41
+    assert sum(bar.get_height() for bar in ax.patches) == pytest.approx(1)
+    last = int(ax.get_xlabel().split("last bar: ")[1].split()[0])
+    assert ax.patches[-1].get_height() == pytest.approx(np.mean(observed >= last))
+
+
+def test_every_model_is_drawn_and_told_apart():
+    models = {f"model {i}": COUNTS + i for i in range(10)}
+    ax = plotting.count_histogram(COUNTS, models)
+    assert len(ax.get_lines()) == 10
+    looks = {(to_hex(line.get_color()), line.get_linestyle()) for line in ax.get_lines()}
+    assert len(looks) == 10
+    assert {*legend(ax)} == {*models, "observed"}
+
+
+@pytest.mark.parametrize("constant", [0, 3])
+def test_a_gene_with_one_count_only_is_drawn(constant):
+    ax = plotting.count_histogram(np.full(20, constant))
+    assert max(bar.get_height() for bar in ax.patches) == 1
+
+
+@pytest.mark.parametrize("bad", [[], [0, np.nan], [[1, 2]], ["a"]])
+def test_what_are_no_counts_of_a_gene_is_refused(bad):
+    with pytest.raises(ValueError, match="observed must hold finite numbers in 1 dimension"):
+        plotting.count_histogram(bad)
+
+
+# --------------------------------------------------------------------------- confusion matrix
+
+
+def drawn_matrix(ax):
+    rows = [tick.get_text() for tick in ax.get_yticklabels()]
+    columns = [tick.get_text() for tick in ax.get_xticklabels()]
+    shares = np.reshape(ax.collections[0].get_array(), (len(rows), len(columns)))
+    return pd.DataFrame(shares, rows, columns)
+
+
+def test_rows_are_true_groups_with_their_sizes_and_sum_to_one():
+    truth = ["a"] * 6 + ["b"] * 3 + ["c"]
+    found = [1, 1, 1, 1, 0, 2, 0, 0, 2, 2]
+    ax = plotting.confusion_matrix(truth, found, truth_name="cell type", found_name="community")
+    shares = drawn_matrix(ax)
+    assert shares.index.tolist() == ["a (6)", "b (3)", "c (1)"]
+    assert shares.columns.tolist() == ["1", "0", "2"]
+    np.testing.assert_allclose(shares, [[4/6, 1/6, 1/6], [0, 2/3, 1/3], [0, 0, 1]])  # fmt: skip
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("community", "cell type")
+    assert colour_bar(ax).get_ylabel() == "share of the row"
+    assert [t for t in texts(ax) if t] == [".67", ".17", ".17", ".67", ".33", "1"]
+
+
+def test_found_types_stand_in_the_order_of_the_true_ones():
+    truth = ["a", "b", "b", "c", "c", "c"]
+    shares = drawn_matrix(plotting.confusion_matrix(truth, ["c", "b", "b", "c", "c", "b"]))
+    assert shares.index.tolist() == ["c (3)", "b (2)", "a (1)"]
+    assert shares.columns.tolist() == ["c", "b"]
+
+
+def test_clusters_that_match_types_make_a_diagonal():
+    truth = np.repeat(list("abcd"), [5, 4, 3, 2])
+    clusters = np.repeat([2, 0, 3, 1], [5, 4, 3, 2])
+    np.testing.assert_array_equal(
+        drawn_matrix(plotting.confusion_matrix(truth, clusters)), np.eye(4)
+    )
+
+
+def test_long_names_leave_room_for_the_matrix():
+    names = np.array(["alpha cell of the pancreatic islet", "acinar cell"] * 5)
+    ax = plotting.confusion_matrix(names, names)
+    ax.figure.canvas.draw()
+    assert ax.get_window_extent().width > 60
+    assert ax.figure.bbox.padded(1).y0 <= ax.get_tightbbox().y0
+
+
+def test_groups_of_different_lengths_are_refused():
+    with pytest.raises(ValueError, match="length"):
+        plotting.confusion_matrix(["a", "b"], ["a"])
+    assert not plt.get_fignums()

@@ -1,0 +1,281 @@
+"""The command ``vaelab``: open the course, get the data, train, look into trouble."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from . import datasets
+
+REPOSITORY = Path(__file__).resolve().parents[1]  # in a checkout
+IN_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()
+SAVED = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "saved_model_parameters"
+ENOUGH_MEMORY = 2e9  # bytes: the budget of a lesson
+
+app = typer.Typer(
+    help="Variational autoencoders for single-cell RNA-seq: the course and its tools.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+data = typer.Typer(help="List, fetch and verify the data sets.", no_args_is_help=True)
+app.add_typer(data, name="data")
+Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")]
+
+
+@app.callback()
+def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # an ASCII terminal gets "?" and no traceback
+
+
+def _fail(sentence: object) -> NoReturn:
+    typer.echo(sentence, err=True)
+    raise typer.Exit(1)
+
+
+# ------------------------------------------------------------------------------------- course
+
+
+@app.command()
+def course(browser: Annotated[bool, typer.Option(help="Open a web browser.")] = True) -> None:
+    """Open the course in JupyterLab; Ctrl-C ends it. BROWSER=no opens no web browser."""
+    folder = REPOSITORY / "course"
+    if not (IN_CHECKOUT and folder.is_dir()):
+        _fail(
+            "There is no course folder beside this package: the lessons are in the repository. "
+            "Clone it and run `make course` there."
+        )
+    try:
+        from jupyterlab.labapp import LabApp
+    except ImportError:
+        _fail('JupyterLab is not installed here; get it with: pip install "vaelab[course]"')
+    first = next(iter(sorted(folder.glob("[0-9]*.ipynb"))), folder)
+    as_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    server = LabApp.initialize_server(
+        [
+            f"--ServerApp.root_dir={REPOSITORY}",
+            f"--LabApp.default_url=/lab/tree/{first.relative_to(REPOSITORY).as_posix()}",
+            f"--ServerApp.open_browser={browser and os.environ.get('BROWSER') != 'no'}",
+            f"--ServerApp.allow_root={as_root}",
+            "--ServerApp.log_level=ERROR",
+            "--LabApp.log_level=ERROR",
+        ]
+    )
+    # Jupyter greets and takes leave at this level, at length; errors still show.
+    server.log.addFilter(lambda record: record.levelno != logging.CRITICAL)
+    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))  # stop, and don't ask back
+    address = f"The course is at\n\n    {server.local_url}\n\nCtrl-C ends it."
+    server.io_loop.add_callback(typer.echo, address)  # once it does answer
+    server.start()
+    typer.echo("\nThe course is closed.")
+
+
+# --------------------------------------------------------------------------------------- data
+
+
+def _known(names: list[str] | None) -> list[str]:
+    for name in names or ():
+        if name not in datasets.DATASETS:
+            there = ", ".join(datasets.DATASETS)
+            _fail(f"No data set is called {name!r}; there are {there}.")
+    return list(dict.fromkeys(names or datasets.DATASETS))
+
+
+def _found(name: str) -> str:
+    """Where the files of a data set are: "cache", or "cache (1), source (9)"."""
+    places = Counter(datasets.locate(name).values())
+    if not places:
+        return "ships with scanpy"
+    several = len(places) > 1
+    return ", ".join(f"{place} ({n})" if several else place for place, n in places.items())
+
+
+@data.command("list")
+def list_() -> None:
+    """Each data set, its size, and where it is found: cache, mirror, or only public source."""
+    typer.echo(f"{'data set':18}{'files':>5}{'unpacked':>12}  found in")
+    for name, files in datasets.DATASETS.items():
+        known = all(file.size for file in files)
+        size = f"{sum(file.size for file in files) / 1e6:.1f} MB" if known and files else "?"
+        typer.echo(f"{name:18}{len(files):5}{size if files else '':>12}  {_found(name)}")
+    typer.echo(f"\ncache: {datasets.cache_folder()}")
+    typer.echo(f"mirror: {os.environ.get('VAELAB_MIRROR') or 'none (VAELAB_MIRROR is not set)'}")
+
+
+@data.command()
+def fetch(
+    names: Names = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every data set.")] = False,
+) -> None:
+    """Bring data sets into the cache, and check them."""
+    if not names and not all_:
+        _fail(f"Which data set? Name some of {', '.join(datasets.DATASETS)}, or say --all.")
+    failed = False
+    for name in _known(None if all_ else names):
+        try:
+            with warnings.catch_warnings(record=True) as notes:
+                paths = datasets.fetch(name, progress=sys.stderr.isatty())
+            for note in notes:
+                typer.echo(note.message, err=True)
+            where = f"{len(paths)} files in {paths[0].parent}" if paths else _found(name)
+            typer.echo(f"{name}: {where}")
+        except OSError as error:
+            failed = True
+            typer.echo(error, err=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+@data.command()
+def verify(names: Names = None) -> None:
+    """Hold the files in the cache against their content hashes.
+
+    Exit code 1 for a damaged file, and for a missing one of a data set that was named."""
+    failed = False
+    for name in _known(names):
+        for file, state in datasets.verify(name).items():
+            typer.echo(f"{name:18}{file:54}{state}")
+            failed |= state not in ("ok", "missing") or (state == "missing" and bool(names))
+    if failed:
+        raise typer.Exit(1)
+
+
+# -------------------------------------------------------------------------------------- train
+
+
+@app.command()
+def train(
+    name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
+    seed: Annotated[int, typer.Option(help="Of the weights, the split and the draws.")] = 0,
+    out: Annotated[Path, typer.Option(show_default="saved_model_parameters")] = SAVED,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Only list the recipes.")] = False,
+) -> None:
+    """Train by a recipe; writes NAME.safetensors and its card NAME.json. Without NAME: a list."""
+    from .recipes import RECIPES
+    from .training import TrainingError
+
+    if name is None or list_:
+        for recipe in RECIPES.values():
+            typer.echo(f"{recipe.name:32}{recipe.description}")
+        return
+    if name not in RECIPES:
+        _fail(f"No recipe is called {name!r}; there are {', '.join(RECIPES)}.")
+    try:
+        model, history, card = RECIPES[name].train(seed, epochs, progress=sys.stderr.isatty())
+        if not history.records:
+            _fail("Stopped before the first epoch was over; there is nothing to save.")
+        if "Ctrl-C" in history.stopped:  # half a training must not replace a whole one
+            name += "_interrupted"
+        path = model.save(out / name, half=True, **card)
+    except (OSError, ValueError, TrainingError) as error:
+        _fail(error)
+    typer.echo(f"{card['training']}; {card['seconds']} s")
+    typer.echo("  ".join(f"{score} {value:g}" for score, value in card["scores"].items()))
+    typer.echo(f"Wrote {path} and its card.")
+
+
+# ------------------------------------------------------------------------------------- doctor
+
+
+@app.command()
+def doctor() -> None:
+    """Say what of the course can run here, and what to do about the rest."""
+    marks = {True: "✓", False: "✗", None: "!"}
+    try:
+        "✓✗".encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        marks = {True: "ok", False: "no", None: "! "}
+    healthy = True
+    for good, text in _examine():  # None is a warning
+        typer.echo(f"{marks[good]} {text}")
+        healthy &= good is not False
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _examine() -> Iterator[tuple[bool | None, str]]:
+    import psutil
+    import torch
+
+    yield sys.version_info >= (3, 11), f"Python {platform.python_version()} (3.11 or newer)"
+    yield True, f"vaelab in {Path(__file__).parent}"
+
+    mps = torch.backends.mps.is_available()
+    device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    works = torch.ones(3, device=device).sum().item() == 3
+    yield works, f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads"
+
+    memory = psutil.virtual_memory()
+    says = f"memory {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available"
+    if memory.total < ENOUGH_MEMORY:
+        yield False, f"{says}; a lesson may need 2 GB"
+    elif memory.available < ENOUGH_MEMORY:
+        yield None, f"{says}; a lesson may need 2 GB: close other programs"
+    else:
+        yield True, says
+
+    cache = datasets.cache_folder()
+    free = shutil.disk_usage(_existing(cache)).free
+    yield free > 1e9 or None, f"disk {free / 1e9:.1f} GB free in {cache}"
+    for name in datasets.DATASETS:
+        found = _found(name)
+        if "source" in found:
+            yield None, f"data {name}: {found}; to have it here: vaelab data fetch {name}"
+        else:
+            yield True, f"data {name}: {found}"
+    yield _kernel()
+    for folder in (cache, SAVED):
+        yield _writable(folder)
+
+
+def _existing(folder: Path) -> Path:
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+
+
+def _writable(folder: Path) -> tuple[bool, str]:
+    try:
+        with tempfile.TemporaryFile(dir=_existing(folder)):
+            return True, f"can write to {folder}"
+    except OSError as error:
+        return False, f"can't write to {folder}: {error.strerror}"
+
+
+def _kernel() -> tuple[bool, str]:
+    try:
+        from jupyter_client.kernelspec import NoSuchKernel
+        from jupyter_client.manager import KernelManager
+
+        python = KernelManager(kernel_name="python3").format_kernel_cmd()[0]
+        imports = [python, "-c", "import ipykernel, vaelab"]
+        # From a neutral folder: in the repository any Python would find vaelab.
+        done = subprocess.run(imports, cwd=tempfile.gettempdir(), capture_output=True, text=True)
+    except ImportError:
+        return False, 'Jupyter is not installed; get it with: pip install "vaelab[course]"'
+    except (NoSuchKernel, OSError) as error:
+        said = str(error)
+    else:
+        if done.returncode == 0:
+            return True, f"Jupyter kernel python3 is {python}"
+        said = f"{python}: " + (done.stderr.strip().splitlines() or ["no answer"])[-1]
+    cure = f"{sys.executable} -m ipykernel install --sys-prefix"
+    return False, f"Jupyter kernel python3 can't run the lessons ({said}); mend it with: {cure}"
+
+
+if __name__ == "__main__":
+    app(prog_name="vaelab")
