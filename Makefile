@@ -39,8 +39,11 @@ lessons: $(STAMP)
 	    $(ONE_THREAD) $(RUN) nbconvert --log-level=WARN --to notebook --inplace --execute \
 	        --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False \
 	        "$${lesson%.py}.ipynb" && \
+	    $(RUN) nbconvert --log-level=WARN --to notebook --inplace --coalesce-streams \
+	        "$${lesson%.py}.ipynb" && \
 	    touch "$$lesson" || exit 1; \
 	done
+	@$(VENV)/bin/python tests/readme_picture.py
 
 format: $(STAMP)
 	$(RUN) ruff check --fix .

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vaelab"
 HEAVY = "anndata igraph matplotlib numba pandas pooch rdata scanpy scipy seaborn sklearn umap"
 FLOORS = {
-    1: "distributions reparametrization networks plotting",
+    1: "distributions reparametrization networks plotting machine",
     2: "likelihoods bounds cells",
     3: "models",
     4: "training metrics differential_expression simulate datasets preprocessing",

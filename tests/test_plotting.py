@@ -76,7 +76,7 @@ def colour_bar(ax):
 
 
 def test_every_figure_is_tried_here():
-    assert set(DRAWN) == set(plotting.__all__)
+    assert set(DRAWN) | {"interactive"} == set(plotting.__all__)
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -447,3 +447,29 @@ def test_groups_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="length"):
         plotting.confusion_matrix(["a", "b"], ["a"])
     assert not plt.get_fignums()
+
+
+# ------------------------------------------------------------------------------- interactive
+
+
+def test_an_interactive_figure_is_drawn_anew_when_a_control_moves():
+    import ipywidgets
+
+    seen = []
+
+    def draw(height):
+        seen.append(height)
+        figure, ax = plt.subplots()
+        ax.bar(["a"], [height])
+        ax.set_ylim(0, 10)
+        return figure
+
+    slider = ipywidgets.IntSlider(3, 0, 10)
+    before = plt.get_fignums()
+    *controls, picture = plotting.interactive(draw, height=slider).children
+    first = picture.value
+    slider.value = 7
+    assert controls == [slider] and seen == [3, 7]
+    assert bytes(first[:4]) == bytes(picture.value[:4]) == b"\x89PNG"
+    assert bytes(picture.value) != bytes(first)
+    assert plt.get_fignums() == before  # no figure is left behind

@@ -1,5 +1,9 @@
 """Selected genes and scaled layers, against scanpy called by hand and against arithmetic."""
 
+import os
+import subprocess
+import sys
+
 import anndata
 import numpy as np
 import pandas as pd
@@ -181,3 +185,15 @@ def test_a_number_of_genes_that_is_none_is_refused(adata, n_genes):
 def test_a_selection_without_any_gene_is_refused(adata):
     with pytest.raises(ValueError, match="No gene is seen in 1000 cells or more"):
         select_genes(adata, 10, min_cells=1000)
+
+
+def test_torch_keeps_its_number_of_threads():
+    """numba's, inside scanpy, would be all cores of the machine."""
+    code = (
+        "import torch, vaelab; torch.set_num_threads(1); adata = vaelab.simulate.cells(50, 20);"
+        "vaelab.log_normalize(adata); vaelab.metrics.leiden(adata.obsm['z']);"
+        "print(torch.get_num_threads())"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+    assert done.stdout.split() == [b"1"], done.stderr.decode()

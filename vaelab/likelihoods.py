@@ -51,7 +51,7 @@ class Likelihood(nn.Module):
         super().__init__()
         if dispersion not in self.dispersions:
             raise ValueError(f"dispersion is {dispersion!r}; choose from {[*self.dispersions]}")
-        self.n_genes, self.dispersion = n_genes, dispersion
+        self.n_genes, self.dispersion = int(n_genes), dispersion
         self.output = nn.Linear(n_in, n_genes * (self.n_outputs + (dispersion == "gene-cell")))
 
     def forward(self, h: Tensor, library: Tensor) -> Distribution:

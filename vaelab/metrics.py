@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .machine import steady_threads
+
 __all__ = [
     "ACTIVE",
     "adjusted_rand_index",
@@ -84,15 +86,16 @@ def leiden(
     import scanpy as sc
 
     adata = anndata.AnnData(np.asarray(latent, dtype=np.float32))
-    sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
-    sc.tl.leiden(
-        adata,
-        resolution=resolution,
-        flavor="igraph",
-        n_iterations=2,
-        directed=False,
-        random_state=seed,
-    )
+    with steady_threads():
+        sc.pp.neighbors(adata, n_neighbors=n_neighbors, use_rep="X", random_state=seed)
+        sc.tl.leiden(
+            adata,
+            resolution=resolution,
+            flavor="igraph",
+            n_iterations=2,
+            directed=False,
+            random_state=seed,
+        )
     return adata.obs["leiden"].to_numpy().astype(int)
 
 

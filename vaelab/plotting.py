@@ -15,6 +15,7 @@ __all__ = [
     "confusion_matrix",
     "count_histogram",
     "embedding",
+    "interactive",
     "latent_covariance",
     "training_history",
 ]
@@ -239,6 +240,38 @@ def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name
     )  # fmt: skip
     ax.set(xlabel=found_name, ylabel=truth_name)
     return ax
+
+
+def interactive(draw, **controls):
+    """Controls above a figure that is drawn anew whenever one of them moves.
+
+    Parameters
+    ----------
+    draw
+        Takes the controls' values by name and returns a Figure.
+    controls
+        ipywidgets with a ``value``.
+    """
+    import io
+
+    import ipywidgets
+    import matplotlib.pyplot as plt
+
+    # A picture in an Image, not the live figure in an Output: that one is lost, or waited for in
+    # vain, where a notebook is run without a browser.
+    picture = ipywidgets.Image(format="png")
+
+    def redraw(_=None) -> None:
+        figure = draw(**{name: control.value for name, control in controls.items()})
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight")
+        plt.close(figure)
+        picture.value = buffer.getvalue()
+
+    for control in controls.values():
+        control.observe(redraw, "value")
+    redraw()
+    return ipywidgets.VBox([*controls.values(), picture])
 
 
 def _figure(*shape, figsize):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .machine import steady_threads
+
 __all__ = ["log_normalize", "select_genes"]
 
 
@@ -65,7 +67,8 @@ def log_normalize(adata, target: float = 1e4) -> None:
 
     _require_counts(adata)
     log_normalized = adata.copy()
-    sc.pp.normalize_total(log_normalized, target_sum=target)
+    with steady_threads():
+        sc.pp.normalize_total(log_normalized, target_sum=target)
     sc.pp.log1p(log_normalized)
     x = sparse.csr_matrix(log_normalized.X)
     largest = np.maximum(x.max(axis=0).toarray().ravel(), np.finfo(x.dtype).tiny)

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from . import plotting
 from .cells import Cells
-from .models.base import Model, find_device, require, to_json, write_atomically
+from .machine import find_device, to_json, write_atomically
+from .models.base import Model, require
 from .reparametrization import seeded
 
 __all__ = ["History", "TrainingError", "fit"]
