@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import sparse
 
-from vaelab import Cells
+from vaelab import Cells, simulate
 
 N_CELLS, N_GENES = 40, 12
 
@@ -391,7 +391,9 @@ def test_what_was_not_observed_is_neither_shown_nor_counted(adata, counts, store
     cells = Cells.from_anndata(adata, observed="seen")
     np.testing.assert_array_equal(cells.observed, mask)
     np.testing.assert_array_equal(dense(cells), counts * mask)
-    np.testing.assert_array_equal(cells.library, (counts * mask).sum(1))
+    share = (counts * mask).sum(0) / mask.sum(0)
+    expected = (counts * mask).sum(1) / (mask @ (share / share.sum()))
+    np.testing.assert_allclose(cells.library, expected, rtol=1e-6)
     given = Cells.from_anndata(adata, observed="seen", library="size")
     np.testing.assert_array_equal(given.library, counts.sum(1) * 2)
 
@@ -411,3 +413,17 @@ def test_a_cell_of_which_only_zeros_were_observed_is_empty(counts):
     for x in (counts, sparse.csr_matrix(counts)):
         with pytest.raises(ValueError, match="Cell 8 is empty"):
             Cells.from_array(x, observed=mask)
+
+
+def test_the_library_of_half_observed_cells_is_that_of_all_their_genes():
+    """Else ρ, which sums to 1 over all genes, would make means that are half as large."""
+    adata = simulate.cells(n_cells=400, n_genes=60, library=3000.0, seed=0)
+    observed = np.random.default_rng(0).random(adata.shape) < 0.5
+    cells = Cells.from_array(adata.X, observed=observed)
+    total = np.asarray(adata.X.sum(1)).ravel()
+    assert np.median(cells.library.numpy() / total) == pytest.approx(1, abs=0.1)
+
+
+def test_hidden_values_are_not_judged():
+    x = np.array([[3.0, -1.0], [2.0, 5.0]])
+    Cells.from_array(x, observed=x > 0).check("counts")

@@ -461,6 +461,7 @@ def test_resuming_a_finished_run_does_nothing_but_load_it(tmp_path, patience):
 
 CHILD = """
 import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
 sys.path[:0] = sys.argv[2:]
 import test_training as t
 from vaelab.models import base
@@ -524,10 +525,13 @@ def test_a_real_ctrl_c_ends_training_in_good_order(tmp_path):
     with child(
         INTERRUPTED, tmp_path / "run", stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
-        assert process.stdout.readline() == "started\n"
-        time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        out, error = process.communicate(timeout=60)
+        try:
+            assert process.stdout.readline() == "started\n"
+            time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            out, error = process.communicate(timeout=60)
+        finally:
+            process.kill()  # leaving the block waits for it
     assert process.returncode == 0, error
     assert error == ""
     assert "stopped by Ctrl-C in epoch" in out

@@ -177,7 +177,8 @@ def train(
     if name not in RECIPES:
         _fail(f"No recipe is called {name!r}; there are {', '.join(RECIPES)}.")
     try:
-        model, history, card = RECIPES[name].train(seed, epochs, progress=sys.stderr.isatty())
+        out.mkdir(parents=True, exist_ok=True)  # what can't be written fails before the training
+        model, history, card = RECIPES[name].train(seed, epochs, progress=sys.stdout.isatty())
         if not history.records:
             _fail("Stopped before the first epoch was over; there is nothing to save.")
         if "Ctrl-C" in history.stopped:  # half a training must not replace a whole one
@@ -218,7 +219,10 @@ def _examine() -> Iterator[tuple[bool | None, str]]:
 
     mps = torch.backends.mps.is_available()
     device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    works = torch.ones(3, device=device).sum().item() == 3
+    try:
+        works = torch.ones(3, device=device).sum().item() == 3
+    except (AssertionError, RuntimeError):  # a driver that is too old, a card in use
+        works = False
     yield works, f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads"
 
     memory = psutil.virtual_memory()

@@ -25,7 +25,7 @@ class Cells:
     x
         Measurements, shape (n_cells, n_genes): a scipy CSR matrix, or a dense tensor.
     library
-        ℓ, expected total of a cell's counts over these genes, shape (n_cells,).
+        ℓ, expected total of a cell's counts over all these genes, shape (n_cells,).
     batch
         Index into ``batch_names``, shape (n_cells,).
     label
@@ -166,7 +166,6 @@ class Cells:
                 f"x holds {value} (cell {cell_names[row]!r}, gene {gene_names[column]!r}). If it "
                 "means that nothing was measured there, set it to 0 and mark it in `observed`."
             )
-        seen = x
         if observed is not None:
             observed = observed.toarray() if sparse.issparse(observed) else np.asarray(observed)
             if observed.shape != x.shape or not np.isin(observed, (0, 1)).all():
@@ -175,8 +174,8 @@ class Cells:
                     f"but has shape {observed.shape} and holds {observed.dtype}."
                 )
             observed = torch.from_numpy(observed.astype(bool))
-            seen = x.multiply(observed.numpy()) if sparse.issparse(x) else x * observed
-        n_nonzero = np.asarray((seen != 0).sum(1)).ravel()
+            x = x.multiply(observed.numpy()).tocsr() if sparse.issparse(x) else x * observed
+        n_nonzero = np.asarray((x != 0).sum(1)).ravel()
         if (n_nonzero == 0).any():
             row = int(np.argmin(n_nonzero))
             raise ValueError(
@@ -184,7 +183,7 @@ class Cells:
                 f"observed (so are those of {int((n_nonzero == 0).sum())} cells in all). Leave "
                 "such cells out, for example with scanpy.pp.filter_cells(adata, min_counts=1)."
             )
-        n_silent = int((np.asarray((seen != 0).sum(0)).ravel() == 0).sum())
+        n_silent = int((np.asarray((x != 0).sum(0)).ravel() == 0).sum())
         if n_silent:
             warnings.warn(
                 f"{n_silent} of {n_genes:,} genes are zero in every cell: they teach a model "
@@ -192,7 +191,10 @@ class Cells:
                 stacklevel=3,
             )
         if library is None:
-            library = torch.as_tensor(np.asarray(seen.sum(1), dtype=np.float32).ravel())
+            library = torch.as_tensor(np.asarray(x.sum(1), dtype=np.float64).ravel())
+            if observed is not None:
+                library /= _observed_share(x, observed)
+            library = library.float()
         else:
             library = _library(library, cell_names)
         label, label_names = _encode(label, n_cells, unlabelled)
@@ -335,6 +337,13 @@ def _encode(values, n_cells: int, missing: str | None = None) -> tuple[Tensor, t
         order.pop(str(missing), None)
     codes = pd.Categorical(names, categories=list(order)).codes
     return torch.as_tensor(codes.astype(np.int64)), tuple(order)
+
+
+def _observed_share(x, observed: Tensor) -> Tensor:
+    """What part of a cell's counts its observed genes hold, in the average cell."""
+    of_gene = torch.as_tensor(np.asarray(x.sum(0), dtype=np.float64).ravel())
+    of_gene /= observed.sum(0).clamp(min=1)  # the mean over the cells in which it was observed
+    return observed.double() @ of_gene / of_gene.sum()
 
 
 def _library(values, cell_names) -> Tensor:

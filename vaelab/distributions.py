@@ -113,7 +113,8 @@ class Poisson(CountDistribution):
 
     @torch.no_grad()
     def sample(self, sample_shape=()) -> Tensor:
-        return torch.poisson(self.rate.expand(self._extended_shape(torch.Size(sample_shape))))
+        rate = self.rate.expand(self._extended_shape(torch.Size(sample_shape)))
+        return _draw(torch.poisson, rate)
 
 
 class NegativeBinomial(CountDistribution):
@@ -201,8 +202,8 @@ class NegativeBinomial(CountDistribution):
     @torch.no_grad()
     def sample(self, sample_shape=()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
-        w = torch._standard_gamma(self.inverse_dispersion.expand(shape))
-        return torch.poisson(w * (self.mean / self.inverse_dispersion))
+        w = _draw(torch._standard_gamma, self.inverse_dispersion.expand(shape))
+        return _draw(torch.poisson, w * (self.mean / self.inverse_dispersion))
 
 
 class ZeroInflated(CountDistribution):
@@ -274,6 +275,13 @@ def log_rising_factorial(theta: Tensor, x: Tensor) -> Tensor:
 
     stirling = (θ - 0.5) * torch.log1p(x / θ) + x * torch.log(θ + x) - x + series(θ + x) - series(θ)
     return torch.where(large, stirling, torch.lgamma(x + theta) - torch.lgamma(theta))
+
+
+def _draw(sampler, parameter: Tensor) -> Tensor:
+    """A draw on the parameter's device, or by way of the CPU: MPS lacks these samplers."""
+    if parameter.device.type == "mps":
+        return sampler(parameter.cpu()).to(parameter.device)
+    return sampler(parameter)
 
 
 class ContinuousBernoulli(Distribution):

@@ -109,8 +109,8 @@ def fit(
 
     Returns
     -------
-    The History. Ctrl-C stops training after the step under way and returns normally, with the
-    best parameters so far and ``history.stopped`` saying so.
+    The History. Ctrl-C stops training and returns normally, with the best parameters so far (the
+    last ones before the end of the warm-up) and ``history.stopped`` saying so.
 
     Raises
     ------
@@ -143,7 +143,8 @@ def fit(
             f"validation_fraction {validation_fraction} of {cells.n_cells} cells leaves none to "
             "train on."
         )
-    model.adopt(cells)
+    if model.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"The model holds {model.dtype}; it is trained in float32 or float64.")
     model.to(device)
     run = _Run(
         model,
@@ -152,6 +153,8 @@ def fit(
         settings={
             "model": type(model).__name__,
             "configuration": model.configuration,
+            "dtype": str(model.dtype),
+            "device": model.device.type,
             "n_cells": cells.n_cells,
             "cells": None if checkpoint is None else _digest(cells),
             "epochs": epochs,
@@ -167,6 +170,8 @@ def fit(
     with seeded(seed):
         if checkpoint is not None and Path(checkpoint).exists():
             run.resume(Path(checkpoint))
+        model.adopt(cells)  # after all refusals: a refused run leaves the model as it was
+        run.begin()
         history = run.history
         try:
             with _Bar(epochs, len(history.records), show=progress) as bar:
@@ -177,6 +182,8 @@ def fit(
                     bar.update(history.records[-1])
             history.stopped = reason
         except KeyboardInterrupt:
+            if not _finite(model.state_dict().values()):
+                model.load_state_dict(run.sound[1])
             history.stopped = f"stopped by Ctrl-C in epoch {len(history.records) + 1}"
             print(f"Training was {history.stopped} of {epochs}; the model so far is kept.")
         finally:
@@ -192,8 +199,6 @@ class _Run:
         self.model, self.cells, self.settings = model, cells, settings
         self.history = History()
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
-        # Epoch, and the parameters at its end: the last that are known to give a finite loss.
-        self.sound = 0, _copy(model.state_dict())
         self.best_bound = -np.inf
         fused = model.device.type in ("cpu", "cuda") and model.dtype == torch.float32
         self.optimizer = torch.optim.Adam(
@@ -206,6 +211,10 @@ class _Run:
         shuffled = self.order.permutation(cells.n_cells)
         self.held_out, self.training = np.sort(shuffled[:n_held_out]), shuffled[n_held_out:]
         self.n_minibatches = -(-len(self.training) // settings["batch_size"])
+
+    def begin(self) -> None:
+        # Epoch, and the parameters at its end: the last that are known to give a finite loss.
+        self.sound = len(self.history.records), _copy(self.model.state_dict())
 
     def stop_reason(self) -> str | None:
         """Why training ends here; None where it goes on."""
@@ -321,7 +330,8 @@ class _Run:
                 if "vaelab" not in metadata:
                     raise ValueError("it holds no training")
                 progress = json.loads(metadata["vaelab"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                # Copies: the file is to be replaced after the next epoch, and must not be in use.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             if hashlib.sha256(save(tensors)).hexdigest() != progress["sha256"]:
                 raise ValueError("its content has changed since it was written")
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -354,7 +364,6 @@ class _Run:
         self.order.bit_generator.state = progress["order"]
         self.history.__init__(**progress["history"])
         self.best_bound = progress["best_bound"]
-        self.sound = len(self.history.records), part("model.")
 
 
 class _Bar:

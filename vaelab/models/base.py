@@ -216,7 +216,7 @@ class Model(nn.Module):
         TypeError
             The card holds what JSON can't.
         ValueError
-            The card has a name that the model writes itself.
+            The card has a name that the model writes itself, or a parameter is beyond 16 bits.
         """
         from safetensors.torch import save
 
@@ -225,8 +225,14 @@ class Model(nn.Module):
         tensors = {name: t.contiguous() for name, t in self.state_dict().items()}
         if half:
             tensors |= {name: p.detach().half() for name, p in self.named_parameters()}
+            if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
+                raise ValueError("A parameter is too large for 16 bits: save with half=False.")
         parameters = save(tensors)
-        about = {"model": type(self).__name__, "configuration": self.configuration}
+        about = {
+            "model": type(self).__name__,
+            "configuration": self.configuration,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
         proof = {
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "sha256": hashlib.sha256(parameters).hexdigest(),
@@ -274,7 +280,7 @@ class Model(nn.Module):
                 "both files again, or train anew."
             )
         try:
-            model = cls(**configuration)
+            model = cls(**configuration).to(getattr(torch, card.get("dtype", "float32")))
             model.load_state_dict(load(parameters))
             model.gene_names = tuple(card["gene_names"]) if card.get("gene_names") else None
             n_names, n_genes = len(model.gene_names or ()), configuration["n_genes"]

@@ -27,6 +27,8 @@ the bound      ``elbo(cells)``
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
@@ -37,7 +39,7 @@ from ..cells import Cells
 from ..likelihoods import make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
-from .base import Model
+from .base import Model, require
 
 __all__ = ["VAE"]
 
@@ -67,7 +69,7 @@ class VAE(Model):
     Raises
     ------
     ValueError
-        An unknown likelihood, dispersion or normalisation.
+        An unknown likelihood, dispersion or normalisation, or a size out of range.
     """
 
     def __init__(
@@ -82,6 +84,8 @@ class VAE(Model):
         normalization: str | None = "batch",
         seed: int = 0,
     ):
+        require("n_genes", n_genes, Integral, lambda n: n >= 1, "a whole number, at least 1")
+        require("n_latent", n_latent, Integral, lambda n: n >= 1, "a whole number, at least 1")
         super().__init__(
             n_genes=n_genes,
             n_latent=n_latent,
@@ -128,6 +132,7 @@ class VAE(Model):
             The KL in closed form. False draws it with the same z: the terms of one draw then
             sum to its log importance weight, as ``Bound.iwae`` needs.
         """
+        require("n_samples", n_samples, Integral, lambda n: n >= 1, "a whole number, at least 1")
         q, p = self.encode(cells), self.prior()
         z = gaussian(q.mean, q.stddev, n_samples)  # (n_samples, n_cells, n_latent)
         log_px = self.decode(z, cells.library).log_prob(cells.x)  # (n_samples, n_cells, n_genes)
