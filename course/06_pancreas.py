@@ -406,8 +406,8 @@ print("active dimensions:", ", ".join(f"{name} {n}" for name, n in n_active.item
 # have all but **collapsed**. There q(z|x) is nearly the prior for every cell, so that the KL costs
 # next to nothing and the dimension says nothing. Three others have variances well above 1, more
 # than the prior allows: it asks that this variance and the mean posterior variance add up to 1, and
-# that there be nothing off the diagonal. Where they differ, the fit is a compromise. In lesson 04 we
-# provoke a collapse, and cure it.
+# that there be nothing off the diagonal. A fit is a compromise between that and the data. In lesson
+# 04 we provoke a collapse, and cure it.
 #
 # > **Spot the error.** A "mouse pancreas data set" with "822 cells" is quoted from a study of two
 # > mice. How many cells have both mice? Try `vaelab.datasets.pancreas("both")`.

@@ -176,8 +176,9 @@ def train(
         return
     if name not in RECIPES:
         _fail(f"No recipe is called {name!r}; there are {', '.join(RECIPES)}.")
+    if out.exists() and not out.is_dir():
+        _fail(f"{out} is a file; --out takes a folder.")
     try:
-        out.mkdir(parents=True, exist_ok=True)  # what can't be written fails before the training
         model, history, card = RECIPES[name].train(seed, epochs, progress=sys.stdout.isatty())
         if not history.records:
             _fail("Stopped before the first epoch was over; there is nothing to save.")
