@@ -221,6 +221,14 @@ def test_train_that_cannot_start_says_why(monkeypatch, tmp_path, recipe, epochs,
     assert not (tmp_path / "none").exists()
 
 
+def test_train_into_a_file_is_refused_before_training(monkeypatch, tmp_path):
+    unreached = replace(TINY, load=lambda: pytest.fail("trained first"))
+    monkeypatch.setattr(recipes, "RECIPES", {"tiny": unreached})
+    (tmp_path / "file").touch()
+    result = invoke("train", "tiny", "--out", str(tmp_path / "file"))
+    assert result.exit_code == 1 and "is a file" in result.stderr
+
+
 def test_recipes_fit_the_library():
     for name, recipe in recipes.RECIPES.items():
         model = vaelab.VAE(n_genes=20, **recipe.model)
