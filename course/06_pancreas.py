@@ -259,8 +259,8 @@ umap = adata.obsm["X_umap"]
 _ = plotting.embedding(umap, cell_type, title="822 cells in the VAE's latent space")
 
 # %% [markdown]
-# Beta cells have two islands (§9 asks why) and ductal cells one; alpha, delta and gamma cells, which
-# make the other hormones, form neighbouring groups. To convince yourself as a biologist
+# Beta cells have two islands (§9 asks why) and ductal cells one; alpha, delta and gamma cells,
+# which make the other hormones, form neighbouring groups. To convince yourself as a biologist
 # would, look at genes that are known to mark a type, without the labels:
 
 # %%
