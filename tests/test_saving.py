@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from vaelab import LIKELIHOODS, VAE, Cells, fit
-from vaelab.models import base
-from vaelab.models.base import Model, ParameterFileError
+from vaelab.models import Model, ParameterFileError, base
 
 N_GENES = 7
 NAMES = tuple(f"gene {g}" for g in range(N_GENES))

@@ -1,0 +1,128 @@
+"""Saved models: the parameters as safetensors, and beside them a card in JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from ..machine import find_device, to_json, write_atomically
+
+__all__ = ["ParameterFileError", "Savable"]
+
+
+class ParameterFileError(ValueError):
+    """A file of saved parameters is not what it should be."""
+
+
+class Savable:
+    """``save`` and ``load`` for a module with a ``configuration`` and ``gene_names``."""
+
+    def save(self, path: str | Path, half: bool = False, **card) -> Path:
+        """Write ``path.safetensors`` (parameters) and ``path.json`` (the card).
+
+        Parameters
+        ----------
+        path
+            With or without the ending; folders are made.
+        half
+            Round the parameters to 16 bits: three digits, and half the size.
+        card
+            Anything JSON can hold that a reader should know: data, seed, scores.
+
+        Returns
+        -------
+        The path of the parameters.
+
+        Raises
+        ------
+        TypeError
+            The card holds what JSON can't.
+        ValueError
+            The card has a name that the model writes itself, or a parameter is beyond 16 bits.
+        """
+        from safetensors.torch import save
+
+        weights, card_path = _paths(path)
+        weights.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: t.contiguous() for name, t in self.state_dict().items()}
+        if half:
+            tensors |= {name: p.detach().half() for name, p in self.named_parameters()}
+            if not all(t.isfinite().all() for t in tensors.values() if t.is_floating_point()):
+                raise ValueError("A parameter is too large for 16 bits: save with half=False.")
+        parameters = save(tensors)
+        about = {
+            "model": type(self).__name__,
+            "configuration": self.configuration,
+            "dtype": str(self.dtype).removeprefix("torch."),
+        }
+        proof = {
+            "versions": {"python": platform.python_version(), "torch": torch.__version__},
+            "sha256": hashlib.sha256(parameters).hexdigest(),
+            "gene_names": self.gene_names,
+        }
+        if taken := [name for name in card if name in about | proof]:
+            raise ValueError(f"The model writes {taken[0]!r} into its card: name yours otherwise.")
+        text = to_json(about | card | proof, indent=1, ensure_ascii=False) + "\n"
+        write_atomically({weights: parameters, card_path: text.encode()})
+        return weights
+
+    @classmethod
+    def load(cls, path: str | Path, device: str = "cpu") -> Self:
+        """The model that :meth:`save` wrote; its card is ``model.card``.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        ParameterFileError
+            The file is of another model, truncated, changed, or not safetensors.
+        ValueError
+            There is no such device.
+        """
+        from safetensors.torch import load
+
+        weights, card_path = _paths(path)
+        for file in (weights, card_path):
+            if not file.is_file():
+                raise FileNotFoundError(
+                    f"No file {file}: a saved model is a .safetensors and a .json."
+                )
+        try:
+            card = json.loads(card_path.read_text(encoding="utf-8"))
+            kind, configuration, digest = card["model"], card["configuration"], card["sha256"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ParameterFileError(f"{card_path} is not a model's card: {error!r}.") from None
+        if kind != cls.__name__:
+            raise ParameterFileError(f"{weights} holds a {kind}: load it with vaelab.{kind}.load.")
+        parameters = weights.read_bytes()
+        if hashlib.sha256(parameters).hexdigest() != digest:
+            raise ParameterFileError(
+                f"{weights} is not the file that {card_path.name} describes ({len(parameters):,} "
+                "bytes, another sha256): it was cut off, changed, or is of another training. Copy "
+                "both files again, or train anew."
+            )
+        try:
+            model = cls(**configuration).to(getattr(torch, card.get("dtype", "float32")))
+            model.load_state_dict(load(parameters))
+            model.gene_names = tuple(card["gene_names"]) if card.get("gene_names") else None
+            n_names, n_genes = len(model.gene_names or ()), configuration["n_genes"]
+            if n_names not in (0, n_genes):
+                raise ValueError(f"the card names {n_names} genes, the model has {n_genes}")
+        except Exception as error:
+            reason = " ".join(str(error).split())  # torch's are of several lines
+            raise ParameterFileError(
+                f"{weights} and its card do not fit a {kind} of this version of vaelab: {reason}"
+            ) from None
+        model.card = card
+        return model.to(find_device(device)).eval()
+
+
+def _paths(path: str | Path) -> tuple[Path, Path]:
+    path = Path(path)
+    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
+    return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
