@@ -16,11 +16,12 @@ import torch
 
 from vaelab.distributions import (
     ContinuousBernoulli,
+    CountDistribution,
     NegativeBinomial,
     Poisson,
     ZeroInflated,
-    log_rising_factorial,
 )
+from vaelab.special import log_rising_factorial
 
 from . import oracles
 
@@ -344,17 +345,13 @@ def nb_scales(x, mean, theta):
     ∂μ: −θ/(θ+μ) and xθ/(μ(θ+μ)). The second goes through σ(log θ − log μ), and an ulp of a
     logarithm as large as 18 is 18 ulp of σ: within the 64 that a derivative gets here.
 
-    ∂θ: −log(1+μ/θ), μ/(θ+μ), −x/(θ+μ), and for x > 0 the derivative of log Γ(x+θ) − log Γ(θ).
-    That is ψ(x+θ) − ψ(θ) up to θ = 30, each a logarithm and a recurrence 1/θ + 1/(θ+1) + … up to
-    10, and log(1+x/θ), two times x/(θ+x) and terms below 1/θ² above. There the first term that
-    Stirling's series leaves out moves the derivative by up to 1/(240 θ⁸), whatever the dtype.
+    ∂θ: −log(1+μ/θ), μ/(θ+μ), −x/(θ+μ), and for x > 0 the derivative of log Γ(x+θ) − log Γ(θ):
+    n steps of 1/(θ+i) − 1/(x+θ+i), then log(1 + x/(θ+n)), and two series that begin with 1/2(θ+n).
     """
-    both = mean + theta
+    both, n_steps = mean + theta, 5
     by_mean = theta / both + x * theta / (both * mean)
-    recurrences = np.log(x + theta + 10) + np.log(theta + 10) + 1 / theta + 6
-    series = np.log1p(x / theta) + 2 * x / (x + theta) + 1 / theta**2
-    series += 1 / (240 * theta**8) / (64 * EPSILON[torch.float64])
-    rising = np.where(x > 0, np.where(theta > 30, series, recurrences), 0)
+    steps = sum(x / ((theta + i) * (x + theta + i)) for i in range(n_steps))
+    rising = np.where(x > 0, steps + np.log1p(x / (theta + n_steps)) + 1 / (theta + n_steps), 0)
     return by_mean, rising + np.log1p(mean / theta) + mean / both + x / both
 
 
@@ -417,9 +414,73 @@ def test_autograd_and_finite_differences_agree_at_moderate_points():
     assert torch.autograd.gradcheck(log_prob, (mean, theta, logits))
 
 
+def every_count_distribution(mean, theta, logits):
+    poisson, nb = Poisson(mean), NegativeBinomial(mean, theta)
+    return [poisson, nb, ZeroInflated(poisson, logits), ZeroInflated(nb, logits)]
+
+
+@pytest.mark.parametrize("kind", range(4), ids=["poisson", "nb", "zip", "zinb"])
+def test_log_prob_and_its_gradient_are_those_of_the_textbooks_formula(kind):
+    # Where nothing in that formula cancels: θ up to 100 and moderate logits, in float64.
+    rng = np.random.default_rng(0)
+    mean, theta, logits = (
+        tensor(values, requires_grad=True)
+        for values in (10 ** rng.uniform(-2, 2, 400), 10 ** rng.uniform(-1, 2, 400),
+                       rng.uniform(-5, 5, 400))
+    )  # fmt: skip
+    x = torch.poisson(mean.detach() * tensor(rng.gamma(2, 0.5, 400)))
+    assert 0.2 < (x == 0).double().mean() < 0.5
+    px = every_count_distribution(mean, theta, logits)[kind]
+    fast, textbook = px.log_prob(x), px.log_prob_textbook(x)
+    assert torch.allclose(fast, textbook, rtol=1e-9, atol=1e-11)
+    weight = tensor(rng.normal(size=400))  # so that a gradient is not merely summed
+    parameters = mean, theta, logits
+    for ours, theirs in zip(
+        *(
+            torch.autograd.grad((weight * f).sum(), parameters, materialize_grads=True)
+            for f in (fast, textbook)
+        ),
+        strict=True,
+    ):
+        assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(), (30, 1), (1, 7), (4, 30, 7)], ids=str)
+@pytest.mark.parametrize("kind", [1, 3], ids=["nb", "zinb"])
+def test_the_gradient_by_hand_is_that_of_autograd(kind, shape):
+    # For parameters of every shape that broadcasts, with more draws of z than values of x too.
+    generator = torch.Generator().manual_seed(0)
+    mean = 3 * torch.rand(4, 30, 7, generator=generator, dtype=torch.float64)
+    theta = 0.1 + 50 * torch.rand(shape, generator=generator, dtype=torch.float64)
+    logits = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x = torch.poisson(mean[0], generator=generator)
+    weight = torch.randn(4, 30, 7, generator=generator, dtype=torch.float64)
+    parameters = [p.requires_grad_() for p in (mean, theta, logits)]
+    px = every_count_distribution(*parameters)[kind]
+    by_hand, plain = px.log_prob(x), CountDistribution.log_prob(px, x)
+    assert torch.allclose(by_hand, plain, rtol=1e-12, atol=1e-13)
+    for ours, autograds in zip(
+        *(
+            torch.autograd.grad((weight * f).sum(), parameters, materialize_grads=True)
+            for f in (by_hand, plain)
+        ),
+        strict=True,
+    ):
+        assert ours.shape == autograds.shape
+        assert torch.allclose(ours, autograds, rtol=1e-10, atol=1e-12)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    mean = tensor([1.0, 2.0], requires_grad=True)
+    log_prob = NegativeBinomial(mean, tensor(2.0)).log_prob(tensor([0.0, 3.0]))
+    (by_mean,) = torch.autograd.grad(log_prob.sum(), mean, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        by_mean.sum().backward()
+
+
 @BOTH
 def test_tiny_theta_leaves_the_derivative_finite(dtype):
-    # Stirling's series, which is not used here, would hold 1/θ⁶.
+    # Stirling's series at θ itself would hold 1/θ⁶.
     theta = tensor([1e-6, 1e-9, 1e-12], dtype, requires_grad=True)
     log_prob = NegativeBinomial(torch.ones(3, dtype=dtype), theta).log_prob(tensor(3, dtype))
     (by_theta,) = gradients(log_prob, theta)

@@ -11,8 +11,10 @@ ContinuousBernoulli     logits η                                      λ = σ(�
 
 Counts are mostly zero, and ``log p(0)`` needs no log-gamma. So a count distribution says two
 things, ``log_prob_zero`` for every entry and ``log_prob_positive`` for the few entries above
-zero, and :class:`CountDistribution` puts them together. Nothing here adds an epsilon inside a
-logarithm: a formula that needs one is written in another way.
+zero, and :class:`CountDistribution` puts them together; the negative binomials, on which models
+spend their time, do it with a gradient written by hand. ``log_prob_textbook`` is the formula as
+books print it: slower, and exact where nothing in it cancels. Nothing here adds an epsilon inside
+a logarithm: a formula that needs one is written in another way.
 """
 
 from __future__ import annotations
@@ -22,6 +24,8 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
+
+from .special import log_rising_factorial, negative_binomial_log_prob
 
 __all__ = [
     "ContinuousBernoulli",
@@ -52,6 +56,10 @@ class CountDistribution(Distribution):
         """log p(value) where every value is above zero; ``value`` broadcasts with the batch."""
         raise NotImplementedError
 
+    def log_prob_textbook(self, value: Tensor) -> Tensor:
+        """log p(value) by the formula of the class's docstring, for every entry alike."""
+        raise NotImplementedError
+
     def take(self, index: Tensor) -> CountDistribution:
         """The distributions at flat positions ``index`` of the batch, as one flat batch."""
         new = object.__new__(type(self))
@@ -76,16 +84,20 @@ class CountDistribution(Distribution):
         ValueError
             A value is negative or fractional, and arguments are validated.
         """
-        if self._validate_args:
-            self._validate_sample(value)
-        shape = torch.broadcast_shapes(self.batch_shape, value.shape)
-        here = self if shape == self.batch_shape else self.expand(shape)
-        value = value.expand(shape).reshape(-1)
+        here, value = self._together(value)
+        shape, value = value.shape, value.reshape(-1)
         positive = value.nonzero().squeeze(1)
         log_prob = here.log_prob_zero().reshape(-1)
         value = value[positive].to(log_prob.dtype)  # as precise as the parameters
         log_prob_positive = here.take(positive).log_prob_positive(value)
         return log_prob.index_put((positive,), log_prob_positive).reshape(shape)
+
+    def _together(self, value: Tensor) -> tuple[CountDistribution, Tensor]:
+        """These distributions and values of them, broadcast to one shape."""
+        if self._validate_args:
+            self._validate_sample(value)
+        shape = torch.broadcast_shapes(self.batch_shape, value.shape)
+        return self if shape == self.batch_shape else self.expand(shape), value.expand(shape)
 
 
 class Poisson(CountDistribution):
@@ -110,6 +122,8 @@ class Poisson(CountDistribution):
 
     def log_prob_positive(self, value: Tensor) -> Tensor:
         return value * self.rate.log() - self.rate - torch.lgamma(value + 1)
+
+    log_prob_textbook = log_prob_positive
 
     @torch.no_grad()
     def sample(self, sample_shape=()) -> Tensor:
@@ -199,6 +213,17 @@ class NegativeBinomial(CountDistribution):
             + value * logsigmoid(μ.log() - θ.log())
         )
 
+    def log_prob_textbook(self, value: Tensor) -> Tensor:
+        θ, μ = self.inverse_dispersion, self.mean
+        return (
+            torch.lgamma(value + θ) - torch.lgamma(θ) - torch.lgamma(value + 1)
+            + θ * torch.log(θ / (θ + μ)) + value * torch.log(μ / (θ + μ))
+        )  # fmt: skip
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        here, value = self._together(value)
+        return negative_binomial_log_prob(value, here.mean, here.inverse_dispersion)
+
     @torch.no_grad()
     def sample(self, sample_shape=()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
@@ -249,6 +274,17 @@ class ZeroInflated(CountDistribution):
     def log_prob_positive(self, value: Tensor) -> Tensor:
         return logsigmoid(-self.logits) + self.base.log_prob_positive(value)
 
+    def log_prob_textbook(self, value: Tensor) -> Tensor:
+        π, p = torch.sigmoid(self.logits), self.base.log_prob_textbook(value).exp()
+        return torch.log(torch.where(value == 0, π + (1 - π) * p, (1 - π) * p))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if not isinstance(self.base, NegativeBinomial):
+            return super().log_prob(value)
+        here, value = self._together(value)
+        base = here.base
+        return negative_binomial_log_prob(value, base.mean, base.inverse_dispersion, here.logits)
+
     def take(self, index: Tensor) -> ZeroInflated:
         return ZeroInflated(self.base.take(index), self.logits.reshape(-1)[index], False)
 
@@ -259,22 +295,6 @@ class ZeroInflated(CountDistribution):
     def sample(self, sample_shape=()) -> Tensor:
         count = self.base.sample(sample_shape)
         return count * torch.bernoulli(torch.sigmoid(-self.logits).expand(count.shape))
-
-
-def log_rising_factorial(theta: Tensor, x: Tensor) -> Tensor:
-    """log Γ(x+θ) − log Γ(θ) = log θ(θ+1)…(θ+x−1), for θ > 0 and x ≥ 0.
-
-    The two log-gammas cancel where θ is large (in float32 half a nat is lost at θ = 1e6). There,
-    Stirling's series is subtracted term by term on paper first.
-    """
-    large = theta > 30  # the first term left out is then below 3e-14
-    θ = theta.clamp(min=30)  # keeps the branch not taken finite, and with it the gradient
-
-    def series(a: Tensor) -> Tensor:
-        return (1 / 12 - (1 / 360 - 1 / 1260 / a**2) / a**2) / a
-
-    stirling = (θ - 0.5) * torch.log1p(x / θ) + x * torch.log(θ + x) - x + series(θ + x) - series(θ)
-    return torch.where(large, stirling, torch.lgamma(x + theta) - torch.lgamma(theta))
 
 
 def _draw(sampler, parameter: Tensor) -> Tensor:

@@ -79,9 +79,9 @@ def count_mean(logits: Tensor, library: Tensor) -> Tensor:
     """μ = ℓρ with ρ = softmax(logits).
 
     A share that float32 would round to 0 stays at 1e-30: a count of such a gene is then all but
-    impossible, and its gradient still a number.
+    impossible, and its gradient still a number. Shares above 1e-22 are not changed by a bit.
     """
-    return library.unsqueeze(-1) * torch.softmax(logits, dim=-1).clamp(min=1e-30)
+    return library.unsqueeze(-1) * (torch.softmax(logits, dim=-1) + 1e-30)
 
 
 class NormalLikelihood(Likelihood):
