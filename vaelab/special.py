@@ -94,14 +94,14 @@ class _LogProb(torch.autograd.Function):
             log_p = torch.maximum(g.clamp(max=0), log_p.sub_(g.clamp(min=0)))
             log_p += (s_u - s_g).div_(s_u.neg_().add_(1)).log1p_()
         k = (x.reshape(-1) != 0).nonzero().squeeze(1)
-        x, μ, θ, r_k = (t.reshape(-1)[k] for t in (x, μ, θ, r))
+        x, μ, θ, r_k = _at(k, x, μ, θ, r)
         x = x.to(μ.dtype)  # as precise as the parameters
         log_p_k = log_rising_factorial(θ, x) - torch.lgamma(x + 1) - θ * r_k
         log_p_k += x * logsigmoid(μ.log() - θ.log())
         if g is not None:
-            log_p_k += logsigmoid(-g.reshape(-1)[k])
+            log_p_k += logsigmoid(-_at(k, g)[0])
         ctx.save_for_backward(mean, inverse_dispersion, logits, r, k, x)
-        return log_p.view(-1).index_copy_(0, k, log_p_k).view(mean.shape)
+        return log_p.view(-1).scatter_(0, k, log_p_k).view(mean.shape)
 
     @staticmethod
     @once_differentiable
@@ -109,19 +109,24 @@ class _LogProb(torch.autograd.Function):
         μ, θ, g, r, k, x = ctx.saved_tensors
         both = θ + μ
         by_μ, by_θ, by_g = (θ / both).neg_(), (μ / both).sub_(r), None
-        μ_k, θ_k, both_k, by_θ_k = (t.reshape(-1)[k] for t in (μ, θ, both, by_θ))
+        μ_k, θ_k, both_k, by_θ_k = _at(k, μ, θ, both, by_θ)
         if g is not None:
             u = (θ * r).add_(g).neg_()
             kept, dropped = torch.sigmoid(u), u.neg_().sigmoid_()
             by_g = dropped.mul_(torch.sigmoid(-g)).addcmul_(kept, torch.sigmoid(g), value=-1)
-            by_g.view(-1).index_copy_(0, k, torch.sigmoid(g.reshape(-1)[k]).neg_())
+            by_g.view(-1).scatter_(0, k, _at(k, g)[0].sigmoid_().neg_())
             by_g *= grad
             by_μ *= kept
             by_θ *= kept
-        by_μ.view(-1).index_copy_(0, k, (x / μ_k - 1) * θ_k / both_k)
+        by_μ.view(-1).scatter_(0, k, (x / μ_k - 1) * θ_k / both_k)
         by_θ_k += rising_factorial_slope(θ_k, x) - x / both_k
-        by_θ.view(-1).index_copy_(0, k, by_θ_k)
+        by_θ.view(-1).scatter_(0, k, by_θ_k)
         return None, by_μ.mul_(grad), by_θ.mul_(grad), by_g
+
+
+def _at(k: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """The entries at flat positions k."""
+    return [tensor.reshape(-1).index_select(0, k) for tensor in tensors]
 
 
 def negative_binomial_log_prob(
