@@ -8,6 +8,7 @@ fitted model. A module imports only from those before it.
 from . import datasets, metrics, plotting, simulate
 from .bounds import Bound, Term
 from .cells import Cells
+from .exercises import check
 from .likelihoods import LIKELIHOODS
 from .models import VAE
 from .networks import MLP
@@ -22,6 +23,7 @@ __all__ = [
     "Cells",
     "History",
     "Term",
+    "check",
     "datasets",
     "fit",
     "log_normalize",
