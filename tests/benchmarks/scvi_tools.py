@@ -1,0 +1,405 @@
+"""vaelab beside scvi-tools: speed, memory, and the held-out bound that neither may pay with.
+
+    make bench            or     python tests/benchmarks/scvi_tools.py [--quick] [--out build/bench]
+
+Both train the same VAE (ZINB, one θ a gene, 128 hidden, 10 latent) on the same counts with the
+same batch size, as each package ships, in turns, on one thread. A pair is one training of each;
+its cost is the CPU time of the whole epochs after the first, data loading included. The table
+gives medians, and the median and range of the pairs' ratios. "Plain" differentiates the
+likelihood's formula by autograd; "default" is vaelab as it ships. Ctrl-C keeps what was measured.
+
+Exit status: 1 where our held-out bound is worse than theirs by more than 2 standard deviations
+over seeds, 2 where scvi-tools is missing, 130 after Ctrl-C, else 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import importlib.util
+import io
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from contenders import (
+    bound_ours,
+    bound_theirs,
+    clock,
+    embed_ours,
+    embed_theirs,
+    train_ours,
+    train_theirs,
+)
+from report import HEADER, INFINITY, Row, Verdict, draw, exponent, line
+
+LIBRARY = {92: 277.0, 70: 2715.0}  # counts a cell in 2,000 genes that make this % of zeros
+WANTED = {  # (% zeros, batch size, form): times the speed of scvi-tools
+    (92, 128, "plain"): 2.4,
+    (92, 128, "default"): 3.0,
+    (70, 128, "plain"): 1.8,
+    (70, 128, "default"): 2.2,
+}
+LINEAR = (0.9, 1.1)  # exponents: at most a third more than 16 times the cost for 16 times the cells
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    n_cells: int = 5_000
+    n_genes: int = 2_000
+    pairs: int = 5
+    timed_epochs: int = 2
+    held_out_epochs: int = 30
+    seeds: int = 3
+    draws: int = 10
+    import_pairs: int = 3
+    cells: tuple[int, ...] = (5_000, 20_000, 80_000)
+    genes: tuple[int, ...] = (500, 1_000, 2_000, 4_000)
+    latent: tuple[int, ...] = (2, 10, 50)
+    pbmc: bool = True
+
+
+QUICK = Plan(
+    pairs=2, timed_epochs=1, held_out_epochs=4, draws=2, import_pairs=1,
+    cells=(1_000, 5_000), genes=(1_000, 2_000), latent=(2, 10), pbmc=False,
+)  # fmt: skip
+
+
+class Report:
+    """What was measured so far, printed row by row."""
+
+    def __init__(self):
+        self.rows: list[Row] = []
+        self.verdict: Verdict | None = None
+        print(HEADER, flush=True)
+
+    def add(self, *args, **kwargs) -> None:
+        self.rows.append(Row(*args, **kwargs))
+        print(line(self.rows[-1]), flush=True)
+
+    def judge(self, ours: list[float], theirs: list[float]) -> None:
+        self.verdict = Verdict(ours, theirs)
+        print(self.verdict, flush=True)
+
+    def write(self, folder: Path) -> None:
+        """scvi_tools.json and scvi_tools.png."""
+        from vaelab.machine import to_json, write_atomically
+
+        content = {
+            "machine": machine(),
+            "rows": [row.record() for row in self.rows],
+            "held_out_bound": self.verdict and self.verdict.record(),
+        }
+        picture = io.BytesIO()
+        draw(self.rows).savefig(picture, format="png", dpi=150)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(
+            {
+                folder / "scvi_tools.json": to_json(content, indent=1).encode(),
+                folder / "scvi_tools.png": picture.getvalue(),
+            }
+        )
+        print(f"Written: {folder}/scvi_tools.json and .png")
+
+    def status(self) -> int:
+        return int(self.verdict is not None and self.verdict.worse)
+
+
+def machine() -> dict:
+    """What the figures depend on besides the code."""
+    try:
+        cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):  # no Linux, or a processor that gives no name
+        cpu = platform.processor() or platform.machine()
+    packages = ("torch", "scvi-tools", "vaelab", "lightning", "numpy")
+    return {
+        "cpu": cpu,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def simulated(n_cells: int, n_genes: int, zeros: int = 92):
+    """Counts of which so many per cent are zero, cells × genes, CSR.
+
+    In pieces, each with types of its own: a simulation holds several dense matrices.
+
+    Raises
+    ------
+    ValueError
+        The share of zeros is off by more than one per cent.
+    """
+    from scipy import sparse
+
+    from vaelab import simulate
+
+    library, at_once = LIBRARY[zeros] * n_genes / 2_000, 5_000
+    pieces = [
+        simulate.cells(min(at_once, n_cells - start), n_genes, library=library, seed=seed).X
+        for seed, start in enumerate(range(0, n_cells, at_once))
+    ]
+    counts = sparse.vstack(pieces, format="csr")
+    found = 100 * (1 - counts.nnz / np.prod(counts.shape))
+    if abs(found - zeros) > 1:
+        raise ValueError(f"{found:.1f} % of the simulated counts are zero; it should be {zeros} %.")
+    return counts
+
+
+def adata_of(counts):
+    import anndata
+
+    return anndata.AnnData(counts)
+
+
+def alternating(rounds: int, **contenders) -> dict[str, list[float]]:
+    """Each contender's cost in each round, in turns: A B A B."""
+    costs = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, cost in contenders.items():
+            costs[name].append(float(cost()))
+    return costs
+
+
+def epoch_seconds(train, adata, timed_epochs: int, **options) -> float:
+    return statistics.median(train(adata, epochs=1 + timed_epochs, **options)[2])
+
+
+def speed(n_cells: int, seconds: list[float]) -> list[float]:
+    return [n_cells / s for s in seconds]
+
+
+# What is measured
+
+
+def measure_parameters(report: Report, plan: Plan) -> None:
+    """Refuse to compare two models of which one is smaller."""
+    import vaelab
+
+    adata = adata_of(simulated(500, plan.n_genes))
+    theirs, _, _ = train_theirs(adata, epochs=1)
+    idle = (theirs.module.l_encoder, theirs.module.decoder.px_r_decoder)  # other settings use them
+    n_theirs, n_idle = (
+        sum(p.numel() for module in modules for p in module.parameters())
+        for modules in ([theirs.module], idle)
+    )
+    n_ours = vaelab.VAE(plan.n_genes, likelihood="zinb").n_parameters
+    if n_ours != n_theirs - n_idle:
+        raise RuntimeError(
+            f"The models differ: {n_ours:,} parameters of ours, {n_theirs - n_idle:,} of theirs in "
+            "use. Give both the same shape in tests/benchmarks/contenders.py."
+        )
+    report.add("parameters in use", "", [n_ours], [n_theirs - n_idle], better=None)
+
+
+def measure_import(report: Report, plan: Plan) -> None:
+    def seconds(name: str) -> float:
+        code = f"import time, {name}; print(time.process_time())"
+        return float(subprocess.check_output([sys.executable, "-W", "ignore", "-c", code]))
+
+    seconds("vaelab"), seconds("scvi")  # brings the files into the system's memory
+    costs = alternating(
+        plan.import_pairs, theirs=lambda: seconds("scvi"), ours=lambda: seconds("vaelab")
+    )
+    report.add("import", "s", costs["ours"], costs["theirs"], of={"question": "import"})
+
+
+def measure_training(report: Report, plan: Plan, name: str, counts, zeros: int | None) -> None:
+    adata, n_cells = adata_of(counts), counts.shape[0]
+    for batch_size in (128, 1024):
+        options = {"timed_epochs": plan.timed_epochs, "batch_size": batch_size}
+        costs = alternating(
+            plan.pairs,
+            theirs=lambda o=options: epoch_seconds(train_theirs, adata, **o),
+            plain=lambda o=options: epoch_seconds(train_ours, adata, plain=True, **o),
+            default=lambda o=options: epoch_seconds(train_ours, adata, **o),
+        )
+        for form in ("plain", "default"):
+            wanted = WANTED.get((zeros, batch_size, form))
+            report.add(
+                f"training, {name}, batch {batch_size:,}, {form}",
+                "cells/s",
+                speed(n_cells, costs[form]),
+                speed(n_cells, costs["theirs"]),
+                better="more",
+                wanted=wanted and (wanted, INFINITY),
+                of={"question": "training", "data": name, "batch_size": batch_size, "form": form},
+            )
+
+
+def measure_embedding(report: Report, plan: Plan, counts) -> None:
+    adata = adata_of(counts)
+    (ours, cells, _), (theirs, _, _) = train_ours(adata, epochs=1), train_theirs(adata, epochs=1)
+
+    def seconds(embed, model) -> float:
+        start = clock("cpu")
+        for _ in range(3):  # one of ours alone is over in a fraction of a second
+            embed(model, cells)
+        return (clock("cpu") - start) / 3
+
+    embed_ours(ours, cells), embed_theirs(theirs, None)  # the first of each allocates
+    costs = alternating(
+        2 * plan.pairs,
+        theirs=lambda: seconds(embed_theirs, theirs),
+        ours=lambda: seconds(embed_ours, ours),
+    )
+    n_cells = counts.shape[0]
+    report.add(
+        "embedding, batch 1,024", "cells/s", speed(n_cells, costs["ours"]),
+        speed(n_cells, costs["theirs"]), better="more", of={"question": "embedding"},
+    )  # fmt: skip
+
+
+def measure_bound(report: Report, plan: Plan, counts) -> None:
+    """The bound on a tenth of the cells, the same for all seeds, after training on the others."""
+    shuffled = np.random.default_rng(0).permutation(counts.shape[0])
+    n_held_out = counts.shape[0] // 10
+    held_out, training = (
+        adata_of(counts[np.sort(rows)]) for rows in np.split(shuffled, [n_held_out])
+    )
+
+    def bound(train, of, seed: int) -> float:
+        model, *_ = train(training, epochs=plan.held_out_epochs, seed=seed)
+        return of(model, held_out, plan.draws)
+
+    ours, theirs = [], []
+    for seed in range(plan.seeds):
+        theirs.append(bound(train_theirs, bound_theirs, seed))
+        ours.append(bound(train_ours, bound_ours, seed))
+    report.judge(ours, theirs)
+
+
+def measure_memory(report: Report, counts) -> None:
+    """One epoch and the embedding, each side in a process of its own."""
+    from scipy import sparse
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "counts.npz"
+        sparse.save_npz(path, counts, compressed=False)
+        script = str(Path(__file__).with_name("contenders.py"))
+        ours, theirs = (
+            json.loads(subprocess.check_output([sys.executable, script, side, str(path)]))
+            for side in ("ours", "theirs")
+        )
+    cells = f"{counts.shape[0]:,} cells"
+    for name, key, wanted in (
+        (f"peak memory, {cells}", "peak", (1, INFINITY)),
+        (f"peak memory above imports, {cells}", "above_imports", None),
+    ):
+        of = {"question": "memory", "size": counts.shape[0]}
+        report.add(name, "MiB", [ours[key]], [theirs[key]], wanted=wanted, of=of)
+
+
+def measure_growth(report: Report, plan: Plan, cells) -> None:
+    """Seconds an epoch, at batch 128, along three axes; ``cells`` holds the most cells."""
+
+    def add(name: str, size: int, counts, **options) -> None:
+        adata = adata_of(counts)
+        timed = max(1, 20_000 // counts.shape[0])
+        costs = alternating(
+            1,
+            theirs=lambda: epoch_seconds(train_theirs, adata, timed, **options),
+            ours=lambda: epoch_seconds(train_ours, adata, timed, **options),
+        )
+        of = {"question": name, "size": size}
+        report.add(f"an epoch, {size:,} {name}", "s", costs["ours"], costs["theirs"], of=of)
+
+    for n_cells in plan.cells:
+        add("cells", n_cells, cells[:n_cells])
+    along = [row for row in report.rows if row.of.get("question") == "cells"]
+    ours, theirs = (
+        exponent(plan.cells, [statistics.median(getattr(row, side)) for row in along])
+        for side in ("ours", "theirs")
+    )
+    report.add("b in cost ∝ cells^b", "", [ours], [theirs], better=None, wanted=LINEAR)
+    for n_genes in plan.genes:
+        add("genes", n_genes, simulated(plan.n_cells, n_genes))
+    for n_latent in plan.latent:
+        add("latent", n_latent, cells[: plan.n_cells], n_latent=n_latent)
+
+
+def measure_gpu(report: Report, counts) -> None:
+    """Seconds by the wall, on a GPU."""
+    adata, n_cells = adata_of(counts), counts.shape[0]
+    for batch_size in (128, 1024, 8192):
+        options = {"timed_epochs": 2, "batch_size": batch_size, "device": "cuda"}
+        costs = alternating(
+            3,
+            theirs=lambda o=options: epoch_seconds(train_theirs, adata, **o),
+            ours=lambda o=options: epoch_seconds(train_ours, adata, **o),
+        )
+        report.add(
+            f"training on GPU, {n_cells:,} cells, batch {batch_size:,}", "cells/s",
+            speed(n_cells, costs["ours"]), speed(n_cells, costs["theirs"]), better="more",
+            of={"question": "gpu", "batch_size": batch_size},
+        )  # fmt: skip
+
+
+def measure(report: Report, plan: Plan) -> None:
+    measure_parameters(report, plan)
+    measure_import(report, plan)
+    counts = simulated(plan.n_cells, plan.n_genes)
+    measure_training(report, plan, "simulated, 92 % zeros", counts, 92)
+    dense = simulated(plan.n_cells, plan.n_genes, zeros=70)
+    measure_training(report, plan, "simulated, 70 % zeros", dense, 70)
+    if plan.pbmc and (sorted_cells := pbmc_sorted()) is not None:
+        zeros = 100 * (1 - sorted_cells.nnz / np.prod(sorted_cells.shape))
+        measure_training(report, plan, f"pbmc_sorted, {zeros:.0f} % zeros", sorted_cells, None)
+    measure_embedding(report, plan, counts)
+    measure_bound(report, plan, counts)
+    many = simulated(max(plan.cells), plan.n_genes)
+    measure_memory(report, many)
+    measure_growth(report, plan, many)
+    if torch.cuda.is_available():
+        measure_gpu(report, many[:20_000])
+
+
+def pbmc_sorted():
+    """The 2,000 most variable genes of the sorted blood cells; None where they can't be had."""
+    import vaelab
+
+    try:
+        adata = vaelab.datasets.pbmc_sorted()
+    except vaelab.datasets.DataUnavailable:
+        print("pbmc_sorted is left out: get it with vaelab data fetch pbmc_sorted.", flush=True)
+        return None
+    return vaelab.select_genes(adata).X.tocsr()
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="less of everything, to see it run")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder to write to")
+    arguments = parser.parse_args(words)
+    if importlib.util.find_spec("scvi") is None:
+        print('scvi-tools is not here: pip install -e ".[bench]", or make bench.', file=sys.stderr)
+        return 2
+    report = Report()
+    try:
+        measure(report, QUICK if arguments.quick else Plan())
+    except KeyboardInterrupt:
+        print("Stopped by Ctrl-C; what was measured is kept.")
+        return 130
+    finally:
+        report.write(arguments.out)
+    return report.status()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
