@@ -144,13 +144,37 @@ except ValueError as error:
 # **Are the types tight and far apart?** For a cell *i*, let *a* be its mean distance to the other
 # cells of its own type, and *b* its mean distance to the cells of the nearest other type. Its
 # silhouette is (b − a) / max(a, b): near 1 if its own kind is much closer, negative if it sits
-# among strangers. The **average silhouette width** (ASW) is the mean over cells. Here it is in
-# full:
+# among strangers. The **average silhouette width** (ASW) is the mean over cells.
+#
+# ### Exercise 06.1 · Mend a silhouette
+# ★★☆ · 10 minutes · 3 points
+#
+# Here it is as a tutorial has it. It runs, and it gives one number, near the right one. Three
+# things are wrong with it.
+#
+# ```python
+# def silhouette(points, labels):
+#     distance = np.linalg.norm(points[:, None] - points[None], axis=2)
+#     s = []
+#     for i, label in enumerate(labels):
+#         a = distance[i, labels == label].mean()
+#         b = min(distance[i, labels == t].mean() for t in np.unique(labels) if t != label)
+#         s.append((b - a) / max(a, b))
+#     return np.mean(s)
+# ```
+#
+# Write `silhouette(points, labels)` anew: `points` has a row for each cell, `labels` a type for
+# each, and what comes back is s(i) for each cell.
+#
+# <details><summary>Hint</summary>Is a cell one of the <i>other</i> cells of its type? What is
+# <i>a</i> of a B cell if there is only one? (By convention its s is 0.) And which of the two,
+# silhouette or ASW, is a property of a cell?</details>
 
 
-# %%
+# %% nbgrader={"grade_id": "06.1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def silhouette(points, labels):
     """s(i) = (b − a) / max(a, b) for each cell i; shape (n_cells,)."""
+    ### BEGIN SOLUTION
     distance = np.linalg.norm(points[:, None] - points[None], axis=2)  # (n_cells, n_cells)
     types = np.unique(labels)
     to_type = np.stack([distance[:, labels == t].sum(1) for t in types], axis=1)
@@ -160,7 +184,11 @@ def silhouette(points, labels):
     a = to_type[own] / np.maximum(n_own - 1, 1)  # a cell is not its own neighbour
     b = np.where(own, np.inf, to_type / size).min(1)
     return np.where(n_own > 1, (b - a) / np.maximum(a, b), 0)
+    ### END SOLUTION
 
+
+# %% nbgrader={"grade_id": "06.1-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+vaelab.check("06.1", silhouette)
 
 # %% [markdown]
 # **If we cluster the space, do the clusters match the types?** We cluster in two ways: k-means
@@ -170,6 +198,38 @@ def silhouette(points, labels):
 # average for random clusters and 1 for the same grouping. The **normalised mutual information**
 # (NMI) asks what share of one grouping is known once the other is.
 #
+# ### Exercise 06.2 · The adjusted Rand index, from pairs
+# ★★★ · 12 minutes · 3 points
+#
+# Count pairs of cells. Let *both* be the pairs that are together in the truth and in the clusters,
+# *t* those together in the truth, *f* those together in the clusters, and *all* the pairs there
+# are. If clusters were dealt out at random, *both* would be t·f/all on average. The index is
+# *both* minus this average, divided by what that difference would be if the groupings were the
+# same. If both groupings are the same, "what it would be" is (t + f)/2 minus the average.
+#
+# Write `adjusted_rand(truth, found)` for two arrays of names or numbers, one for each cell.
+#
+# <details><summary>Hint</summary><code>truth[:, None] == truth</code> is True for each pair that is
+# together, twice, and for each cell with itself. <code>np.triu(…, 1)</code> keeps each pair
+# once.</details>
+
+
+# %% nbgrader={"grade_id": "06.2", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+def adjusted_rand(truth, found):
+    """1 for the same grouping, 0 on average for random ones (Hubert & Arabie 1985)."""
+    ### BEGIN SOLUTION
+    in_truth = np.triu(truth[:, None] == truth, 1)
+    in_found = np.triu(found[:, None] == found, 1)
+    both, t, f = (in_truth & in_found).sum(), in_truth.sum(), in_found.sum()
+    by_chance = t * f / (len(truth) * (len(truth) - 1) / 2)
+    return (both - by_chance) / ((t + f) / 2 - by_chance)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "06.2-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+vaelab.check("06.2", adjusted_rand)
+
+# %% [markdown]
 # Types with fewer than five cells are left out of the scores, since no clustering can be blamed
 # for two cells. Let us score the baseline, and check our silhouette against the package's.
 
@@ -184,17 +244,6 @@ for name in ["asw", "kmeans_ari", "kmeans_nmi"]:
     print(f"{name:12s}{scores['PCA, 30 components'][name]:.2f}")
 
 # %% [markdown]
-# > **Spot the error.** A tutorial defines the silhouette of a point as above and calls *that* the
-# > ASW of a clustering, divides by |C| − 1 for every cluster C, and speaks of the "activity" (see
-# > §6) *of a cell*. Three things are wrong. What are they?
-# >
-# > <details><summary>Hint</summary>Which index runs over cells? What happens to a B cell if
-# > there is only one?</details>
-# > <details><summary>Solution</summary>(1) The <i>average</i>: s is a property of one cell, the
-# > ASW is its mean. (2) For a cluster of one cell |C| − 1 = 0 and a is undefined; by convention
-# > s = 0, as in the last line of our function. (3) Activity is a variance <i>over</i> cells, so
-# > there is one for each latent dimension, not one for each cell.</details>
-#
 # ## 4 · One VAE, from the inside
 #
 # The model says how a cell comes about. It has a position z in a space of ten dimensions; a
@@ -331,6 +380,29 @@ print(f"x in thousandths: {moved:,.0f} nats a cell; {adata.n_vars:,} · log 1000
       f"{adata.n_vars * np.log(1000):,.0f}")  # fmt: skip
 
 # %% [markdown]
+# ### Exercise 06.3 · A density in other units
+# ★☆☆ · 5 minutes · 2 points
+#
+# A model gives a cell the log-density `log_density`, summed over `n_genes` genes. Every value is
+# now multiplied by `factor`, and the model is stretched along with them. Write
+# `in_other_units(log_density, n_genes, factor)`: the log-density it gives the same cell then.
+#
+# <details><summary>Hint</summary>Draw a box with sides of length dx around x. What is its
+# probability? How long are its sides afterwards, and how probable is it?</details>
+
+
+# %% nbgrader={"grade_id": "06.3", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+def in_other_units(log_density, n_genes, factor):
+    """The log-density, in nats, of a cell whose values were all multiplied by `factor`."""
+    ### BEGIN SOLUTION
+    return log_density - n_genes * np.log(factor)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "06.3-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+vaelab.check("06.3", in_other_units)
+
+# %% [markdown]
 # So we can't rank the normal against the NB by their bounds, and anyone who prints them in one
 # column is comparing metres with seconds. We have to ask the *latent spaces* instead.
 #
@@ -382,8 +454,33 @@ fig.tight_layout()
 #
 # We gave each model ten dimensions. Did it use them? If the encoder ignores dimension *d*, the
 # posterior mean is the prior's, zero, whatever the cell. So we look at how the posterior mean
-# varies *over cells*: the **activity** of a dimension is the variance of E[z_d | x], and it counts
-# as active above 0.01 (Burda et al. 2016). In full:
+# varies: the **activity** of a dimension is the variance of E[z_d | x], and it counts as active
+# above 0.01 (Burda et al. 2016).
+#
+# ### Exercise 06.4 · Activity
+# ★☆☆ · 5 minutes · 1 point
+#
+# A tutorial speaks of the activity "of a cell". Is that right? Write `activity(latent)` for
+# posterior means of shape (n_cells, n_latent).
+#
+# <details><summary>Hint</summary>A dimension that the encoder ignores has the same mean for every
+# cell. So over what must the variance be taken?</details>
+
+
+# %% nbgrader={"grade_id": "06.4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+def activity(latent):
+    """The variance of the posterior mean, divided by n − 1; shape (n_latent,)."""
+    ### BEGIN SOLUTION
+    return ((latent - latent.mean(0)) ** 2).sum(0) / (len(latent) - 1)
+    ### END SOLUTION
+
+
+# %% nbgrader={"grade_id": "06.4-check", "solution": false, "grade": true, "locked": true, "points": 1, "task": false, "schema_version": 3}
+vaelab.check("06.4", activity)
+
+# %% [markdown]
+# It is the diagonal of the covariance of the posterior means over cells. Off the diagonal, that
+# matrix says which dimensions hold the same thing:
 
 # %%
 latent = latents["continuous_bernoulli"]
