@@ -6,8 +6,9 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -19,9 +20,12 @@ from . import plotting
 from .cells import Cells
 from .machine import find_device, to_json, write_atomically
 from .models.base import Model, require
+from .on_disk import OnDisk, UnreadableError
 from .reparametrization import seeded
 
-__all__ = ["History", "TrainingError", "fit"]
+__all__ = ["History", "TrainingError", "fit", "minibatches"]
+
+MIXED = 4096  # cells in memory at once, while those of a file are put in random order
 
 
 class TrainingError(RuntimeError):
@@ -68,6 +72,7 @@ def fit(
     kl_warmup: float = 0.25,
     validation_fraction: float = 0.1,
     patience: int | None = 30,
+    block_size: int | None = None,
     seed: int = 0,
     device: str | None = None,
     checkpoint: str | Path | None = None,
@@ -96,6 +101,10 @@ def fit(
         Epochs without a better held-out bound after which training stops, counted from the end
         of the warm-up; None to go on to the end. With held-out cells, the best parameters after
         the warm-up are restored either way.
+    block_size
+        Cells that are read together because they are neighbours; None for 1 in memory, where the
+        order is then wholly random, 16 in h5ad and 64 in zarr: :func:`minibatches` says what this
+        costs in randomness.
     seed
         Of the split, the order of cells, dropout and the draws of z. On a CPU, the same seed,
         model and number of threads give the same parameters bit for bit.
@@ -117,8 +126,8 @@ def fit(
     ValueError
         Cells that the model can't read, or arguments out of range.
     TrainingError
-        The loss is no longer finite (with the epoch, the term and the likely cause), or the
-        checkpoint is of another run.
+        The loss is no longer finite (with the epoch, the term and the likely cause), the file of
+        the cells can't be read any more, or the checkpoint is of another run.
     """
     if not isinstance(model, Model):
         raise TypeError(f"fit takes a model, then cells; the first is {type(model).__name__}.")
@@ -134,9 +143,14 @@ def fit(
     if patience is not None:
         what = "None or a whole number, at least 1"
         require("patience", patience, Integral, lambda n: n >= 1, what)
+    if block_size is not None:
+        what = "None or a whole number, at least 1"
+        require("block_size", block_size, Integral, lambda n: n >= 1, what)
     require("seed", seed, Integral, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2⁶³ − 1")
     device = find_device(device or model.device)
     model.check(cells)
+    if block_size is None:
+        block_size = cells.x.block_size if isinstance(cells.x, OnDisk) else 1
     n_held_out = round(validation_fraction * cells.n_cells)
     if n_held_out == cells.n_cells:
         raise ValueError(
@@ -164,6 +178,7 @@ def fit(
             "kl_warmup": kl_warmup,
             "validation_fraction": validation_fraction,
             "patience": patience,
+            "block_size": block_size,
             "seed": seed,
         },
     )
@@ -186,10 +201,57 @@ def fit(
                 model.load_state_dict(run.sound[1])
             history.stopped = f"stopped by Ctrl-C in epoch {len(history.records) + 1}"
             print(f"Training was {history.stopped} of {epochs}; the model so far is kept.")
+        except UnreadableError as error:
+            run.restore_best()
+            raise TrainingError(
+                f"{error} Training ended in epoch {len(history.records) + 1} of {epochs}; the "
+                "model so far is kept."
+            ) from error
         finally:
             model.eval()
     run.restore_best()
     return history
+
+
+def minibatches(
+    cells: Cells, rows: np.ndarray, batch_size: int, block_size: int, order: np.random.Generator
+) -> Iterator[Cells]:
+    """Each of some cells once, in random order, whether they are in memory or in a file.
+
+    Blocks of neighbouring rows are put in random order; 4,096 cells at a time are read and mixed,
+    and cut into minibatches. That is less random than a shuffle of all cells: the variance of a
+    mean over a minibatch is 1 + ρ (batch_size − 1) (block_size − 1) / 4095 times as large, where ρ
+    is the correlation of the averaged between two cells of a block: 0 if the file is in random
+    order, up to 1 if it is sorted by what is averaged. For 128 cells that is at most 1.5 times in
+    blocks of 16, and 3 times in blocks of 64.
+
+    Parameters
+    ----------
+    rows
+        Which cells; in the order of the file, else blocks are not of neighbours.
+    batch_size
+        Cells a minibatch, at most: they differ by one cell at most.
+    block_size
+        Cells a block; 1 for a shuffle of all cells.
+    order
+        Where randomness comes from.
+
+    Yields
+    ------
+    Minibatches, in memory.
+    """
+    starts = order.permutation(np.arange(0, len(rows), block_size))
+    places = (starts[:, None] + np.arange(block_size)).ravel()
+    rows = rows[places[places < len(rows)]]
+    of_epoch = np.array_split(rows, -(-len(rows) // batch_size))
+    at_once = max(1, MIXED // batch_size)  # minibatches: one reading for many
+    for group in np.array_split(np.arange(len(of_epoch)), -(-len(of_epoch) // at_once)):
+        mixed = np.concatenate([of_epoch[i] for i in group])
+        if block_size > 1:
+            order.shuffle(mixed)
+        read = cells[mixed].in_memory()
+        for start, stop in pairwise(np.cumsum([0, *(len(of_epoch[i]) for i in group)])):
+            yield read[start:stop]
 
 
 class _Run:
@@ -210,6 +272,8 @@ class _Run:
         self.order = np.random.default_rng(settings["seed"])
         shuffled = self.order.permutation(cells.n_cells)
         self.held_out, self.training = np.sort(shuffled[:n_held_out]), shuffled[n_held_out:]
+        if settings["block_size"] > 1:
+            self.training.sort()
         self.n_minibatches = -(-len(self.training) // settings["batch_size"])
 
     def begin(self) -> None:
@@ -234,11 +298,11 @@ class _Run:
         number, started = len(self.history.records) + 1, time.perf_counter()
         self.model.train()
         start = number - 1, _copy(self.model.state_dict())
-        rows = self.order.permutation(self.training)
+        sizes = self.settings["batch_size"], self.settings["block_size"]
         sums: dict[str, Tensor] = {}
-        for i, minibatch in enumerate(np.array_split(rows, self.n_minibatches)):
+        for i, part in enumerate(minibatches(self.cells, self.training, *sizes, self.order)):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
-            bound = self.model.elbo(self.cells[minibatch].to(self.model.device, self.model.dtype))
+            bound = self.model.elbo(part.to(self.model.device, self.model.dtype))
             loss = bound.loss(kl_weight)
             if not torch.isfinite(loss):
                 broken = [n for n in bound.terms if not torch.isfinite(bound[n]).all()]
@@ -252,7 +316,7 @@ class _Run:
                 sums[name] = sums[name] + total if name in sums else total
         if not _finite(self.model.state_dict().values()):
             raise TrainingError(self._diagnosis("parameters"))
-        means = {name: total.item() / len(rows) for name, total in sums.items()}
+        means = {name: total.item() / len(self.training) for name, total in sums.items()}
         held_out = self._held_out_bound()
         self.history.records.append(
             {
@@ -283,9 +347,10 @@ class _Run:
         rate = self.settings["learning_rate"]
         # Not the running statistics of batch normalisation: they overflow with the values.
         if _finite(self.model.parameters()) and rate < 0.01:
+            largest = max(abs(part.x).max() for _, part in self.cells.parts())
             cause = (
-                f"values that overflow (the largest here is {abs(self.cells.x).max():.3g}); scale "
-                "them down, or choose a count likelihood for counts"
+                f"values that overflow (the largest here is {largest:.3g}); scale them down, or "
+                "choose a count likelihood for counts"
             )
         else:
             cause = f"a learning rate that is too high ({rate:g}); try {rate / 10:g}"
@@ -399,10 +464,9 @@ def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _digest(cells: Cells) -> str:
     """Tells these cells from others, and from the same in another order."""
     digest = hashlib.sha256("\n".join(cells.gene_names).encode())
-    x = cells.x.cpu() if isinstance(cells.x, Tensor) else cells.x
-    parts = [x] if isinstance(x, Tensor) else [x.data, x.indices, x.indptr]
-    for part in (*parts, cells.library.cpu(), cells.batch.cpu(), cells.label.cpu()):
-        digest.update(np.ascontiguousarray(part))
-    if cells.observed is not None:
-        digest.update(np.ascontiguousarray(cells.observed.cpu()))
+    for _, part in cells.parts():
+        x = [part.x] if isinstance(part.x, Tensor) else [part.x.data, part.x.indices, part.x.indptr]
+        for values in (*x, part.library, part.batch, part.label, part.observed):
+            if values is not None:
+                digest.update(np.ascontiguousarray(torch.as_tensor(values).cpu()))
     return digest.hexdigest()[:16]

@@ -146,11 +146,13 @@ class Model(Savable, nn.Module):
     def _over_minibatches(self, cells: Cells, question, batch_size: int = 1024) -> np.ndarray:
         self.check(cells)
         with evaluating(self):
-            answers = [
-                question(cells[start : start + batch_size].to(self.device, self.dtype))
-                for start in range(0, max(1, cells.n_cells), batch_size)  # no cells: one empty part
-            ]
-            return torch.cat(answers).cpu().numpy()
+            for start in range(0, max(1, cells.n_cells), batch_size):  # no cells: one empty part
+                part = cells[start : start + batch_size].to(self.device, self.dtype)
+                answer = question(part).cpu().numpy()
+                if start == 0:  # all at once: answers kept one by one would scatter the memory
+                    answers = np.empty((cells.n_cells, *answer.shape[1:]), answer.dtype)
+                answers[start : start + batch_size] = answer
+            return answers
 
     # Cells that fit the model.
 
