@@ -3,6 +3,8 @@
 What is drawn is read off the artists.
 """
 
+import re
+import sys
 from itertools import combinations
 
 import matplotlib
@@ -15,8 +17,10 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
+from matplotlib.patches import Ellipse, FancyArrow, Rectangle
 
-from vaelab import plotting
+import vaelab
+from vaelab import models, plotting
 from vaelab.training import History
 
 RNG = np.random.default_rng(0)
@@ -48,7 +52,9 @@ DRAWN = {
     "latent_covariance": lambda **a: plotting.latent_covariance(RNG.normal(size=(30, 4)), **a),
     "count_histogram": lambda **a: plotting.count_histogram(COUNTS, {"VAE": COUNTS + 1}, **a),
     "confusion_matrix": lambda **a: plotting.confusion_matrix(GROUPS, GROUPS, **a),
+    "graphical_model": lambda **a: plotting.graphical_model(vaelab.VAE.graph, **a),
 }
+WITHOUT_AXIS_LABELS = {"embedding", "graphical_model"}
 
 
 @pytest.fixture(autouse=True)
@@ -108,7 +114,7 @@ def test_a_figure_draws_into_the_axes_it_is_given_and_leaves_their_neighbours(na
     assert not axes[n].get_xlabel()
 
 
-@pytest.mark.parametrize("name", [name for name in DRAWN if name != "embedding"])
+@pytest.mark.parametrize("name", [name for name in DRAWN if name not in WITHOUT_AXIS_LABELS])
 def test_axes_are_labelled(name):
     for ax in np.ravel([DRAWN[name]()]):
         assert ax.get_xlabel()
@@ -447,6 +453,108 @@ def test_groups_of_different_lengths_are_refused():
     with pytest.raises(ValueError, match="length"):
         plotting.confusion_matrix(["a", "b"], ["a"])
     assert not plt.get_fignums()
+
+
+# -------------------------------------------------------------------------- graphical models
+
+GRAPH = {  # a model with everything: both ways, one way, two parents, plates that cross
+    "z": {"at": (0, 2), "q": ("x_g", "γ"), "plates": ("cells",)},
+    "γ": {"at": (2, 1), "observed": True, "plates": ("cells",)},
+    "θ_g": {"at": (-1.2, 0), "plates": ("genes",)},
+    "x_g": {
+        "at": (0, 0), "p": ("z", "γ", "θ_g"), "observed": True, "plates": ("cells", "genes"),
+    },
+}  # fmt: skip
+
+
+def drawn(ax):
+    """Variables with their places, and those that are shaded."""
+    places = {t.get_text().strip("$"): np.array(t.xy) for t in ax.texts if "$" in t.get_text()}
+    shaded = {
+        name
+        for name, place in places.items()
+        for patch in ax.patches
+        if isinstance(patch, Ellipse)
+        and np.allclose(patch.center, place)
+        and patch.get_facecolor()[:3] != (1, 1, 1)
+        and patch.get_facecolor()[3] > 0
+    }
+    return places, shaded
+
+
+def arrows(ax):
+    """(parent, variable) of each arrow by the variables nearest to its ends, and its line."""
+    places, _ = drawn(ax)
+    found = []
+    for arrow in (patch for patch in ax.patches if isinstance(patch, FancyArrow)):
+        pair = []
+        for end in arrow.get_xy()[[3, 0]]:  # tail and tip
+            nearest = min(places, key=lambda name: np.hypot(*(places[name] - end)))
+            assert np.hypot(*(places[nearest] - end)) == pytest.approx(0.25, abs=0.03)
+            pair.append(nearest)
+        found.append((*pair, arrow.get_linestyle()))
+    return sorted(found)
+
+
+def test_a_graph_is_drawn_as_it_is_described():
+    ax = plotting.graphical_model(GRAPH)
+    places, shaded = drawn(ax)
+    assert set(places) == set(GRAPH) and shaded == {"x_g", "γ"}
+    for name, place in places.items():
+        np.testing.assert_allclose(place, GRAPH[name]["at"])
+    p = [("z", "x_g", "-"), ("γ", "x_g", "-"), ("θ_g", "x_g", "-")]
+    q = [("x_g", "z", "--"), ("γ", "z", "--")]
+    assert arrows(ax) == sorted(p + q)
+    assert arrows(plotting.graphical_model(GRAPH, show="p")) == p
+    assert arrows(plotting.graphical_model(GRAPH, show="q")) == q
+
+
+def test_arrows_of_both_ways_lie_side_by_side():
+    ax = plotting.graphical_model(GRAPH)
+    across = {
+        arrow.get_linestyle(): arrow.get_xy()[:, 0].mean()
+        for arrow in ax.patches
+        if isinstance(arrow, FancyArrow) and np.ptp(arrow.get_xy()[[0, 3], 0]) < 0.01
+    }
+    assert across["-"] - across["--"] == pytest.approx(0.18, abs=0.01)
+
+
+def test_a_plate_holds_its_variables_and_no_other():
+    ax = plotting.graphical_model(GRAPH)
+    boxes = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    named = {}
+    for text in ax.texts:
+        (box,) = [b for b in boxes if np.allclose(b.get_corners()[1], text.xy)] or [None]
+        if box is not None:
+            places = {name: GRAPH[name]["at"] for name in GRAPH}
+            named[text.get_text()] = {n for n, at in places.items() if box.contains_point(
+                ax.transData.transform(at))}  # fmt: skip
+    assert len(boxes) == 2
+    assert named == {"cells": {"z", "γ", "x_g"}, "genes": {"θ_g", "x_g"}}
+
+
+def test_a_graph_that_can_not_be_drawn_is_refused():
+    with pytest.raises(ValueError, match="'y' is somebody's parent, but no variable"):
+        plotting.graphical_model({"z": {"at": (0, 0), "p": ("y",)}})
+    inside = GRAPH | {"θ_g": {"at": (0.5, 1)}}
+    with pytest.raises(ValueError, match="'θ_g' stands on the plate 'cells', which is not its own"):
+        plotting.graphical_model(inside)
+
+
+MODELS = [
+    model
+    for model in vars(models).values()
+    if isinstance(model, type) and issubclass(model, models.Model) and model is not models.Model
+]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: model.__name__)
+def test_every_model_has_a_graph_of_the_variables_in_its_docstring(model):
+    described = (sys.modules[model.__module__].__doc__ or "") + (model.__doc__ or "")
+    for name in model.graph:
+        assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", described), name
+    drawn_variables, shaded = drawn(plotting.graphical_model(model.graph))
+    assert set(drawn_variables) == set(model.graph) and shaded
 
 
 # ------------------------------------------------------------------------------- interactive

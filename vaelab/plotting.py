@@ -15,6 +15,7 @@ __all__ = [
     "confusion_matrix",
     "count_histogram",
     "embedding",
+    "graphical_model",
     "interactive",
     "latent_covariance",
     "training_history",
@@ -239,6 +240,70 @@ def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name
         yticklabels=names, annot_kws={"size": 8}, cbar_kws={"label": "share of the row"},
     )  # fmt: skip
     ax.set(xlabel=found_name, ylabel=truth_name)
+    return ax
+
+
+def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
+    """A model's variables, and which is drawn given which.
+
+    Circles are variables, shaded where observed. Solid arrows are the generative model p, dashed
+    ones the variational model q. What stands on a plate is there once for each of what it names.
+
+    Parameters
+    ----------
+    graph
+        Variable → its place ``at`` (x, y) and, where there are any, its parents in the generative
+        model ``p`` and in the variational model ``q``, its ``plates``, and ``observed``: as in
+        ``vaelab.VAE.graph``.
+    show
+        Whose arrows: "p", "q" or "pq".
+
+    Raises
+    ------
+    ValueError
+        A parent is no variable, or a variable stands on a plate that is not its own.
+    """
+    import daft
+
+    nodes = {
+        name: daft.Node(name, f"${name}$", *v["at"], observed=v.get("observed", False), fontsize=13)
+        for name, v in graph.items()
+    }
+    arrows = [(a, b, model) for model in show for b, v in graph.items() for a in v.get(model, ())]
+    if unknown := {a for a, _, _ in arrows} - set(nodes):
+        raise ValueError(f"{min(unknown)!r} is somebody's parent, but no variable of this graph.")
+    edges, pairs = [], {(a, b) for a, b, _ in arrows}
+    for a, b, model in arrows:
+        ends = nodes[a], nodes[b]
+        if (b, a) in pairs:  # one arrow each way: side by side
+            aside = 0.09 * np.array([ends[0].y - ends[1].y, ends[1].x - ends[0].x])
+            aside = aside / np.hypot(ends[1].x - ends[0].x, ends[1].y - ends[0].y)
+            ends = [daft.Node(n.name, "", n.x + aside[0], n.y + aside[1]) for n in ends]
+        style = {"ls": "-" if model == "p" else "--", "head_length": 0.13, "head_width": 0.09}
+        edges.append(daft.Edge(*ends, plot_params=style))
+    on = {plate: set() for v in graph.values() for plate in v.get("plates", ())}
+    for plate, members in on.items():
+        members.update(name for name, v in graph.items() if plate in v.get("plates", ()))
+    plates, corners = [], [np.array(v["at"]) + d for v in graph.values() for d in (-0.35, 0.35)]
+    for plate, members in on.items():
+        n_within = sum(len(o) < len(members) and bool(o & members) for o in on.values())
+        at = np.array([graph[name]["at"] for name in members])
+        low, high = at.min(0) - (0.4, 0.6), at.max(0) + 0.4  # the name of the plate stands below
+        low, high = low - n_within * np.array([0.12, 0.3]), high + 0.12 * n_within
+        for name in sorted(set(graph) - members):
+            if (low < graph[name]["at"]).all() and (graph[name]["at"] < high).all():
+                raise ValueError(f"{name!r} stands on the plate {plate!r}, which is not its own.")
+        style = {"position": "bottom right", "fontsize": 10, "rect_params": {"fc": "none"}}
+        plates.append(daft.Plate([*low, *(high - low)], plate, **style))
+        corners += [low, high]
+    low, high = np.min(corners, axis=0) - 0.05, np.max(corners, axis=0) + 0.05
+    ax = ax or _figure(figsize=high - low)
+    ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
+    ax.set_axis_off()
+    context = daft.PGM(grid_unit=1.0, node_unit=0.5)._ctx
+    context._ax = ax  # daft alone would make a figure of its own
+    for part in (*plates, *edges, *nodes.values()):
+        part.render(context)
     return ax
 
 

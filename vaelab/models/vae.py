@@ -72,6 +72,14 @@ class VAE(Model):
         An unknown likelihood, dispersion or normalisation, or a size out of range.
     """
 
+    graph = {  # for plotting.graphical_model
+        "z": {"at": (0, 1.2), "q": ("x_g",), "plates": ("cells",)},
+        "ℓ": {"at": (1, 1.2), "observed": True, "plates": ("cells",)},
+        "x_g": {
+            "at": (0, 0), "p": ("z", "ℓ"), "observed": True, "plates": ("cells", "genes"),
+        },
+    }  # fmt: skip
+
     def __init__(
         self,
         n_genes: int,
