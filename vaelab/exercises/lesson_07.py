@@ -1,0 +1,452 @@
+"""Exercises of lesson 07: Gumbel-softmax."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .core import Exercise, Misconception
+
+__all__ = ["EXERCISES"]
+
+
+def softmax(logits, temperature=1.0):
+    from scipy import special
+
+    return special.softmax(np.asarray(logits, dtype=float) / temperature, axis=-1)
+
+
+def log_softmax(logits):
+    from scipy import special
+
+    return special.log_softmax(np.asarray(logits, dtype=float), axis=-1)
+
+
+# 07.1: the bound with y summed out
+
+
+def draw_cells_of_types(rng: np.random.Generator) -> list[dict]:
+    """One cell that is undecided between two types, then forty and five, some of them certain."""
+    cases = [
+        {
+            "logits": np.zeros((1, 2)),
+            "log_p_x": np.array([[-1.0, -2.0]]),
+            "log_prior": np.log([0.25, 0.75]),
+        }
+    ]
+    for dtype in (np.float64, np.float32):
+        logits = rng.normal(0, 1, (40, 5)) * np.where(rng.random((40, 1)) < 0.2, 300, 1.5)
+        cases.append(
+            {
+                "logits": logits.astype(dtype),
+                "log_p_x": (-20 + 3 * rng.standard_normal((40, 5))).astype(dtype),
+                "log_prior": np.log(rng.dirichlet(np.ones(5))).astype(dtype),
+            }
+        )
+    return cases
+
+
+def summed_out(logits, log_p_x, log_prior):
+    """log p(x) − KL(q(y) ‖ p(y|x)): the bound from its other side."""
+    from scipy import special
+
+    joint = np.asarray(log_p_x, float) + np.asarray(log_prior, float)
+    log_evidence = special.logsumexp(joint, axis=-1)
+    log_q = log_softmax(logits)
+    gap = special.rel_entr(np.exp(log_q), np.exp(joint - log_evidence[:, None])).sum(-1)
+    return log_evidence - gap
+
+
+def bound_with(kl):
+    """The bound with another KL, a function of q, log q, log π."""
+
+    def wrong(logits, log_p_x, log_prior):
+        log_q = log_softmax(logits)
+        q = np.exp(log_q)
+        return (q * log_p_x).sum(-1) - kl(q, log_q, np.broadcast_to(log_prior, q.shape))
+
+    return wrong
+
+
+# 07.2: Gumbel-max
+
+
+def draw_uniforms(rng: np.random.Generator) -> list[dict]:
+    """One draw of two classes, many of four, and one with u next to 0."""
+    many = {"logits": rng.normal(3, 1.5, 4), "u": rng.uniform(1e-9, 1, (300, 4))}
+    tail = {"logits": np.array([0.0, -4.5]), "u": np.array([[1e-300, 0.5], [0.5, 0.5]])}
+    return [{"logits": np.log([0.2, 0.8]), "u": np.array([[0.9, 0.3]])}, many, tail]
+
+
+def first_of_the_race(logits, u):
+    """Class k waits −log u_k / π_k."""
+    return (-np.log(u) / np.exp(logits - logits.max())).argmin(-1)
+
+
+# 07.3: the mean of a relaxed draw
+
+
+def draw_differences(rng: np.random.Generator) -> list[dict]:
+    cases = [{"difference": 1.0, "temperature": 1.0}]
+    for temperature in (0.2, 0.5, 1.0, 2.0, 5.0):
+        for sign in (-1, 1):
+            difference = sign * float(rng.uniform(0.5, 3))
+            cases.append({"difference": difference, "temperature": temperature})
+    return cases
+
+
+def mean_by_quadrature(difference, temperature):
+    """E[y₁] = E[σ(δ + τ·t)], t ~ Logistic(0, 1): the integral of the lesson, by parts."""
+    from scipy import integrate, special
+
+    def integrand(t):
+        return special.expit(difference + temperature * t) * special.expit(t) * special.expit(-t)
+
+    return np.asarray(integrate.quad(integrand, -40, 40, limit=500)[0])
+
+
+def mean_with(noise, of=lambda difference, temperature, s: (difference + s) / temperature):
+    """The mean with another noise (a name in scipy.stats) or another place for it."""
+
+    def wrong(difference, temperature):
+        from scipy import special, stats
+
+        s = getattr(stats, noise).ppf((np.arange(20_000) + 0.5) / 20_000)
+        return np.asarray(special.expit(of(difference, temperature, s)).mean())
+
+    return wrong
+
+
+# 07.4: the score function with a baseline
+
+
+def draw_scores(rng: np.random.Generator) -> list[dict]:
+    """Three draws of two classes, then a few and many of four."""
+    cases = [{"logits": np.zeros(2), "drawn": np.array([0, 1, 1]), "f": np.array([1.0, 2.0, 4.0])}]
+    for n_samples in (2, 50):
+        logits = rng.normal(0, 1, 4)
+        drawn = rng.choice(4, size=n_samples, p=softmax(logits))
+        cases.append({"logits": logits, "drawn": drawn, "f": rng.normal(-7, 2, n_samples)})
+    return cases
+
+
+def covariance(logits, drawn, f):
+    """With leave-one-out baselines it is the sample covariance of f and the one-hot draw."""
+    one_hot = np.eye(len(logits))[drawn]
+    return np.array([np.cov(f, column)[0, 1] for column in one_hot.T])
+
+
+def score_with(baseline):
+    def wrong(logits, drawn, f):
+        score = np.eye(len(logits))[drawn] - softmax(logits)
+        return ((f - baseline(f))[:, None] * score).mean(0)
+
+    return wrong
+
+
+# 07.5: straight-through
+
+
+def draw_straight_through(rng: np.random.Generator) -> list[dict]:
+    """One draw of two classes, then thirty of four at three temperatures."""
+    cases = [
+        {
+            "logits": np.array([[0.5, 0.0]]),
+            "e": np.array([[1.0, 0.7]]),
+            "temperature": 0.5,
+            "weight": np.array([[1.0, 0.0]]),
+        }
+    ]
+    for temperature in (0.3, 0.8, 3.0):
+        logits, weight = rng.normal(0, 1, (2, 30, 4))
+        e = rng.exponential(size=(30, 4))
+        cases.append(
+            {
+                "logits": logits,
+                "e": e,
+                "temperature": temperature,
+                "weight": weight,
+            }
+        )
+    return cases
+
+
+def relaxed(logits, e, temperature):
+    return softmax(logits - np.log(e), temperature)
+
+
+def pulled_back(y, temperature, weight):
+    """weightᵀ times the Jacobian of softmax(scores/τ): (diag y − y yᵀ)/τ, written out."""
+    jacobian = np.einsum("nk,kl->nkl", y, np.eye(y.shape[-1])) - np.einsum("nk,nl->nkl", y, y)
+    return np.einsum("nk,nkl->nl", weight, jacobian) / temperature
+
+
+def one_hot_and_gradient(logits, e, temperature, weight):
+    winner = (e / np.exp(logits)).argmin(-1)
+    y = relaxed(logits, e, temperature)
+    return np.eye(logits.shape[-1])[winner], pulled_back(y, temperature, weight)
+
+
+def with_gradient(gradient):
+    """A one-hot value with another gradient."""
+
+    def wrong(logits, e, temperature, weight):
+        value, _ = one_hot_and_gradient(logits, e, temperature, weight)
+        return value, gradient(logits, e, temperature, weight)
+
+    return wrong
+
+
+def soft_value(logits, e, temperature, weight):
+    y = relaxed(logits, e, temperature)
+    return y, pulled_back(y, temperature, weight)
+
+
+# 07.6: the KL to a uniform prior
+
+
+def draw_logits_of_many(rng: np.random.Generator) -> list[dict]:
+    """An undecided cell of twenty classes, then cells of 3, 10, 14, some of them certain."""
+    cases = [{"logits": np.zeros((1, 20))}]
+    for n_classes in (3, 10, 14):
+        scale = np.where(rng.random((20, 1)) < 0.2, 800, 1.5)
+        cases.append({"logits": rng.normal(0, 1, (20, n_classes)) * scale})
+    return cases
+
+
+def kl_to_uniform(logits):
+    from scipy import stats
+
+    q = softmax(logits)
+    return stats.entropy(q, np.ones_like(q), axis=-1)
+
+
+def negative_entropy(logits):
+    from scipy import special
+
+    return -special.entr(softmax(logits)).sum(-1)
+
+
+EXERCISES = {
+    exercise.name: exercise
+    for exercise in (
+        Exercise(
+            name="07.1",
+            title="Spot the error: a bound that needs no draw",
+            points=3,
+            draw=draw_cells_of_types,
+            oracle=summed_out,
+            verified="Agrees with log p(x) minus the KL to the true posterior for 81 cells, in "
+            "float32 and float64.",
+            misconceptions=(
+                Misconception(
+                    "the KL weighted twice",
+                    bound_with(lambda q, log_q, log_prior: (q * q * (log_q - log_prior)).sum(-1)),
+                    "Your KL is too small. How often does q_k stand before log q_k − log π_k?",
+                ),
+                Misconception(
+                    "the KL once for each class",
+                    bound_with(
+                        lambda q, log_q, log_prior: q.shape[-1] * (q * (log_q - log_prior)).sum(-1)
+                    ),
+                    "Your KL is too large. It is one number a cell; how often did you subtract it?",
+                ),
+                Misconception(
+                    "the KL added",
+                    bound_with(lambda q, log_q, log_prior: -(q * (log_q - log_prior)).sum(-1)),
+                    "Does saying more about y than the prior does raise a bound, or cost?",
+                ),
+                Misconception(
+                    "no KL",
+                    bound_with(lambda q, log_q, log_prior: 0.0),
+                    "This is the reconstruction alone. What is missing is how far q is from the "
+                    "prior.",
+                ),
+                Misconception(
+                    "a uniform prior",
+                    bound_with(lambda q, log_q, log_prior: (q * log_q).sum(-1) + np.log(q[0].size)),
+                    "You took every type to be as frequent as any other; log_prior says how "
+                    "frequent they are.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="07.2",
+            title="Gumbel-max",
+            points=2,
+            draw=draw_uniforms,
+            oracle=first_of_the_race,
+            verified="Names the winner of the same race of clocks in 303 draws.",
+            misconceptions=(
+                Misconception(
+                    "noise on probabilities",
+                    lambda logits, u: (softmax(logits) - np.log(-np.log(u))).argmax(-1),
+                    "The noise belongs on log π, and you added it to π.",
+                ),
+                Misconception(
+                    "one logarithm",
+                    lambda logits, u: (logits - np.log(u)).argmax(-1),
+                    "−log u is the waiting time of a clock. Which function turned waiting times "
+                    "into scores?",
+                ),
+                Misconception(
+                    "the noise upside down",
+                    lambda logits, u: (logits + np.log(-np.log(u))).argmax(-1),
+                    "A short wait should give a high score. Which sign has log e?",
+                ),
+                Misconception(
+                    "an epsilon in the logarithms",
+                    lambda logits, u: (logits - np.log(-np.log(u + 1e-20) + 1e-20)).argmax(-1),
+                    "Nearly: it goes wrong where u is next to 0. What was added to u there?",
+                ),
+                Misconception(
+                    "no noise",
+                    lambda logits, u: np.full(len(u), logits.argmax()),
+                    "This gives the most probable class each time. Where does u come in?",
+                ),
+            ),
+        ),
+        Exercise(
+            name="07.3",
+            title="The mean of a relaxed draw",
+            points=3,
+            draw=draw_differences,
+            oracle=mean_by_quadrature,
+            rtol=1e-3,
+            atol=1e-4,
+            verified="Agrees with quadrature to three digits, at 11 settings.",
+            misconceptions=(
+                Misconception(
+                    "the probability",
+                    lambda difference, temperature: np.asarray(1 / (1 + np.exp(-difference))),
+                    "This is π₁, the mean of a one-hot draw. A relaxed draw has another.",
+                ),
+                Misconception(
+                    "no noise",
+                    lambda difference, temperature: np.asarray(
+                        1 / (1 + np.exp(-difference / temperature))
+                    ),
+                    "This is softmax(log π / τ), without any noise. What is the mean of y over s?",
+                ),
+                Misconception(
+                    "one Gumbel in place of a difference of two",
+                    mean_with("gumbel_r"),
+                    "Each of the two classes has its own noise. How is their difference "
+                    "distributed?",
+                ),
+                Misconception(
+                    "normal noise",
+                    mean_with("norm"),
+                    "The difference of two Gumbels is bell-shaped, but not normal.",
+                ),
+                Misconception(
+                    "noise not divided by the temperature",
+                    mean_with("logistic", lambda d, temperature, s: d / temperature + s),
+                    "The temperature divides the score, and the noise is a part of the score.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="07.4",
+            title="A baseline from the other draws",
+            points=3,
+            draw=draw_scores,
+            oracle=covariance,
+            verified="Agrees with the sample covariance of f and the one-hot draw, for 2, 3 and 50 "
+            "draws.",
+            misconceptions=(
+                Misconception(
+                    "a draw in its own baseline",
+                    score_with(np.mean),
+                    "Your answer is too small by (S − 1)/S. Does a draw's baseline depend on the "
+                    "draw itself?",
+                ),
+                Misconception(
+                    "no baseline",
+                    score_with(lambda f: 0.0),
+                    "This one is unbiased, but varies as much as f is large. What is subtracted "
+                    "from each f?",
+                ),
+                Misconception(
+                    "the gradient with respect to π",
+                    lambda logits, drawn, f: covariance(logits, drawn, f) / softmax(logits),
+                    "This differentiates log π_y with respect to π. What is the gradient of log "
+                    "softmax(logits)_y with respect to the logits?",
+                ),
+                Misconception(
+                    "a sum for a mean",
+                    lambda logits, drawn, f: len(f) * covariance(logits, drawn, f),
+                    "It grows with the number of draws. Sum, or mean?",
+                ),
+            ),
+        ),
+        Exercise(
+            name="07.5",
+            title="Straight-through",
+            points=2,
+            draw=draw_straight_through,
+            oracle=one_hot_and_gradient,
+            call="gradient",
+            verified="One-hot forward; backward the Jacobian of the softmax, at 91 draws.",
+            misconceptions=(
+                Misconception(
+                    "the gradient is lost",
+                    with_gradient(lambda logits, *_: np.zeros_like(logits)),
+                    "The value is right, but no gradient comes back. Does anything in your result "
+                    "still hang on the logits?",
+                ),
+                Misconception(
+                    "soft forward",
+                    soft_value,
+                    "This is the relaxed draw itself: the gradient is right and the value is not "
+                    "one-hot.",
+                ),
+                Misconception(
+                    "the gradient goes past the softmax",
+                    with_gradient(lambda logits, e, temperature, weight: weight),
+                    "The gradient should be that of the relaxation; yours goes to the logits as it "
+                    "is.",
+                ),
+                Misconception(
+                    "the temperature forgotten",
+                    with_gradient(
+                        lambda logits, e, temperature, weight: pulled_back(
+                            relaxed(logits, e, 1.0), 1.0, weight
+                        )
+                    ),
+                    "This is the gradient at temperature 1. Where does the temperature come in?",
+                ),
+            ),
+        ),
+        Exercise(
+            name="07.6",
+            title="Bug hunt: a KL below zero",
+            points=2,
+            draw=draw_logits_of_many,
+            oracle=kl_to_uniform,
+            verified="Agrees with scipy's relative entropy for 3, 10, 14 and 20 classes, and for "
+            "cells that are certain.",
+            misconceptions=(
+                Misconception(
+                    "ten classes, always",
+                    lambda logits: negative_entropy(logits) - np.log(0.1),
+                    "This is right for ten classes. What is 0.1?",
+                ),
+                Misconception(
+                    "minus the entropy",
+                    negative_entropy,
+                    "This is Σ q log q. The prior is not in it.",
+                ),
+                Misconception(
+                    "the entropy for its negative",
+                    lambda logits: np.log(logits.shape[-1]) - negative_entropy(logits),
+                    "An undecided q is the prior, and should cost nothing. Yours costs most.",
+                ),
+                Misconception(
+                    "a mean over classes",
+                    lambda logits: kl_to_uniform(logits) / logits.shape[-1],
+                    "It is too small by the number of classes. Sum, or mean?",
+                ),
+            ),
+        ),
+    )
+}
