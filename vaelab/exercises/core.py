@@ -195,6 +195,13 @@ class Verdict:
     got: Data | None = None
 
     @property
+    def comparable(self) -> bool:
+        """Whether what was got can be drawn beside what was expected: arrays of equal shape."""
+        pair = self.expected, self.got
+        arrays = all(isinstance(data, (np.ndarray, np.number)) for data in pair)
+        return arrays and np.shape(self.expected) == np.shape(self.got)
+
+    @property
     def points(self) -> int:
         return self.exercise.points if self.passed else 0
 
@@ -252,7 +259,8 @@ def _smallest(case: Case, wrong: np.ndarray) -> tuple[int, ...]:
     """Where an answer is wrong, the entry with the smallest inputs."""
     size = np.zeros(wrong.shape)
     for value in case.values():
-        if isinstance(value, np.ndarray) and value.shape == wrong.shape:
+        numbers = isinstance(value, np.ndarray) and value.dtype.kind in "buif"
+        if numbers and value.shape == wrong.shape:
             size = size + np.abs(value)
     return np.unravel_index(np.argmin(np.where(wrong, size, np.inf)), wrong.shape)
 

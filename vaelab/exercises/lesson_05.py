@@ -1,4 +1,10 @@
-"""Exercises of lesson 05: count likelihoods."""
+"""Exercises of lesson 05: count likelihoods.
+
+The right answers come from scipy and from quadrature; ``tests/test_exercises.py`` holds these to
+50 digits in their turn. What float32 may be off is derived: a log-gamma of 6,000 (x near 1,000)
+is known to 6,000 · 1.2e-7 ≈ 7e-4, and a textbook formula adds three of them; hence atol32 = 5e-3
+where heavy tails are drawn.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +14,50 @@ from .core import Exercise, Misconception
 
 __all__ = ["EXERCISES"]
 
+PRECISIONS = (np.float64, np.float32)
+
+
+def by_count(what: str, of=lambda value: value):
+    """A picture: what is right and what was answered, for each count of one gene.
+
+    Where every entry has a mean of its own, the one is drawn against the other.
+    """
+
+    def picture(ax, case, expected, got) -> None:
+        with np.errstate(all="ignore"):
+            expected, got = (of(np.asarray(value, dtype=float)) for value in (expected, got))
+        if len(np.unique(case["mean"])) == 1:
+            ax.bar(case["x"], expected, color="0.8", label="right")
+            ax.plot(case["x"], got, "o", color="#D55E00", label="yours")
+            ax.set(xlabel="count", ylabel=what)
+        else:
+            shown = np.isfinite(expected) & np.isfinite(got)
+            ax.plot(expected[shown], expected[shown], color="0.6", label="right")
+            ax.plot(expected[shown], got[shown], "o", ms=4, color="#D55E00", label="yours")
+            ax.set(xlabel=f"right {what}", ylabel=f"your {what}")
+
+    return picture
+
+
+def nb_pmf(x, mean, theta):
+    from scipy import stats
+
+    x, mean, theta = (np.asarray(v, dtype=float) for v in (x, mean, theta))
+    return stats.nbinom.pmf(x, theta, theta / (theta + mean))
+
+
+# --------------------------------------------------------------------------- 05.1 the NB
+
 
 def draw_counts(rng: np.random.Generator) -> list[dict]:
-    """Counts, means and inverse dispersions: one entry, then 200 in both precisions."""
-    cases = [{"x": np.array([0.0]), "mean": np.array([1.0]), "theta": np.array([2.0])}]
-    for dtype in (np.float64, np.float32):
-        mean, theta = 10 ** rng.uniform(-2, 2, 200), 10 ** rng.uniform(-1, 1.5, 200)
+    """One gene's counts from 0 to 10, then 200 entries in both precisions."""
+    cases = [{"x": np.arange(11.0), "mean": np.full(11, 3.0), "theta": np.full(11, 2.0)}]
+    for dtype in PRECISIONS:
+        most = 4 if dtype == np.float64 else 1.5  # float32 log-gammas cancel at large θ: see §7
+        mean, theta = 10 ** rng.uniform(-2, 2, 200), 10 ** rng.uniform(-1, most, 200)
         x = rng.poisson(mean * rng.gamma(theta) / theta)
-        cases.append(
-            {"x": x.astype(dtype), "mean": mean.astype(dtype), "theta": theta.astype(dtype)}
-        )
+        values = {"x": x, "mean": mean, "theta": theta}
+        cases.append({name: value.astype(dtype) for name, value in values.items()})
     return cases
 
 
@@ -34,6 +74,202 @@ def nb_of_1_minus_p(x, mean, theta):
     return stats.nbinom.logpmf(x, theta, mean / (theta + mean))
 
 
+def nb_without_factorial(x, mean, theta):
+    from scipy.special import gammaln
+
+    return nb(x, mean, theta) + gammaln(np.asarray(x, dtype=float) + 1)
+
+
+# --------------------------------------------------------------------------- 05.2 conversion
+
+
+def draw_r_p(rng: np.random.Generator) -> list[dict]:
+    """One pair, then 50 in both precisions."""
+    cases = [{"r": np.array([2.0]), "p": np.array([0.25])}]
+    r, p = 10 ** rng.uniform(-1, 2, 50), rng.uniform(0.02, 0.98, 50)
+    return cases + [{"r": r.astype(dtype), "p": p.astype(dtype)} for dtype in PRECISIONS]
+
+
+def converted(r, p):
+    """From the moments of scipy's nbinom alone."""
+    from scipy import stats
+
+    mean, variance = stats.nbinom.stats(r.astype(float), p.astype(float), moments="mv")
+    return mean, mean**2 / (variance - mean), 1 - mean / variance
+
+
+# --------------------------------------------------------------------------- 05.3 zeros
+
+
+def draw_cells(rng: np.random.Generator) -> list[dict]:
+    """A gene's means in two cells, then in 300 cells of uneven depth, in both precisions."""
+    cases = [{"mean": np.array([1.0, 4.0]), "theta": 2.0}]
+    for dtype in PRECISIONS:
+        mean = 10 ** rng.uniform(-0.5, 1) * rng.lognormal(0, 0.6, 300)
+        theta = float(rng.choice([rng.uniform(0.2, 0.8), rng.uniform(1.5, 5)]))
+        cases.append({"mean": mean.astype(dtype), "theta": theta})
+    return cases
+
+
+# --------------------------------------------------------------------------- 05.4 the ZINB
+
+
+def draw_zero_inflated(rng: np.random.Generator) -> list[dict]:
+    """One gene's counts from 0 to 10; 100 entries of usual size in both precisions; and 40 whose
+    probabilities are too small for a number of their precision, with all in between left out."""
+    constant = {"mean": 4.0, "theta": 2.0, "logits": -1.0}
+    cases = [{"x": np.arange(11.0)} | {k: np.full(11, v) for k, v in constant.items()}]
+    for dtype in PRECISIONS:
+        mean, theta = 10 ** rng.uniform(-2, 2, 100), 10 ** rng.uniform(-1, 1.5, 100)
+        x = rng.poisson(mean * rng.gamma(theta) / theta) * (rng.random(100) < 0.6)
+        values = {"x": x, "mean": mean, "theta": theta, "logits": rng.uniform(-8, 8, 100)}
+        cases.append({name: value.astype(dtype) for name, value in values.items()})
+    for dtype, size in zip(PRECISIONS, (10, 1), strict=True):
+        values = {
+            "x": rng.integers(0, 3, 40) * 4,
+            "mean": rng.uniform(1e3, 1e4, 40),
+            "theta": size * rng.uniform(40, 90, 40),
+            "logits": size * rng.uniform(120, 400, 40) * rng.choice([-1, -1, 1], 40),
+        }
+        cases.append({name: value.astype(dtype) for name, value in values.items()})
+    return cases
+
+
+def zinb(x, mean, theta, logits):
+    """log of a sum of two exponentials, by scipy."""
+    from scipy.special import log_expit, logsumexp
+
+    base = nb(x, mean, theta)
+    dropped = np.where(x == 0, 0.0, -np.inf)
+    g = np.asarray(logits, dtype=float)
+    return logsumexp([dropped + log_expit(g), base + log_expit(-g)], axis=0)
+
+
+def zinb_of_probabilities(x, mean, theta, logits, epsilon=0.0, everywhere=False, sign=1):
+    """Through π and NB(x), in the precision of the inputs."""
+    from scipy.special import expit
+
+    pi, p = expit(sign * logits), nb_pmf(x, mean, theta).astype(x.dtype)
+    inflated = np.where((x == 0) | everywhere, pi + (1 - pi) * p, (1 - pi) * p)
+    return np.log(inflated + x.dtype.type(epsilon))
+
+
+def zinb_not_scaled(x, mean, theta, logits):
+    return np.where(x == 0, zinb(x, mean, theta, logits), nb(x, mean, theta))
+
+
+# --------------------------------------------------------------------------- 05.5 choosing
+
+
+def draw_fits(rng: np.random.Generator) -> list[dict]:
+    """Log-likelihoods of fitted models: one gene, then 200 genes, then the columns shuffled."""
+    n_parameters = np.array([1.0, 2.0, 2.0, 3.0])
+    first = np.array([[-510.0, -495.0, -490.5, -489.0]])
+    cases = [{"log_likelihood": first, "n_parameters": n_parameters, "n_cells": 343}]
+    for order in (np.arange(4), rng.permutation(4)):
+        n_cells = int(rng.integers(60, 4000))
+        poisson = -rng.uniform(300, 3000, 600)
+        zip_, nb_ = poisson + rng.exponential(6, (2, 600))
+        zinb_ = np.maximum(zip_, nb_) + rng.exponential(4, 600)
+        fits = np.stack([poisson, zip_, nb_, zinb_], axis=1)
+        score = np.sort(2 * fits - n_parameters * np.log(n_cells), axis=1)
+        fits = fits[score[:, -1] - score[:, -2] > 1e-3][:200]  # no ties
+        case = {"log_likelihood": fits[:, order], "n_parameters": n_parameters[order]}
+        cases.append({**case, "n_cells": n_cells})
+    return cases
+
+
+def chosen(log_likelihood, n_parameters, n_cells):
+    """Models meet in pairs: the better of two gains more than its further parameters cost."""
+
+    def beats(fits, a, b):
+        return 2 * (fits[a] - fits[b]) > (n_parameters[a] - n_parameters[b]) * np.log(n_cells)
+
+    winners = []
+    for fits in log_likelihood:
+        best = 0
+        for model in range(1, len(fits)):
+            best = model if beats(fits, model, best) else best
+        winners.append(best)
+    return np.array(winners)
+
+
+# --------------------------------------------------------------------------- 05.6 denoising
+
+
+def draw_observed(rng: np.random.Generator) -> list[dict]:
+    """One gene's counts from 0 to 8; 100 entries in both precisions, some without dropout (−∞)."""
+    constant = {"mean": 2.0, "theta": 1.0, "logits": 0.0}
+    cases = [{"x": np.arange(9.0)} | {k: np.full(9, v) for k, v in constant.items()}]
+    for dtype in PRECISIONS:
+        mean, theta = 10 ** rng.uniform(-1, 2, 100), 10 ** rng.uniform(-0.5, 1, 100)
+        x = rng.poisson(mean * rng.gamma(theta) / theta) * (rng.random(100) < 0.6)
+        logits = np.where(rng.random(100) < 0.2, -np.inf, rng.uniform(-6, 4, 100))
+        values = {"x": x, "mean": mean, "theta": theta, "logits": logits}
+        cases.append({name: value.astype(dtype) for name, value in values.items()})
+    return cases
+
+
+def denoised(x, mean, theta, logits):
+    """Robbins (1956): of any mixture of Poissons, E[λ|x] = (x+1) p(x+1)/p(x)."""
+    x = np.asarray(x, dtype=float)
+    ratio = zinb(x + 1, mean, theta, logits) - zinb(x, mean, theta, logits)
+    return (x + 1) * np.exp(ratio)
+
+
+def kept(logits):
+    from scipy.special import expit
+
+    return expit(-np.asarray(logits, dtype=float))
+
+
+# --------------------------------------------------------------------------- 05.7 the CB
+
+
+def draw_unit_interval(rng: np.random.Generator) -> list[dict]:
+    """One entry; λ = ½; anything; near ½; and float32, where 1 − 2λ is 0 or above 0.05."""
+    x, lam = rng.random(200), rng.uniform(0.02, 0.98, 200)
+    near = 0.5 + rng.choice([-1, 1], 50) * 10 ** rng.uniform(-4, -2, 50)
+    single = np.where(np.abs(lam - 0.5) < 0.025, 0.5, lam)
+    return [
+        {"x": np.array([0.5]), "lam": np.array([0.25])},
+        {"x": np.array([0.0, 0.3, 1.0]), "lam": np.array([0.5, 0.5, 0.5])},
+        {"x": x, "lam": lam},
+        {"x": x[:50], "lam": near},
+        {"x": x.astype(np.float32), "lam": single.astype(np.float32)},
+    ]
+
+
+def cb(x, lam):
+    """The integral of λ^t (1−λ)^(1−t) by Gauss and Legendre; the slope is a score less its mean."""
+    x, lam = np.asarray(x, dtype=float)[:, None], np.asarray(lam, dtype=float)[:, None]
+    t, weight = np.polynomial.legendre.leggauss(40)
+    t, weight = (t + 1) / 2, weight / 2
+    density = weight * lam**t * (1 - lam) ** (1 - t)
+    normalizer = density.sum(1)
+    score = (density * (t / lam - (1 - t) / (1 - lam))).sum(1) / normalizer
+    value, slope = bce(x[:, 0], lam[:, 0])
+    return value - np.log(normalizer), slope - score
+
+
+def bce(x, lam):
+    x, lam = np.asarray(x, dtype=float), np.asarray(lam, dtype=float)
+    value = x * np.log(lam) + (1 - x) * np.log1p(-lam)
+    return value, x / lam - (1 - x) / (1 - lam)
+
+
+def cb_divided(x, lam):
+    return tuple(2 * a - b for a, b in zip(bce(x, lam), cb(x, lam), strict=True))
+
+
+def nan_at_half(x, lam, in_value=True):
+    value, slope = cb(x, lam)
+    half = np.asarray(lam) == 0.5
+    return np.where(half & in_value, np.nan, value), np.where(half, np.nan, slope)
+
+
+# --------------------------------------------------------------------------- declarations
+
 EXERCISES = {
     exercise.name: exercise
     for exercise in (
@@ -43,13 +279,252 @@ EXERCISES = {
             points=3,
             draw=draw_counts,
             oracle=nb,
-            verified="Agrees with scipy at 401 points, in float32 and float64.",
+            verified="Agrees with scipy at 411 points, in float32 and float64.",
+            atol32=5e-3,
             misconceptions=(
                 Misconception(
                     "p for 1 − p",
                     nb_of_1_minus_p,
-                    "This is the probability with p and 1 − p exchanged: see the table of "
-                    "parametrisations, and ask which outcome p belongs to.",
+                    "This is the probability with p and 1 − p exchanged: see the line with the "
+                    "mean of the (r, p) form, and ask which outcome p belongs to.",
+                ),
+                Misconception(
+                    "dispersion for inverse dispersion",
+                    lambda x, mean, theta: nb(x, mean, 1 / theta),
+                    "Your θ acts as its own inverse: as it grows your distribution gets wider. "
+                    "Look at the variance again, and at what θ → ∞ should give.",
+                ),
+                Misconception(
+                    "probability for its log",
+                    nb_pmf,
+                    "These are probabilities. The exercise asks for their natural logarithm.",
+                ),
+                Misconception(
+                    "no factorial",
+                    nb_without_factorial,
+                    "Right at 0 and 1, and ever further off above: one of the three gamma "
+                    "functions of the formula is missing.",
+                ),
+            ),
+            picture=by_count("probability", np.exp),
+        ),
+        Exercise(
+            name="05.2",
+            title="From (r, p) to everybody else's",
+            points=2,
+            draw=draw_r_p,
+            oracle=converted,
+            verified="Mean, inverse dispersion and torch's probs fit scipy's moments, 101 times.",
+            misconceptions=(
+                Misconception(
+                    "torch's p",
+                    lambda r, p: (r * p / (1 - p), r, p),
+                    "You read p as torch does. In the formula here, what is raised to the power "
+                    "x: p, or 1 − p? Large p should then mean small counts.",
+                ),
+                Misconception(
+                    "probs passed on",
+                    lambda r, p: (r * (1 - p) / p, r, p),
+                    "Mean and inverse dispersion are right. But torch's probs belong to the "
+                    "other outcome: draw a sample with them and look at its mean.",
+                ),
+                Misconception(
+                    "dispersion for inverse dispersion",
+                    lambda r, p: (r * (1 - p) / p, 1 / r, 1 - p),
+                    "The second result is DESeq2's dispersion. Compare the variance (1−p) r/p² "
+                    "with mean + mean²/θ.",
+                ),
+                Misconception(
+                    "trials for failures",
+                    lambda r, p: (r / p, r, 1 - p),
+                    "Your mean is never below r. A count can be zero: the mean is of x alone, and "
+                    "the r successes are not part of it.",
+                ),
+            ),
+            rtol32=1e-4,
+        ),
+        Exercise(
+            name="05.3",
+            title="How many zeros should there be?",
+            points=2,
+            draw=draw_cells,
+            oracle=lambda mean, theta: nb_pmf(0, mean, theta).mean(),
+            verified="The expected share of zeros agrees with scipy for 602 cells.",
+            misconceptions=(
+                Misconception(
+                    "the average cell",
+                    lambda mean, theta: nb_pmf(0, np.mean(mean, dtype=float), theta),
+                    "This is the share of zeros if every cell had the average depth. The curve of "
+                    "zeros against the mean is bent: which comes first, averaging or the curve?",
+                ),
+                Misconception(
+                    "Poisson's zeros",
+                    lambda mean, theta: np.exp(-mean.astype(float)).mean(),
+                    "These are the zeros of a Poisson: θ has no part in your result. Put x = 0 "
+                    "into the negative binomial.",
+                ),
+                Misconception(
+                    "dispersion for inverse dispersion",
+                    lambda mean, theta: nb_pmf(0, mean, 1 / theta).mean(),
+                    "Your θ acts as its own inverse. A larger θ means a narrower distribution, "
+                    "and fewer zeros.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="05.4",
+            title="Zero inflation, in logits",
+            points=3,
+            draw=draw_zero_inflated,
+            oracle=zinb,
+            verified="Agrees with scipy at 291 points, down to probabilities of e^−4000.",
+            atol32=5e-3,
+            misconceptions=(
+                Misconception(
+                    "epsilon in the logarithm",
+                    lambda **case: zinb_of_probabilities(**case, epsilon=1e-8),
+                    "Nothing in your result is below −18.42 = log 1e-8. What is added inside a "
+                    "logarithm is not small where the probability is smaller: stay in logs.",
+                ),
+                Misconception(
+                    "probabilities that underflow",
+                    zinb_of_probabilities,
+                    "Right where probabilities are of usual size, and −∞ where they are too small "
+                    "for a number. Do not leave the logs: which function adds two probabilities "
+                    "that are given as logs?",
+                ),
+                Misconception(
+                    "positive counts inflated",
+                    lambda **case: zinb_of_probabilities(**case, everywhere=True),
+                    "You gave π to every count. Dropout makes zeros: which counts can it explain?",
+                ),
+                Misconception(
+                    "positive counts not scaled",
+                    zinb_not_scaled,
+                    "Right at zero. But above it your probabilities are those of the NB, and all "
+                    "together they sum to more than 1.",
+                ),
+                Misconception(
+                    "sign of the logits",
+                    lambda x, mean, theta, logits: zinb(x, mean, theta, -logits),
+                    "Your zeros become rarer as the logits grow. π is the probability of dropout, "
+                    "and π = σ(g).",
+                ),
+            ),
+            picture=by_count("probability", np.exp),
+        ),
+        Exercise(
+            name="05.5",
+            title="A likelihood for each gene",
+            points=3,
+            draw=draw_fits,
+            oracle=chosen,
+            verified="The choice for 401 genes is the one that no other model beats.",
+            misconceptions=(
+                Misconception(
+                    "the largest likelihood",
+                    lambda log_likelihood, n_parameters, n_cells: log_likelihood.argmax(1),
+                    "This takes the largest likelihood. A model that holds another as a special "
+                    "case is never below it: what do its further parameters cost?",
+                ),
+                Misconception(
+                    "the largest BIC",
+                    lambda log_likelihood, n_parameters, n_cells: (
+                        n_parameters * np.log(n_cells) - 2 * log_likelihood
+                    ).argmax(1),
+                    "You chose the worst model of each gene. Is a large BIC good or bad?",
+                ),
+                Misconception(
+                    "AIC",
+                    lambda log_likelihood, n_parameters, n_cells: (
+                        2 * n_parameters - 2 * log_likelihood
+                    ).argmin(1),
+                    "This is the AIC, whose price of a parameter does not depend on the number "
+                    "of cells. Look at what n_cells is for.",
+                ),
+                Misconception(
+                    "log-likelihood not doubled",
+                    lambda log_likelihood, n_parameters, n_cells: (
+                        n_parameters * np.log(n_cells) - log_likelihood
+                    ).argmin(1),
+                    "You charge twice too much for a parameter: compare both terms of the BIC "
+                    "with the formula, factor by factor.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="05.6",
+            title="Spot the error: denoising",
+            points=3,
+            draw=draw_observed,
+            oracle=denoised,
+            verified="Agrees with Robbins' formula (x+1) p(x+1)/p(x) at 209 points.",
+            misconceptions=(
+                Misconception(
+                    "as published",
+                    lambda x, mean, theta, logits: kept(logits) * (x + theta) / (mean + theta),
+                    "This is what was published. Both errors are still in it: which units has "
+                    "u, and which has λ? And can a positive count be a dropout?",
+                ),
+                Misconception(
+                    "E[u|x] for E[λ|x]",
+                    lambda x, mean, theta, logits: denoised(x, mean, theta, logits) / mean,
+                    "Dropout is right. But this is the mean of u, which is near 1 whatever the "
+                    "gene; λ is in counts. How do they belong together?",
+                ),
+                Misconception(
+                    "positive counts dropped",
+                    lambda x, mean, theta, logits: (
+                        kept(logits) * mean * (x + theta) / (mean + theta)
+                    ),
+                    "The units are right. But you also shrink positive counts by 1 − π. What is "
+                    "the probability that a count of 5 was dropped out?",
+                ),
+                Misconception(
+                    "prior for posterior",
+                    lambda x, mean, theta, logits: (
+                        np.where(x > 0, 1, kept(logits)) * mean * (x + theta) / (mean + theta)
+                    ),
+                    "Positive counts are right. At zero you use π, the probability of dropout "
+                    "before the count was seen. A zero changes it: Bayes.",
+                ),
+            ),
+            picture=by_count("E[λ|x] (counts)"),
+        ),
+        Exercise(
+            name="05.7",
+            title="Spot the error: the constant that is undefined at ½",
+            points=2,
+            draw=draw_unit_interval,
+            oracle=cb,
+            verified="Value and slope agree with quadrature at 454 points, λ = ½ among them.",
+            call="slope",
+            atol=1e-7,
+            misconceptions=(
+                Misconception(
+                    "binary cross-entropy",
+                    bce,
+                    "This is minus the binary cross-entropy: a density that does not integrate "
+                    "to 1. What is missing depends on λ, so its slope is off too.",
+                ),
+                Misconception(
+                    "0/0 at ½",
+                    nan_at_half,
+                    "Right, except at λ = ½, where it is NaN: as printed the constant is 0/0 "
+                    "there. What is its limit? Have an expression of its own near ½.",
+                ),
+                Misconception(
+                    "NaN gradient through where",
+                    lambda x, lam: nan_at_half(x, lam, in_value=False),
+                    "All values are right, but the slope at λ = ½ is NaN. torch.where takes the "
+                    "gradient of both branches, also of the one not chosen: see to it that the "
+                    "other branch is never given ½.",
+                ),
+                Misconception(
+                    "constant divided",
+                    cb_divided,
+                    "The constant is there with the wrong sign. Your density should integrate to "
+                    "1: does C multiply or divide?",
                 ),
             ),
         ),
