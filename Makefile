@@ -45,6 +45,7 @@ lessons: $(STAMP)
 	    touch "$$lesson" || exit 1; \
 	done
 	@$(VENV)/bin/python tests/readme_picture.py
+	@$(RUN) vaelab release
 
 format: $(STAMP)
 	$(RUN) ruff check --fix .

@@ -183,7 +183,7 @@ print(f"negative binomial:   {stats.nbinom.logpmf(x, a, b / (b + 1)):.6f}")
 # <code>stats.beta.logpdf(p, a, b)</code>.</details>
 
 
-# %% nbgrader={"grade_id": "02.1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def log_evidence(x, r, a, b):
     """log ∫ Π NB(x_n; r, p) Beta(p; a, b) dp, for counts x of shape (n,)."""
     ### BEGIN SOLUTION
@@ -195,7 +195,7 @@ def log_evidence(x, r, a, b):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "02.1-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-1-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("02.1", log_evidence)
 
 # %% [markdown]
@@ -298,7 +298,7 @@ print(f"torch:                        {by_torch:.6f}")
 # above give for mean 0 and std 1?</details>
 
 
-# %% nbgrader={"grade_id": "02.2", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-2", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def kl_to_prior(mean, std):
     """KL(N(mean, std²) ‖ N(0, I)) of each cell, in nats; shape (n_cells,)."""
     ### BEGIN SOLUTION
@@ -306,7 +306,7 @@ def kl_to_prior(mean, std):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "02.2-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-2-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("02.2", kl_to_prior)
 
 # %% [markdown]
@@ -413,7 +413,7 @@ print(f"log p(x)        = {np.log(evidence[x]):.4f}, which we know here because 
 # q(z) f(z) = p(x|z) p(z)? And line (c) is line (b) with two things exchanged.</details>
 
 
-# %% nbgrader={"grade_id": "02.3", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-3", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def jensen(E, log_prior, log_likelihood, log_q):
     """log E_q[p(x, z) / q(z)], and the bound; each one number."""
 
@@ -427,7 +427,7 @@ def jensen(E, log_prior, log_likelihood, log_q):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "02.3-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-3-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("02.3", jensen)
 
 # %%
@@ -462,7 +462,7 @@ print(f"(b) {line_b:.4f}   (c) {line_c:.4f}   given up: {line_b - line_c:.4f} na
 # KL, the third is left alone. Only the gap may use the posterior.</details>
 
 
-# %% nbgrader={"grade_id": "02.4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def by_kl(E, log_prior, log_likelihood, log_q, log_posterior):
     """Reconstruction, KL to the prior, and gap: three numbers, in nats."""
     ### BEGIN SOLUTION
@@ -473,7 +473,7 @@ def by_kl(E, log_prior, log_likelihood, log_q, log_posterior):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "02.4-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-4-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("02.4", by_kl)
 
 # %%
@@ -515,7 +515,7 @@ print(f"log p(x): {bound:.4f} + {gap:.4f} = {bound + gap:.4f}, and {np.log(evide
 # is its logarithm?</details>
 
 
-# %% nbgrader={"grade_id": "02.5", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-5", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def of_cells(E, log_joint, log_posterior, log_q):
     """The bound on log p of all cells, and its gap; each one number."""
     ### BEGIN SOLUTION
@@ -525,7 +525,7 @@ def of_cells(E, log_joint, log_posterior, log_q):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "02.5-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-5-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("02.5", of_cells)
 
 # %% [markdown]
@@ -594,7 +594,7 @@ x = torch.randn(100, 2) @ W.T + b + sigma * torch.randn(100, 4)  # 100 cells, 4 
 # gene. The KL you have already.</details>
 
 
-# %% nbgrader={"grade_id": "02.6", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-6", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def linear_bound(x, W, b, sigma, m, s):
     """E_q[log N(x; Wz + b, σ²I)] − KL(q ‖ N(0, I)) with q = N(m, diag s²), of each cell."""
     ### BEGIN SOLUTION
@@ -605,7 +605,7 @@ def linear_bound(x, W, b, sigma, m, s):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "02.6-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "02-6-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("02.6", linear_bound)
 
 # %% [markdown]
@@ -866,26 +866,30 @@ def encode():
     return x @ φ["A"].T + φ["c"], φ["log_s"].exp().expand(300, 2)
 
 
-optimiser = torch.optim.Adam([*θ.values(), *φ.values()], lr=0.05)
-smaller_steps = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.998)
-history = []
-for i in range(2001):  # 2. optimise
-    bound = linear_bound(x, θ["W"], θ["b"], θ["log_sigma"].exp(), *encode()).mean()
-    if i % 10 == 0:
-        with torch.no_grad():
-            log_p_x = exact_evidence(x, θ["W"], θ["b"], θ["log_sigma"].exp()).mean()
-        history.append([i, bound.item(), log_p_x.item()])
-    optimiser.zero_grad()
-    (-bound).backward()
-    optimiser.step()
-    smaller_steps.step()
-steps, bounds, evidences = np.array(history).T
+def train():
+    """2. optimise; every tenth step's number, bound and evidence."""
+    optimiser = torch.optim.Adam([*θ.values(), *φ.values()], lr=0.05)
+    smaller_steps = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.998)
+    history = []
+    for i in range(2001):
+        bound = linear_bound(x, θ["W"], θ["b"], θ["log_sigma"].exp(), *encode()).mean()
+        if i % 10 == 0:
+            with torch.no_grad():
+                log_p_x = exact_evidence(x, θ["W"], θ["b"], θ["log_sigma"].exp()).mean()
+            history.append([i, bound.item(), log_p_x.item()])
+        optimiser.zero_grad()
+        (-bound).backward()
+        optimiser.step()
+        smaller_steps.step()
+    return np.array(history).T
+
 
 # %% [markdown]
 # How good can it get? For this model the highest evidence is known from the eigenvalues of the
 # data's covariance (Tipping and Bishop 1999, section 3). We draw how far below it we are.
 
 # %%
+steps, bounds, evidences = train()
 λ = np.linalg.eigvalsh(np.cov(x.numpy(), rowvar=False, bias=True))[::-1]
 log_det = np.log(λ[:2]).sum() + 18 * np.log(λ[2:].mean())
 most = -0.5 * (20 * np.log(2 * np.pi) + log_det + 20)

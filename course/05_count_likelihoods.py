@@ -239,7 +239,7 @@ print(
 # </details>
 
 
-# %% nbgrader={"grade_id": "05.1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def nb_log_prob(x, mean, theta):
     """log NB(x; mean, inverse dispersion theta), in nats; the shape of x."""
     ### BEGIN SOLUTION
@@ -250,7 +250,7 @@ def nb_log_prob(x, mean, theta):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "05.1-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-1-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("05.1", nb_log_prob)
 
 # %% [markdown]
@@ -302,7 +302,7 @@ print(f"torch with probs = 1 − p: {right.mean:.1f};  with probs = p: {wrong.me
 # </details>
 
 
-# %% nbgrader={"grade_id": "05.2", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-2", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def convert(r, p):
     """(mean, inverse dispersion, torch's probs) of p^r (1−p)^x."""
     ### BEGIN SOLUTION
@@ -310,7 +310,7 @@ def convert(r, p):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "05.2-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-2-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("05.2", convert)
 
 # %% [markdown]
@@ -337,7 +337,7 @@ vaelab.check("05.2", convert)
 # </details>
 
 
-# %% nbgrader={"grade_id": "05.3", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-3", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def expected_zeros(mean, theta):
     """Expected share of zeros; `mean` has shape (n_cells,), `theta` is a number."""
     ### BEGIN SOLUTION
@@ -345,7 +345,7 @@ def expected_zeros(mean, theta):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "05.3-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-3-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("05.3", expected_zeros)
 
 # %% [markdown]
@@ -463,7 +463,7 @@ print("float32, in logs, log p(0):      ", *(f"{v:9.2f}" for v in log_p))
 # </details>
 
 
-# %% nbgrader={"grade_id": "05.4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def zinb_log_prob(x, mean, theta, logits):
     """log ZINB(x; mean, theta, π = σ(logits)), in nats; the shape of x."""
     ### BEGIN SOLUTION
@@ -472,7 +472,7 @@ def zinb_log_prob(x, mean, theta, logits):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "05.4-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-4-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("05.4", zinb_log_prob)
 
 # %% [markdown]
@@ -616,7 +616,7 @@ print(
 # </details>
 
 
-# %% nbgrader={"grade_id": "05.5", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-5", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def choose(log_likelihood, n_parameters, n_cells):
     """Index of the best model of each gene, shape (n_genes,).
 
@@ -628,7 +628,7 @@ def choose(log_likelihood, n_parameters, n_cells):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "05.5-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-5-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("05.5", choose)
 
 # %%
@@ -791,7 +791,7 @@ fig.tight_layout()
 # </details>
 
 
-# %% nbgrader={"grade_id": "05.6", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-6", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def denoise(x, mean, theta, logits):
     """E[λ|x] under the ZINB with π = σ(logits), in counts; logits = −∞ is the NB."""
     ### BEGIN SOLUTION
@@ -801,7 +801,7 @@ def denoise(x, mean, theta, logits):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "05.6-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-6-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("05.6", denoise)
 
 # %% [markdown]
@@ -906,7 +906,7 @@ for name, best in [("BCE", by_bce), ("continuous Bernoulli", by_cb)]:
 # </details>
 
 
-# %% nbgrader={"grade_id": "05.7", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-7", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def cb_log_prob(x, lam):
     """log C(λ) + x log λ + (1−x) log(1−λ), per unit of x; the shape of x."""
     ### BEGIN SOLUTION
@@ -919,7 +919,7 @@ def cb_log_prob(x, lam):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "05.7-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "05-7-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("05.7", cb_log_prob)
 
 # %% [markdown]

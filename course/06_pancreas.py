@@ -171,7 +171,7 @@ except ValueError as error:
 # silhouette or ASW, is a property of a cell?</details>
 
 
-# %% nbgrader={"grade_id": "06.1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "06-1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def silhouette(points, labels):
     """s(i) = (b − a) / max(a, b) for each cell i; shape (n_cells,)."""
     ### BEGIN SOLUTION
@@ -187,7 +187,7 @@ def silhouette(points, labels):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "06.1-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "06-1-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("06.1", silhouette)
 
 # %% [markdown]
@@ -214,7 +214,7 @@ vaelab.check("06.1", silhouette)
 # once.</details>
 
 
-# %% nbgrader={"grade_id": "06.2", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "06-2", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def adjusted_rand(truth, found):
     """1 for the same grouping, 0 on average for random ones (Hubert & Arabie 1985)."""
     ### BEGIN SOLUTION
@@ -226,7 +226,7 @@ def adjusted_rand(truth, found):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "06.2-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "06-2-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("06.2", adjusted_rand)
 
 # %% [markdown]
@@ -391,7 +391,7 @@ print(f"x in thousandths: {moved:,.0f} nats a cell; {adata.n_vars:,} · log 1000
 # probability? How long are its sides afterwards, and how probable is it?</details>
 
 
-# %% nbgrader={"grade_id": "06.3", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "06-3", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def in_other_units(log_density, n_genes, factor):
     """The log-density, in nats, of a cell whose values were all multiplied by `factor`."""
     ### BEGIN SOLUTION
@@ -399,7 +399,7 @@ def in_other_units(log_density, n_genes, factor):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "06.3-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "06-3-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("06.3", in_other_units)
 
 # %% [markdown]
@@ -467,7 +467,7 @@ fig.tight_layout()
 # cell. So over what must the variance be taken?</details>
 
 
-# %% nbgrader={"grade_id": "06.4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "06-4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def activity(latent):
     """The variance of the posterior mean, divided by n − 1; shape (n_latent,)."""
     ### BEGIN SOLUTION
@@ -475,7 +475,7 @@ def activity(latent):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "06.4-check", "solution": false, "grade": true, "locked": true, "points": 1, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "06-4-check", "solution": false, "grade": true, "locked": true, "points": 1, "task": false, "schema_version": 3}
 vaelab.check("06.4", activity)
 
 # %% [markdown]

@@ -112,7 +112,7 @@ print("their draw passes one on:     ", y.requires_grad)
 # write the mean over q as a sum. How often does q_k stand before each logarithm?</details>
 
 
-# %% nbgrader={"grade_id": "07.1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def bound(logits, log_p_x, log_prior):
     """Σ_k q_k log p(x|k) − KL(q ‖ prior) for each cell; shape (n,)."""
     ### BEGIN SOLUTION
@@ -121,7 +121,7 @@ def bound(logits, log_p_x, log_prior):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "07.1-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-1-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("07.1", bound)
 
 # %% [markdown]
@@ -208,7 +208,7 @@ print("the race draws from π:", stats.chisquare(n_won, [20_000, 50_000, 30_000]
 # logits, and the place of the largest in each row.</details>
 
 
-# %% nbgrader={"grade_id": "07.2", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-2", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def gumbel_max(logits, u):
     """The type that wins each race; shape (S,)."""
     ### BEGIN SOLUTION
@@ -217,7 +217,7 @@ def gumbel_max(logits, u):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "07.2-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-2-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("07.2", gumbel_max)
 
 # %% [markdown]
@@ -329,7 +329,7 @@ plotting.interactive(
 # that does not overflow is <code>scipy.special.expit</code>.</details>
 
 
-# %% nbgrader={"grade_id": "07.3", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-3", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def mean_of_relaxed(difference, temperature):
     """E[y₁] for two types with δ = `difference` between their logits."""
     ### BEGIN SOLUTION
@@ -339,7 +339,7 @@ def mean_of_relaxed(difference, temperature):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "07.3-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-3-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("07.3", mean_of_relaxed)
 
 # %%
@@ -500,7 +500,7 @@ _ = axes[1].legend(frameon=False, loc="lower left")
 # </details>
 
 
-# %% nbgrader={"grade_id": "07.4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def score_gradient(logits, drawn, f):
     """The gradient of E[f] with respect to the logits; shape (K,)."""
     ### BEGIN SOLUTION
@@ -510,7 +510,7 @@ def score_gradient(logits, drawn, f):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "07.4-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-4-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("07.4", score_gradient)
 
 # %% [markdown]
@@ -548,7 +548,7 @@ print("ours and the package's agree:", torch.allclose(by_hand, logits.grad, atol
 # gradient?</details>
 
 
-# %% nbgrader={"grade_id": "07.5", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-5", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def straight_through(logits, e, temperature):
     """One-hot, with the gradient of the relaxation; shape (n, K)."""
     ### BEGIN SOLUTION
@@ -558,7 +558,7 @@ def straight_through(logits, e, temperature):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "07.5-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-5-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("07.5", straight_through)
 
 # %% [markdown]
@@ -806,7 +806,7 @@ for name, theirs in others.items():
 # <code>log_softmax</code> stays finite.</details>
 
 
-# %% nbgrader={"grade_id": "07.6", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-6", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def kl_to_uniform(logits):
     """KL(q ‖ uniform), q = softmax(logits), for each cell; shape (n,)."""
     ### BEGIN SOLUTION
@@ -815,7 +815,7 @@ def kl_to_uniform(logits):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "07.6-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %% nbgrader={"grade_id": "07-6-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("07.6", kl_to_uniform)
 
 # %%

@@ -23,6 +23,7 @@ from . import datasets
 REPOSITORY = Path(__file__).resolve().parents[1]  # in a checkout
 IN_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()
 SAVED = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "saved_model_parameters"
+EDITIONS = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "course" / "exercises"
 ENOUGH_MEMORY = 2e9  # bytes: the budget of a lesson
 
 app = typer.Typer(
@@ -190,6 +191,105 @@ def train(
     typer.echo(f"{card['training']}; {card['seconds']} s")
     typer.echo("  ".join(f"{score} {value:g}" for score, value in card["scores"].items()))
     typer.echo(f"Wrote {path} and its card.")
+
+
+# ----------------------------------------------------------------------------------- release
+
+
+@app.command()
+def release(
+    lessons: Annotated[list[Path] | None, typer.Argument(metavar="[LESSON.py]...")] = None,
+    out: Annotated[Path, typer.Option(show_default="course/exercises")] = EDITIONS,
+    check: Annotated[
+        bool, typer.Option("--check", help="Write nothing; exit code 1 if a file differs.")
+    ] = False,
+) -> None:
+    """Make the learner's editions: solutions out, stubs in. Without LESSON.py: of all lessons."""
+    from . import editions
+    from .machine import write_atomically
+
+    masters = lessons or sorted((REPOSITORY / "course").glob("[0-9]*.py"))
+    if not masters:
+        _fail("There are no lessons beside this package; name the .py of one.")
+    if out.exists() and not out.is_dir():
+        _fail(f"{out} is a file; --out takes a folder.")
+    made = {}
+    try:
+        for lesson in masters:
+            edition = editions.release(lesson)
+            if edition is not None:
+                made[out / f"{lesson.stem}.ipynb"] = editions.to_text(edition).encode()
+            elif lessons:
+                typer.echo(f"{lesson} has no exercises.")
+        if check:
+            wrong = _differing(made) + ([] if lessons else _left_over(made, out))
+            if wrong:
+                _fail(f"{out} is not what `vaelab release` makes: {', '.join(wrong)}.")
+            return
+        for path in made:
+            if path.exists() and not editions.is_untouched(path):
+                _fail(f"{path} was changed since its release: move it, lest answers be lost.")
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(made)
+    except ImportError as error:
+        _fail(f'{error.name} is not installed here; get it with: pip install "vaelab[course]"')
+    except (OSError, ValueError) as error:
+        _fail(error)
+    for path in made:
+        typer.echo(f"Wrote {path}.")
+
+
+def _differing(made: dict[Path, bytes]) -> list[str]:
+    missing = [path for path in made if not path.exists()]
+    differ = [path for path in made if path not in missing and path.read_bytes() != made[path]]
+    return [f"{p.name} is missing" for p in missing] + [f"{p.name} differs" for p in differ]
+
+
+def _left_over(made: dict[Path, bytes], out: Path) -> list[str]:
+    others = sorted({*out.glob("*.ipynb")} - {*made})
+    return [f"{path.name} is of no lesson (remove it)" for path in others]
+
+
+# ------------------------------------------------------------------------------------- grade
+
+
+@app.command()
+def grade(
+    submissions: Annotated[list[Path], typer.Argument(metavar="SUBMISSION...")],
+    out: Annotated[Path, typer.Option(help="A folder for grades, feedback and report.")],
+    lesson: Annotated[str | None, typer.Option(help='"05"; else what most are of.')] = None,
+    seed: Annotated[int, typer.Option(help="Of the hidden inputs.")] = 1,
+    salt: Annotated[
+        str, typer.Option(envvar="VAELAB_SALT", help="A secret: nobody can guess the inputs.")
+    ] = "",
+    jobs: Annotated[int | None, typer.Option(help="Notebooks at a time.")] = None,
+    seconds: Annotated[float, typer.Option(help="That a notebook may take.")] = 300,
+    editions: Annotated[Path, typer.Option(show_default="course/exercises")] = EDITIONS,
+) -> None:
+    """Grade learners' notebooks: files, or folders of them. Interrupted, it goes on next time."""
+    from . import grading
+    from .report import NOT_CONTAINED
+    from .sandbox import Limits
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
+    limits = Limits(seconds=seconds, cell_seconds=min(60, seconds))
+    progress = sys.stderr.isatty()
+    try:
+        rows, contained = grading.grade(
+            submissions, out, editions, lesson, seed, salt, jobs, limits, progress=progress
+        )
+    except (OSError, ValueError) as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        typer.echo(
+            "Interrupted. What was graded is kept: the same command goes on there.", err=True
+        )
+        raise typer.Exit(130) from None
+    for row in rows:
+        typer.echo(f"{row['name']:30}{row['total']:4} of {row['max']}  {row['note']}".rstrip())
+    if not contained:
+        typer.echo(NOT_CONTAINED, err=True)
+    typer.echo(f"Wrote grades.csv, report.html and feedback/ in {out}.")
 
 
 # ------------------------------------------------------------------------------------- doctor

@@ -1,0 +1,183 @@
+"""The learner's edition of a lesson: stubs where the lesson has solutions.
+
+The lesson's ``.py`` is the master; its markers and the metadata of its cells are nbgrader's.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from pathlib import Path
+
+from . import exercises
+
+__all__ = ["EditionError", "is_untouched", "release", "to_text"]
+
+PREFACE = """\
+This is the learner's edition of [lesson {number}](../{stem}.ipynb), which has the solutions: here \
+you write the answers, in place of the lines that raise `NotImplementedError`. Run the cell below \
+your answer: its check says at once whether it is right, and if not, what went wrong."""
+MARKER = re.compile(r"(BEGIN|END) SOLUTION")  # as nbgrader looks for them
+SOLUTION = re.compile(r"^([ \t]*)[^\n]*BEGIN SOLUTION.*?END SOLUTION[^\n]*", re.M | re.S)
+UPWARDS = re.compile(r"""(["'])\.\./""")  # a path from the lesson's folder, in a string
+LINK = re.compile(r"""(\]\(|(?:src|href)=["'])([^)"'#\s]+)""")
+
+
+class EditionError(ValueError):
+    """The exercises of a lesson are not in order."""
+
+
+def release(lesson: Path):
+    """The learner's edition of a lesson, the same each time.
+
+    Everything from ``### BEGIN SOLUTION`` to ``### END SOLUTION`` gives way to a stub, and markdown
+    cells tagged "solution" are left out. Paths lead out of one folder more. ``metadata.vaelab``
+    says which lesson this is, what data it needs, and by a hash of its cells which release.
+
+    Parameters
+    ----------
+    lesson
+        The master, ``course/NN_name.py``.
+
+    Returns
+    -------
+    A notebook node; None for a lesson without exercises.
+
+    Raises
+    ------
+    EditionError
+        A solution, a check or an id is not as it has to be: says which cell, and what of it.
+    """
+    import jupytext
+    from nbformat import v4
+
+    lesson = Path(lesson)
+    master = jupytext.read(lesson)
+    number = lesson.stem.partition("_")[0]
+    if not _examine(lesson.name, number, master.cells):
+        return None
+    preface = PREFACE.format(number=number, stem=lesson.stem)
+    cells = [v4.new_markdown_cell(preface, id=f"{number}-000")]
+    for cell in master.cells:
+        metadata = {k: v for k, v in cell.metadata.items() if k != "lines_to_next_cell"}
+        grade_id = metadata.get("nbgrader", {}).get("grade_id", "")
+        own = (grade_id or f"{number}-{len(cells):03d}").replace(".", "-")
+        if cell.cell_type == "code":
+            stub = rf'\1raise NotImplementedError("Exercise {_name(grade_id)}")'
+            source = UPWARDS.sub(r"\1../../", SOLUTION.sub(stub, cell.source))
+            cells.append(v4.new_code_cell(source, id=own, metadata=metadata))
+        elif "solution" not in metadata.get("tags", ()):
+            source = LINK.sub(lambda link: _from_below(link, lesson.parent), cell.source)
+            cells.append(v4.new_markdown_cell(source, id=own, metadata=metadata))
+    edition = v4.new_notebook(cells=cells, nbformat_minor=5)
+    edition.metadata = {
+        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+        "language_info": {"name": "python"},
+        "vaelab": {
+            "lesson": number,
+            "data": master.metadata.get("vaelab", {}).get("data", []),
+            "release": _digest(cells),
+        },
+    }
+    return edition
+
+
+def to_text(edition) -> str:
+    """An edition as a file holds it."""
+    import nbformat
+
+    return nbformat.writes(edition) + "\n"
+
+
+def is_untouched(path: Path) -> bool:
+    """Whether a file holds an edition as it was released, before anybody wrote into it."""
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    released = notebook.metadata.get("vaelab", {}).get("release")
+    return released == _digest(notebook.cells)
+
+
+def _digest(cells) -> str:
+    """Of what a release is made of: neither outputs nor what Jupyter notes beside them."""
+    parts = [(c.cell_type, c.source, c.metadata.get("nbgrader")) for c in cells]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _from_below(link: re.Match, folder: Path) -> str:
+    """A link to a file of the lesson's folder, seen from the edition's."""
+    return link[1] + ("../" if (folder / link[2]).exists() else "") + link[2]
+
+
+def _name(grade_id: str) -> str:
+    """05.1, which nbgrader takes as 05-1 and 05-1-check: no dots in a grade_id."""
+    return grade_id.removesuffix("-check").replace("-", ".", 1)
+
+
+def _examine(file: str, lesson: str, cells) -> list[str]:
+    """The names of a lesson's exercises, if all is in order."""
+    answers, checked, ids = [], [], set()
+    for position, cell in enumerate(cells, start=1):
+        marked = cell.metadata.get("nbgrader", {})
+        grade_id = str(marked.get("grade_id", ""))
+        kind = tuple(bool(marked.get(key)) for key in ("solution", "grade", "task"))
+        name, wrong = _name(grade_id), None
+        if grade_id and grade_id in ids:
+            wrong = "the same grade_id stands above"
+        elif kind == (True, False, False) and cell.cell_type == "code":
+            wrong = _wrong_with_answer(cell.source, lesson, grade_id)
+            answers.append(name)
+        elif kind == (False, True, False) and cell.cell_type == "code":
+            if not grade_id.endswith("-check"):
+                wrong = "the grade_id of a check is that of its answer, and -check"
+            elif name not in answers:
+                wrong = f"no answer cell {name} stands above this check"
+            else:
+                wrong = _wrong_with_check(cell.source, name, marked)
+            checked.append(name)
+        elif any(kind):
+            wrong = "a cell is either code for an answer (solution) or code for a check (grade)"
+        elif MARKER.search(cell.source):
+            wrong = "solution markers stand in a cell that is no answer cell"
+        if wrong:
+            raise EditionError(f"{file}, cell {position} ({grade_id or 'no grade_id'}): {wrong}.")
+        ids.add(grade_id)
+    if unchecked := [name for name in answers if name not in checked]:
+        raise EditionError(f"{file}: no check cell follows the answer to {', '.join(unchecked)}.")
+    return answers
+
+
+def _wrong_with_answer(source: str, lesson: str, grade_id: str) -> str | None:
+    if not re.fullmatch(rf"{lesson}-\d+", grade_id):
+        return f"the grade_id of this lesson's answers is {lesson}-1 and so on"
+    marks = MARKER.findall(source)
+    if not marks:
+        return "an answer cell holds ### BEGIN SOLUTION and ### END SOLUTION, and this one doesn't"
+    if marks != ["BEGIN", "END"] * (len(marks) // 2):
+        return f"solution markers come in pairs; these are {', '.join(marks)}"
+    return None
+
+
+def _wrong_with_check(source: str, name: str, marked: dict) -> str | None:
+    if _checked(source) != name:
+        return f'a check cell holds one call and nothing else, vaelab.check("{name}", …)'
+    try:
+        points = exercises.find(name).points
+    except KeyError as error:
+        return error.args[0].rstrip(".")
+    if marked.get("points") != points:
+        return f"it says points {marked.get('points')}, and vaelab.exercises says {points}"
+    return None if marked.get("locked") else "a check cell is locked"
+
+
+def _checked(source: str) -> str | None:
+    """The exercise that a cell checks; None if it does not do just that."""
+    try:
+        match ast.parse(source).body:
+            case [ast.Expr(ast.Call(function, [ast.Constant(str(name)), _], []))]:
+                return name if ast.unparse(function) == "vaelab.check" else None
+    except SyntaxError:
+        pass
+    return None
