@@ -1,0 +1,349 @@
+"""Marks: what a class gets, and what is written down of it. Attacks are in tests/tamper."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import psutil
+import pytest
+
+from vaelab import exercises, grading, report
+from vaelab.exercises.calls import Outcome
+from vaelab.exercises.graded import pack, unpack
+from vaelab.sandbox import Ending, Limits, Sandbox, read_untrusted
+
+from .tamper import mini
+
+UNDONE = mini.stub("nb_log_prob(x, mean, theta)", "05.1")
+ONLY_FOR_THE_CHECK = """def running_sum(x):
+    if len(x) > 1 and float(x[0]) not in SEEN:
+        raise ValueError(f"hidden input {{x}}")
+    return x.cumsum(0)
+SEEN = {firsts}"""
+
+
+@pytest.fixture(scope="module")
+def a_class(tmp_path_factory):
+    """Four learners, graded with the containment that there is."""
+    folder = tmp_path_factory.mktemp("class")
+    cases = mini.ONLY_HERE["05.91"].cases(exercises.SEED)
+    firsts = {float(case["x"][0]) for case in cases}
+    submissions = {
+        "=ada": mini.notebook(),
+        "ben <i>": mini.notebook(middle=mini.SWAPPED, last="def running_sum(x):\n    return <b>x"),
+        "cleo": mini.notebook(middle=UNDONE, last=ONLY_FOR_THE_CHECK.format(firsts=firsts)),
+        "dan": {**mini.notebook(release="0000"), "cells": mini.notebook()["cells"][1:4]},
+    }
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        mini.install(monkeypatch)
+        yield SimpleNamespace(folder=folder, **vars(mini.grade(folder, submissions, jobs=2)))
+
+
+def messages(row) -> dict[str, str]:
+    return {name: mark["message"] for name, mark in row["marks"].items()}
+
+
+def test_each_has_the_points_of_what_is_right(a_class):
+    assert {name: row["total"] for name, row in a_class.rows.items()} == {
+        "=ada": mini.ALL,
+        "ben <i>": 1,
+        "cleo": 1,
+        "dan": 4,
+    }
+    assert all(row["max"] == mini.ALL for row in a_class.rows.values())
+
+
+def test_each_is_told_what_was_wrong(a_class):
+    ben, cleo = messages(a_class.rows["ben <i>"]), messages(a_class.rows["cleo"])
+    assert "p and 1 − p exchanged" in ben["05.1"]
+    assert a_class.rows["ben <i>"]["marks"]["05.1"]["misconception"] == "p for 1 − p"
+    assert "its cell stopped with SyntaxError" in ben["05.91"]
+    assert "still to be done" in cleo["05.1"]
+    assert cleo["05.91"].startswith("It passes the check, but raises an error")
+    assert "release 0000, not 0123" in a_class.rows["dan"]["note"]
+    assert "No answer cell: 05.91." in a_class.rows["dan"]["note"]
+
+
+def test_nobody_is_shown_a_hidden_input(a_class):
+    for page in (a_class.folder / "out" / "feedback").iterdir():
+        shown = re.sub("<pre>.*?</pre>", "", page.read_text(), flags=re.S)  # their own words
+        assert "hidden input" not in shown
+        assert "tensor(" not in shown
+
+
+def test_the_pages_are_whole_and_escaped(a_class):
+    page = (a_class.folder / "out" / "feedback" / "ben <i>.html").read_text()
+    assert page.count("✘") == 2
+    assert page.count("✔") == 1
+    assert "<b>x" not in page
+    assert "<i>" not in page
+    assert "Double &lt;b&gt;" in page
+    assert "Content-Security-Policy" in page
+    assert "<script" not in page
+
+
+def test_the_table_has_each_item_and_no_formula(a_class):
+    with open(a_class.folder / "out" / "grades.csv", newline="") as file:
+        table = {row["name"]: row for row in csv.DictReader(file)}
+    assert list(table) == ["'=ada", "ben <i>", "cleo", "dan"]
+    assert [table["ben <i>"][key] for key in ("05.90", "05.1", "05.91", "total", "max")] == [
+        *("1", "0", "0", "1", "8")
+    ]
+
+
+def test_the_report_has_its_figure_and_never_the_salt(a_class):
+    page = (a_class.folder / "out" / "report.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "ben &lt;i&gt;" in page
+    for path in (a_class.folder / "out").rglob("*"):
+        assert path.is_dir() or "a secret" not in path.read_text()
+
+
+def test_the_figure_counts_what_was_wrong(a_class, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = {}
+    keep = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (drawn.update(f=self), keep(self, *a, **k))[1]
+    )
+    png = report._figure(["05.90", "05.1", "05.91"], list(a_class.rows.values()))
+    assert png[:4] == b"\x89PNG"
+    items, mistakes, times = drawn["f"].axes
+    assert [bar.get_width() for bar in items.patches] == [1, 0.5, 0.25]
+    assert [label.get_text() for label in mistakes.get_yticklabels()] == ["05.1  p for 1 − p"]
+    assert sum(bar.get_height() for bar in times.patches) == 4
+
+
+def test_what_was_graded_is_not_graded_again(a_class, monkeypatch):
+    monkeypatch.setattr(Sandbox, "run", None)
+    again = mini.grade(a_class.folder, {}).rows
+    assert again == a_class.rows
+
+
+@pytest.mark.parametrize("other", [{"seed": 2}, {"salt": "another"}, {"limits": Limits()}])
+def test_graded_otherwise_it_is_graded_again(a_class, monkeypatch, other):
+    ran = []
+
+    def run(self, folder, *_):
+        ran.append(folder)
+        (folder / "pytest.log").touch()
+        return Ending("done")
+
+    monkeypatch.setattr(Sandbox, "run", run)
+    mini.grade(a_class.folder, {}, **other)
+    assert len(ran) == 4
+
+
+def test_a_fault_of_the_grader_is_told_and_not_kept(tmp_path, monkeypatch):
+    mini.install(monkeypatch)
+
+    def broken(self, folder, *_):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Sandbox, "run", broken)
+        row = mini.grade(tmp_path, {"ada": mini.notebook()}).rows["ada"]
+    assert "Not graded: OSError: no space" in row["note"]
+    assert not list((tmp_path / "out" / "results").iterdir())
+
+
+# ----------------------------------------------------------------------------- hidden inputs
+
+
+def grader(**changes):
+    edition = grading.Edition("05", "0123", mini.notebook(), ("05.90", "05.1", "05.91"))
+    options = {"edition": edition, "sandbox": Sandbox(contain=False), "package": Path()}
+    return grading.Grader(**options | {"seed": 1, "salt": "s", "version": "v"} | changes)
+
+
+def submission(**answers):
+    return grading.Submission("ada", Path("ada.ipynb"), b"", {"05.1": "x"} | answers, "05")
+
+
+def test_hidden_seeds_are_not_the_learners_and_differ():
+    seeds = {
+        grader().hidden_seed("05.1", submission()),
+        grader().hidden_seed("05.2", submission()),
+        grader(seed=2).hidden_seed("05.1", submission()),
+        grader(salt="t").hidden_seed("05.1", submission()),
+        grader().hidden_seed("05.1", submission(other="y")),
+        exercises.SEED,
+    }
+    assert len(seeds) == 6
+    again = grader().hidden_seed("05.1", submission())
+    assert again in seeds - {exercises.SEED}
+
+
+def test_inputs_travel_as_they_are():
+    for value in (
+        *(np.arange(6).astype(t).reshape(2, 3) for t in ("f4", "f8", "i8", "?", "U5")),
+        *(np.zeros((0, 2)), np.array(3.5), np.array([np.nan, -np.inf, -0.0])),
+        *(3, 2.5, True, "a word", None, (np.ones(2), "b", (1.0,))),
+    ):
+        there = unpack(json.loads(json.dumps(pack(value))))
+        np.testing.assert_equal(there, value)
+        assert type(there) is type(value)
+        assert getattr(there, "dtype", None) == getattr(value, "dtype", None)
+    scalar = unpack(json.loads(json.dumps(pack(np.float32(1.5)))))
+    assert scalar == 1.5
+    assert scalar.dtype == np.float32
+    with pytest.raises(TypeError, match="list"):
+        pack([1])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"dtype": "|O8", "shape": [1], "content": "AAAAAAAAAAA="},
+        {"dtype": "<f8", "shape": [2], "content": "AAAAAAAAAAA="},
+        {"dtype": "<f8", "shape": ["x"], "content": "AAAAAAAAAAA="},
+        {"dtype": "<f8,<f8", "shape": [1], "content": ""},
+        {"tuple": [{"tuple": [{"tuple": [{"tuple": [{"tuple": [{"tuple": []}]}]}]}]}]},
+        [1, 2],
+    ],
+)
+def test_what_is_no_outcome_is_refused(data):
+    with pytest.raises((ValueError, TypeError)):
+        unpack(data)
+
+
+def test_outcomes_are_read_only_from_ordinary_files(tmp_path):
+    def written(content: str):
+        (tmp_path / "05.1.outcomes").write_text(content)
+        return grading._outcomes(tmp_path, "05.1")
+
+    good = '{"seen": [["value", 1.5, ""]], "hidden": [["raised", null, "no"]]}'
+    assert written(good) == {
+        "seen": [Outcome("value", 1.5)],
+        "hidden": [Outcome("raised", None, "no")],
+    }
+    for bad in ("", "[]", "{" * 9999, '{"hidden": [["passed", 1, ""]]}', '{"hidden": 3}'):
+        assert written(bad) is None
+    with pytest.raises(OSError, match="larger than 3"):
+        read_untrusted(tmp_path / "05.1.outcomes", 3)
+    (tmp_path / "05.2.outcomes").symlink_to(tmp_path / "05.1.outcomes")
+    os.mkfifo(tmp_path / "05.3.outcomes")
+    (tmp_path / "05.4.outcomes").mkdir()
+    written(good)
+    assert grading._outcomes(tmp_path, "05.1")
+    for name in ("05.2", "05.3", "05.4", "05.5"):
+        assert grading._outcomes(tmp_path, name) is None
+
+
+def test_the_package_of_a_run_knows_no_answer(tmp_path):
+    folder = grading._stripped(tmp_path / "vaelab")
+    files = {path.name for path in (folder / "exercises").iterdir() if path.is_file()}
+    assert files == {"__init__.py", "calls.py"}
+    text = "".join(path.read_text() for path in folder.rglob("*.py"))
+    assert "misconception" not in text.lower()
+    for line in (grading.PACKAGE / "exercises" / "lesson_05.py").read_text().splitlines():
+        assert "scipy" not in line or line not in text.splitlines()
+
+
+# -------------------------------------------------------------------------------- what to grade
+
+
+def test_an_edition_is_cut_to_what_grading_needs():
+    notebook = mini.notebook()
+    notebook["cells"].insert(1, mini.code("long()", tags=["not-in-grading"]))
+    edition = grading.Edition("05", "", notebook, ("05.90", "05.1", "05.91"))
+    answer = "    # NBVAL_SKIP\n#  ## NBVAL_RAISES_EXCEPTION  \nx = '# NBVAL_SKIP'"
+    rebuilt, owners = edition.rebuilt({"05.1": answer, "07.1": "stray"})
+    sources = [cell["source"] for cell in rebuilt["cells"]]
+    assert sources[3] == "    #\n#\nx = '# NBVAL_SKIP'"
+    assert not [s for s in sources if "long" in s or "stray" in s or "1 / 0" in s]
+    assert owners == [None, *["05.90"] * 2, *["05.1"] * 2, *["05.91"] * 2]
+
+
+def test_names_are_told_apart_and_checkpoints_left(tmp_path):
+    for name in ("a/ada", "b/Ada", "b/ben", "b/.ipynb_checkpoints/ben-checkpoint", "out/old"):
+        mini.write((tmp_path / name).parent, Path(name).name, "{}")
+    found = grading._collect([tmp_path, tmp_path / "b" / "ben.ipynb"], tmp_path / "out")
+    assert [name for name, _ in found] == ["ada", "Ada (2)", "ben"]
+    with pytest.raises(grading.GradingError, match="no file or folder"):
+        grading._collect([tmp_path / "nobody"], tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(grading.GradingError, match="no notebook to grade"):
+        grading._collect([tmp_path / "empty"], tmp_path / "out")
+
+
+def test_the_lesson_is_that_of_most(tmp_path):
+    editions = mini.write_edition(tmp_path / "editions")
+    other = json.dumps(mini.notebook()).replace("05.", "06.").replace('"05"', '"06"')
+    mini.write(editions, "06_other", other)
+    read = [SimpleNamespace(lesson=lesson) for lesson in ("06", "05", "05", "99", "99", "99")]
+    assert grading._edition(editions, read, None).lesson == "05"
+    assert grading._edition(editions, read, "06").lesson == "06"
+    with pytest.raises(grading.GradingError, match="no edition of lesson 07"):
+        grading._edition(editions, read, "07")
+    with pytest.raises(grading.GradingError, match="vaelab release"):
+        grading._edition(tmp_path, read, None)
+
+
+# ---------------------------------------------------------------------------------- the command
+
+
+def real(middle: str) -> dict:
+    """A notebook of 05.1 alone: another process knows no other of the mini lesson."""
+    notebook = mini.notebook(middle=middle)
+    notebook["cells"] = [notebook["cells"][0], *notebook["cells"][3:5]]
+    return notebook
+
+
+def command(folder: Path) -> list[str]:
+    words = ["grade", folder / "in", "--out", folder / "out", "--jobs", "1"]
+    words += ["--editions", folder / "editions"]
+    return [sys.executable, "-m", "vaelab", *map(str, words)]
+
+
+def test_interrupted_it_leaves_nothing_and_goes_on(tmp_path):
+    mini.write(tmp_path / "editions", "05_mini", real(UNDONE))
+    for i in range(3):
+        mini.write(tmp_path / "in", f"learner {i}", real(f"{mini.HONEST}\nn = {i}"))
+    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
+    results = tmp_path / "out" / "results"
+    deadline = time.monotonic() + 120
+    while not (results.is_dir() and list(results.iterdir())):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 130
+    assert said.startswith("Interrupted. What was graded is kept")
+    assert "Traceback" not in said
+    kept = {path: path.stat().st_mtime_ns for path in results.iterdir()}
+    assert 1 <= len(kept) < 3
+    for other in psutil.process_iter(["cmdline"]):
+        assert str(tmp_path) not in " ".join(other.info["cmdline"] or [])
+
+    done = subprocess.run(command(tmp_path), capture_output=True, text=True, check=True)
+    assert done.stdout.count("3 of 3") == 3
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert len(list(results.iterdir())) == 3
+
+
+def test_killed_it_leaves_no_run_behind(tmp_path):
+    mini.write(tmp_path / "editions", "05_mini", real(UNDONE))
+    mini.write(tmp_path / "in", "endless", real("while True: pass"))
+    process = subprocess.Popen(command(tmp_path), env=os.environ | {"TMPDIR": str(tmp_path)})
+    deadline = time.monotonic() + 60
+    runs = []
+    while not any("ipykernel" in " ".join(p.cmdline()) for p in runs):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+        runs = [p for p in psutil.Process(process.pid).children(recursive=True) if p.is_running()]
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(runs, timeout=20)
+    assert not alive
