@@ -16,8 +16,7 @@ FLOORS = {
     1: "distributions reparametrization networks plotting machine on_disk",
     2: "likelihoods bounds cells",
     3: "models",
-    4: "training metrics differential_expression simulate datasets preprocessing exercises "
-    "report",
+    4: "training metrics differential_expression simulate datasets preprocessing exercises report",
     5: "recipes editions grading",
     6: "__main__",
 }
