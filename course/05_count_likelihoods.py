@@ -564,7 +564,7 @@ def fit(name, x, depth, steps=120):
     return log_likelihood.detach(), [p.detach() for p in parameters]
 
 
-# %%
+# %% tags=["not-in-grading"]
 models = ["poisson", "zip", "nb", "zinb"]
 frequent = counts.mean(0) >= 1  # below, the four can hardly be told apart
 names, x = beta.var_names.to_numpy()[frequent.numpy()], counts[:, frequent]
@@ -663,7 +663,7 @@ for name in ["Meg3", "Neat1", "Igf1r", "Gapdh", "Iapp"]:
 # by gene. There are two groups of cells, and if we tell them apart by the *other* two genes, most
 # of the need for dropout is gone:
 
-# %%
+# %% tags=["not-in-grading"]
 nuclear = (gene["Meg3"] + gene["Neat1"]) / counts.sum(1)  # their share; Xist has no say in it
 with_nucleus = nuclear > 5e-4  # 64 cells have none at all
 xist = gene["Xist"][:, None]
@@ -716,7 +716,7 @@ dense, sparse = nb.log_prob_textbook(everything), nb.log_prob(everything)
 print(f"log-gammas needed at {(everything > 0).double().mean():.0%} of the entries; "
       f"both agree: {torch.allclose(dense, sparse, atol=1e-2, rtol=1e-4)}")  # fmt: skip
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["not-in-grading", "nbval-ignore-output"]
 import time
 
 

@@ -233,7 +233,7 @@ vaelab.check("06.2", adjusted_rand)
 # Types with fewer than five cells are left out of the scores, since no clustering can be blamed
 # for two cells. Let us score the baseline, and check our silhouette against the package's.
 
-# %%
+# %% tags=["not-in-grading"]
 pca = sc.pp.pca(adata.layers["log_normalized"], n_comps=30, random_state=0)
 scores = {"PCA, 30 components": metrics.clustering_scores(pca, cell_type)}
 
@@ -267,7 +267,7 @@ cells = vaelab.Cells.from_anndata(adata, layer="counts", label="cell_type")
 model = vaelab.VAE(n_genes=cells.n_genes, n_latent=10, likelihood="nb", seed=0)
 print(model.__class__.__name__, "with", f"{model.n_parameters:,} parameters")
 
-# %% tags=["nbval-ignore-output"]
+# %% tags=["not-in-grading", "nbval-ignore-output"]
 history = vaelab.fit(model, cells, epochs=200, seed=0)
 
 # %%
@@ -299,7 +299,7 @@ bound.ledger().round({"nats": 0})
 # neighbours together, and nothing else. Distances between far groups and the sizes of groups on
 # it mean little. The model never saw the names; they are written on afterwards.
 
-# %%
+# %% tags=["not-in-grading"]
 latent = model.embed(cells)
 adata.obsm["X_vae"] = latent
 sc.pp.neighbors(adata, use_rep="X_vae", random_state=0)
@@ -519,7 +519,7 @@ print("active dimensions:", ", ".join(f"{name} {n}" for name, n in n_active.item
 # against the data's. This looks at the one thing that scores of a latent space never see: whether
 # the *counts* are right.
 
-# %%
+# %% tags=["not-in-grading"]
 torch.manual_seed(0)
 beta = cells[cell_type == "beta"].to()
 fig, axes = plt.subplots(1, 3, figsize=(13, 3.6))
