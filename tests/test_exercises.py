@@ -7,6 +7,7 @@ Generic over all lessons that have exercises. What an exercise owes is in
 import ast
 import re
 import time
+from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -196,7 +197,44 @@ def linear_bound_by_torch(x, W, b, sigma, m, s):
     return at_mean - spread - KL(Normal(m, s), Normal(0 * m, s / s)).sum(1)
 
 
+def pathwise_by_rsample(f, mean, std, n_samples):
+    mean.requires_grad_(), std.requires_grad_()
+    f(torch.distributions.Normal(mean, std).rsample((n_samples,))).sum().backward()
+    return mean.grad / n_samples, std.grad / n_samples
+
+
+def antithetic_differences(f, mean, std, n_samples):
+    noise = torch.randn(n_samples // 2, *mean.shape, dtype=mean.dtype)
+    difference = f(mean + std * noise) - f(mean - std * noise)
+    return (difference[..., None] * noise / (2 * std)).mean(0)
+
+
+def value_at_the_mean_as_baseline(f, mean, std, n_samples):
+    z = torch.distributions.Normal(mean, std).sample((n_samples,))
+    return ((f(z) - f(mean))[..., None] * (z - mean) / std**2).mean(0)
+
+
+def multinomial_cell_by_cell(x, logits):
+    return torch.stack([
+        torch.distributions.Multinomial(int(n.sum()), logits=g).log_prob(n)
+        for n, g in zip(x, logits, strict=True)
+    ])  # fmt: skip
+
+
 DIFFERENT = {
+    "04.1": [lambda encoder, x, size: deepcopy(encoder).eval()(x).hsplit(2)[0]],
+    "04.2": [
+        lambda n, p, error, kl, weight: np.sqrt(
+            weight / 2 * {"sum": 1, "mean": n}[error] / {"sum": 1, "mean": p}[kl]
+        ),
+    ],
+    "04.3": [lambda variance, sigma: np.maximum(0, np.log(np.sqrt(variance.numpy()) / sigma))],
+    "04.4": [
+        lambda free, log_px, kl: torch.relu(kl.mean(0) - free).sum()
+        + free * kl.shape[1]
+        - log_px.mean(),
+    ],
+    "04.5": [multinomial_cell_by_cell],
     "02.1": [evidence_cell_by_cell],
     "02.2": [
         lambda mean, std: torch.distributions.kl_divergence(
@@ -211,6 +249,21 @@ DIFFERENT = {
     "02.4": [lambda E, p, x, q, post: (torch.tensor(E(x)), float(E(q) - E(p)), E(q) - E(post))],
     "02.5": [lambda E, joint, post, q: (sum(E(joint) - E(q)), np.sum(E(q)) - np.sum(E(post)))],
     "02.6": [linear_bound_by_torch],
+    "03.1": [lambda noise, mean, v: torch.sqrt(v.exp()) * noise + mean],
+    "03.2": [pathwise_by_rsample],
+    "03.3": [
+        lambda f, z, m, s: (
+            f.outer(s**-2) * (z - m),
+            f[:, None] * ((z - m - s) * (z - m + s) / s**3),
+        )
+    ],
+    "03.4": [lambda d, n: (0, (d**2 + 6 * d + 8) / n, torch.tensor(4 / n))],
+    "03.5": [antithetic_differences, value_at_the_mean_as_baseline],
+    "03.6": [
+        lambda x, v, m, s: (
+            -(x - m) ** 2 / (2 * (v**2 + s**2)) - torch.log(2 * torch.pi * (v**2 + s**2)) / 2
+        )
+    ],
     "05.1": [
         nb_by_products,
         lambda x, m, t: vaelab.distributions.NegativeBinomial(m, t).log_prob(x),

@@ -1,0 +1,554 @@
+"""Exercises of lesson 03: a gradient through dice."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .core import Exercise, Misconception
+
+__all__ = ["EXERCISES"]
+
+
+# 03.1: standard deviation from a log-variance
+
+
+def draw_noise(rng: np.random.Generator) -> list[dict]:
+    """One draw; then one where variance and standard deviation are the same; then cells."""
+    one = np.ones((1, 1))
+    cases = [{"noise": one, "mean": 0 * one, "log_var": -2.0 * one}]
+    for dtype in (np.float64, np.float32):
+        noise, mean = rng.standard_normal((30, 4)), rng.normal(0, 2, (30, 4))
+        case = {"noise": noise, "mean": mean, "log_var": rng.uniform(-6, 3, (30, 4))}
+        cases.append({name: value.astype(dtype) for name, value in case.items()})
+    return cases
+
+
+def drawn(noise, mean, log_var):
+    """z, the quantile of N(mean, var) at the noise's place in N(0, 1); its slope by difference."""
+    from scipy import stats
+
+    noise, mean, log_var = (np.asarray(v, dtype=float) for v in (noise, mean, log_var))
+
+    def quantile(log_var):
+        below = stats.norm.cdf(-np.abs(noise))  # in the lower tail no digits are lost
+        return -np.sign(noise) * stats.norm.ppf(below, scale=np.sqrt(np.exp(log_var)))
+
+    slope = (quantile(log_var + 1e-4) - quantile(log_var - 1e-4)) / 2e-4
+    return mean + quantile(log_var), slope
+
+
+def drawn_with(scale, slope):
+    """The draw and its slope, if the noise were multiplied by another number."""
+
+    def wrong(noise, mean, log_var):
+        noise, mean, log_var = (np.asarray(v, dtype=float) for v in (noise, mean, log_var))
+        return mean + scale(log_var) * noise, slope(log_var) * noise
+
+    return wrong
+
+
+# 03.2 and 03.5: estimators, judged by mean and variance. f(z) = constant − ½ (x − w·z)²
+
+N_CELLS = 100_000  # as many as calls._estimates has
+
+
+def reported(variances, means, most=0.0):
+    """What calls._estimates says of estimators with these moments."""
+    known = [np.sqrt(v / N_CELLS) < 0.005 for v in variances]
+    means = [np.where(k, m, np.nan) for k, m in zip(known, means, strict=True)]
+    return *(np.maximum(v, most) for v in variances), *means
+
+
+def nodes(mean, std):
+    """Noise ε and its weights, exact for polynomials of degree 19; and f's ingredients' z."""
+    one, weight = np.polynomial.hermite_e.hermegauss(10)
+    ε = np.stack(np.meshgrid(*[one] * len(mean), indexing="ij"), -1).reshape(-1, len(mean))
+    weights = np.stack(np.meshgrid(*[weight / weight.sum()] * len(mean)), -1)
+    return ε, weights.reshape(-1, len(mean)).prod(1), mean + std * ε
+
+
+def f_of(z, x, w, constant):
+    return constant - 0.5 * (x - z @ w) ** 2
+
+
+def of_one_draw(x, w, constant, mean, std, way="pathwise"):
+    """Mean and variance of each estimate from a single draw: of ∇m, then of ∇s."""
+    ε, weight, z = nodes(mean, std if way != "variance" else np.sqrt(std))
+    if way == "score":
+        f = f_of(z, x, w, constant)[:, None]
+        estimates = f * ε / std, f * (ε**2 - 1) / std
+    else:
+        slope = (x - z @ w)[:, None] * w
+        estimates = slope, slope * ε / (2 * np.sqrt(std) if way == "variance" else 1)
+    means = [weight @ g for g in estimates]
+    variances = [weight @ (g - m) ** 2 for g, m in zip(estimates, means, strict=True)]
+    return np.stack(means), np.stack(variances)
+
+
+def draw_pathwise(rng: np.random.Generator) -> list[dict]:
+    """One latent dimension and one draw, then more of both; standard deviations are at most 1."""
+    one = np.ones(1)
+    cases = [{"x": 1.0, "w": one, "constant": -3.0, "mean": 0 * one, "std": 0.5 * one}]
+    cases[0]["n_samples"] = 1
+    for n_latent, n_samples in ((2, 4), (3, 8)):
+        case = {"x": rng.uniform(1, 3), "w": rng.normal(0, 1, n_latent) + 0.5, "constant": -6.0}
+        case |= {"mean": rng.normal(0, 0.5, n_latent), "std": rng.uniform(0.3, 1.2, n_latent)}
+        scale = (of_one_draw(**case)[1].max() / n_samples) ** 0.25
+        case |= {"x": case["x"] / scale, "w": case["w"] / scale, "n_samples": n_samples}
+        cases.append(case)
+    return [{**case, "seed": int(rng.integers(2**31))} for case in cases]
+
+
+def pathwise(n_samples, seed, std, w, mean, x, constant):
+    """The gradients of E_q[f] = constant − ½ ((x − w·m)² + Σ w² s²), and what a mean of draws has
+    as variance.
+    """
+    _, variance = of_one_draw(x, w, constant, mean, std)
+    return reported(variance / n_samples, ((x - w @ mean) * w, -(w**2) * std))
+
+
+def pathwise_with(change=lambda m, v, n: (m, v / n), way="pathwise"):
+    def wrong(n_samples, seed, **case):
+        means, variances = change(*of_one_draw(**case, way=way), n_samples)
+        return reported(variances, means)
+
+    return wrong
+
+
+# 03.3: the score function
+
+
+def draw_score(rng: np.random.Generator) -> list[dict]:
+    """One draw, then 20 in three dimensions, in both precisions."""
+    one = np.ones(1)
+    cases = [{"f_z": 2 * one, "z": 2 * np.ones((1, 1)), "mean": one, "std": 0.5 * one}]
+    for dtype in (np.float64, np.float32):
+        mean, std = rng.normal(0, 1, 3), 10 ** rng.uniform(-0.7, 0.5, 3)
+        z = mean + std * rng.standard_normal((20, 3))
+        case = {"f_z": rng.normal(-3, 2, 20), "z": z, "mean": mean, "std": std}
+        cases.append({name: value.astype(dtype) for name, value in case.items()})
+    return cases
+
+
+def score(f_z, z, mean, std):
+    """f times the slopes of scipy's log-density: by Richardson's differences."""
+    from scipy import stats
+
+    f_z, z, mean, std = (np.asarray(v, dtype=float) for v in (f_z, z, mean, std))
+
+    def slope(log_q, at, h):
+        def central(h):
+            return (log_q(at + h) - log_q(at - h)) / (2 * h)
+
+        return (4 * central(h) - central(2 * h)) / 3
+
+    in_mean = slope(lambda m: stats.norm.logpdf(z, m, std), mean, 1e-3 * std)
+    in_std = slope(lambda s: stats.norm.logpdf(z, mean, s), std, 1e-3 * std)
+    return f_z[:, None] * in_mean, f_z[:, None] * in_std
+
+
+def score_with(in_mean, in_std):
+    def wrong(f_z, z, mean, std):
+        f_z, z, mean, std = (np.asarray(v, dtype=float) for v in (f_z, z, mean, std))
+        return f_z[:, None] * in_mean(z - mean, std), f_z[:, None] * in_std(z - mean, std)
+
+    return wrong
+
+
+# 03.4: variances in closed form
+
+
+def draw_dimensions(rng: np.random.Generator) -> list[dict]:
+    cases = [{"n_latent": 1, "n_samples": 1}, {"n_latent": 2, "n_samples": 1}]
+    n_latent = rng.integers(3, 200, 8)
+    return cases + [{"n_latent": int(d), "n_samples": int(rng.integers(2, 60))} for d in n_latent]
+
+
+def three_variances(n_latent, n_samples):
+    """By symmetry E[f² ε₁²] = E[f³]/d, and f = |z|² is chi-squared."""
+    from scipy import stats
+
+    of_score = stats.chi2(n_latent).moment(3) / n_latent
+    of_slope = 4 * stats.norm.moment(2)
+    return np.asarray(0.0), np.asarray(of_score / n_samples), np.asarray(of_slope / n_samples)
+
+
+def three_with(expectation=lambda d, n: 0.0, score=lambda d: (d + 2) * (d + 4), divide=True):
+    def wrong(n_latent, n_samples):
+        n = n_samples if divide else 1
+        three = expectation(n_latent, n_samples), score(n_latent) / n, 4 / n
+        return tuple(np.asarray(float(v)) for v in three)
+
+    return wrong
+
+
+# 03.5: a baseline
+
+
+def covariance_moments(n_samples, x, w, constant, mean, std):
+    """Of f and the score in each dimension: covariance, E[(f − Ef)² score²], and both variances."""
+    ε, weight, z = nodes(mean, std)
+    f = f_of(z, x, w, constant)
+    centred, scores = (f - weight @ f)[:, None], ε / std
+    return (
+        weight @ (centred * scores),
+        weight @ (centred * scores) ** 2,
+        weight @ centred**2,
+        weight @ scores**2,
+    )
+
+
+def variance_with_baseline(n_samples, **case):
+    """Of Σ (f_i − f̄) score_i / (n − 1), the unbiased sample covariance of n pairs."""
+    n, (cov, fourth, of_f, of_score) = n_samples, covariance_moments(n_samples, **case)
+    return (fourth - cov**2) / n + (of_f * of_score + cov**2) / (n * (n - 1))
+
+
+def draw_black_boxes(rng: np.random.Generator) -> list[dict]:
+    """One dimension, then two and three; with a right baseline standard deviations are below 1."""
+    one = np.ones(1)
+    cases = [{"x": 2.0, "w": one, "constant": -50.0, "mean": 0 * one, "std": one, "n_samples": 4}]
+    for n_latent, n_samples in ((2, 4), (3, 6)):
+        case = {"x": rng.uniform(2, 4), "w": rng.uniform(0.5, 1.5, n_latent)}
+        case |= {"constant": rng.uniform(-400, -100), "mean": rng.normal(0, 0.2, n_latent)}
+        cases.append({**case, "std": rng.uniform(0.4, 0.8, n_latent), "n_samples": n_samples})
+    for case in cases:
+        scale = variance_with_baseline(**case).max() ** 0.25  # the constant needs no scale
+        case["x"], case["w"] = case["x"] / scale, case["w"] / scale
+        case["most"] = 2 * variance_with_baseline(**case)
+        case["seed"] = int(rng.integers(2**31))
+    return cases
+
+
+def with_baseline(n_samples, seed, most, x, w, mean, **case):
+    return reported([most], [(x - w @ mean) * w], most)
+
+
+def baseline_with(change):
+    """What ``change`` makes of the mean and of the variance, with the case and its moments."""
+
+    def wrong(seed, most, **case):
+        mean, variance = change(case, case["n_samples"], covariance_moments(**case))
+        return reported([variance], [mean], most)
+
+    return wrong
+
+
+def constant_left(case, n, moments, share):
+    """Mean and variance if a share of E[f] stays in the weights, which are otherwise f − Ef
+    less the mean of the others' (and of the own one too, as far as ``share`` has it).
+    """
+    ε, weight, z = nodes(case["mean"], case["std"])
+    level = weight @ f_of(z, case["x"], case["w"], case["constant"])
+    third = weight @ (
+        (f_of(z, case["x"], case["w"], case["constant"]) - level)[:, None] * (ε / case["std"]) ** 2
+    )
+    cov, fourth, of_f, of_score = moments
+    # weights are a = f − Ef − Σ_{j≠i} (f_j − Ef)/n + share·Ef
+    own = fourth - cov**2 + 2 * share * level * third + (share * level) ** 2 * of_score
+    pairs = (n - 1) * (of_f * of_score + cov**2) / n**2
+    return cov, (own + pairs) / n
+
+
+def no_baseline(case, n, moments):
+    means, variances = of_one_draw(
+        **{k: v for k, v in case.items() if k != "n_samples"}, way="score"
+    )
+    return means[0], variances[0] / n
+
+
+# 03.6: what is estimated if z is drawn twice
+
+
+def draw_cells(rng: np.random.Generator) -> list[dict]:
+    """One cell whose q is the posterior, then 30 with a q of their own."""
+    one, half = np.ones(1), 0.5 * np.ones(1)
+    cases = [{"x": one, "sigma": 1.0, "mean": half, "std": np.sqrt(half)}]
+    for sigma in rng.uniform(0.4, 1.5, 2):
+        x = rng.normal(0, 1.5, 30)
+        mean, std = x / (1 + sigma**2) + rng.normal(0, 0.2, 30), rng.uniform(0.2, 1, 30)
+        cases.append({"x": x, "sigma": float(sigma), "mean": mean, "std": std})
+    return cases
+
+
+def by_trapezoids(x, sigma, mean, std):
+    """log ∫ q(z) p(x | z) dz."""
+    from scipy import special, stats
+
+    ε = np.linspace(-15, 15, 6001)
+    z = mean[:, None] + std[:, None] * ε
+    log_f = stats.norm.logpdf(ε) + stats.norm.logpdf(x[:, None], z, sigma)
+    return special.logsumexp(log_f, axis=1) + np.log(ε[1] - ε[0])
+
+
+def log_normal(x, mean, std):
+    from scipy import stats
+
+    return stats.norm.logpdf(x, mean, std)
+
+
+EXERCISES = {
+    exercise.name: exercise
+    for exercise in (
+        Exercise(
+            name="03.1",
+            title="A bug hunt: the scale of a Dense layer",
+            points=2,
+            draw=draw_noise,
+            oracle=drawn,
+            call="slope",
+            rtol=1e-6,  # the oracle's slope is good to 1e-8
+            verified="Draws, and their slopes in log_var, agree with quantiles of scipy's normal "
+            "distribution at 241 points.",
+            misconceptions=(
+                Misconception(
+                    "variance for standard deviation",
+                    drawn_with(np.exp, np.exp),
+                    "This is the code as it was published: your noise is multiplied by the "
+                    "variance. What is the standard deviation, if its square is exp(log_var)?",
+                ),
+                Misconception(
+                    "the log-variance itself",
+                    drawn_with(lambda v: v, lambda v: np.ones_like(v)),
+                    "You multiply the noise by log_var itself. A standard deviation is positive.",
+                ),
+                Misconception(
+                    "root of the log-variance",
+                    drawn_with(np.sqrt, lambda v: 0.5 / np.sqrt(v)),
+                    "You took the root before leaving the logarithm: log_var may be negative.",
+                ),
+                Misconception(
+                    "no gradient in the standard deviation",
+                    drawn_with(lambda v: np.exp(v / 2), lambda v: np.full_like(v, np.nan)),
+                    "The draws are right, but no gradient comes back to log_var. Is there a "
+                    "no_grad, a detach or a sample in your code?",
+                ),
+            ),
+        ),
+        Exercise(
+            name="03.2",
+            title="A pathwise estimator of your own",
+            points=3,
+            draw=draw_pathwise,
+            oracle=pathwise,
+            call="estimates",
+            # Standard deviations are at most 1 by construction, so a mean over 100,000 cells is off
+            # by 0.0032 at most, and a variance by less than 1.3 %: 5.3 of these (24 numbers of 3
+            # cases: a right answer fails once in 300,000 seeds).
+            rtol=0.07,
+            atol=0.017,
+            seconds=20.0,
+            verified="For 100,000 cells alike, in three settings, the mean of your gradients is "
+            "the derivative of the closed form, and their variance falls with the draws as it "
+            "should.",
+            misconceptions=(
+                Misconception(
+                    "score function",
+                    pathwise_with(way="score"),
+                    "Your estimator has no bias, but its variance is that of the score function. "
+                    "Does the gradient go through f, as the exercise asks?",
+                ),
+                Misconception(
+                    "summed over draws",
+                    pathwise_with(lambda m, v, n: (m * n, v * n)),
+                    "Your gradients are n_samples times too large.",
+                ),
+                Misconception(
+                    "averaged over cells",
+                    pathwise_with(lambda m, v, n: (m / N_CELLS, v / n / N_CELLS**2)),
+                    "Your gradients are too small by the number of cells. Each cell's own gradient "
+                    "is asked for: over which dimension may you average, and over which only sum?",
+                ),
+                Misconception(
+                    "one draw for each cell",
+                    pathwise_with(lambda m, v, n: (m, v)),
+                    "The means are right, but the variance does not fall with n_samples. How many "
+                    "different ε has a cell?",
+                ),
+                Misconception(
+                    "variance for standard deviation",
+                    pathwise_with(way="variance"),
+                    "Your z scatters by the root of std: std is treated as a variance.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="03.3",
+            title="The score-function estimator",
+            points=3,
+            draw=draw_score,
+            oracle=score,
+            rtol=1e-6,
+            verified="Agrees with f times numerical slopes of scipy's log-density for 41 draws.",
+            misconceptions=(
+                Misconception(
+                    "slope in z",
+                    score_with(lambda d, s: -d / s**2, lambda d, s: (d**2 / s**2 - 1) / s),
+                    "The sign of the first result is wrong. Is it the slope of log q in z, or in "
+                    "the mean?",
+                ),
+                Misconception(
+                    "the constant has no slope",
+                    score_with(lambda d, s: d / s**2, lambda d, s: d**2 / s**3),
+                    "The first result is right. In the second a term is missing: the factor in "
+                    "front of the exponential of a normal density holds s too.",
+                ),
+                Misconception(
+                    "standard deviation for variance",
+                    score_with(lambda d, s: d / s, lambda d, s: d**2 / s**2 - 1),
+                    "Almost: count the powers of s. In what unit is a slope of log q in the mean, "
+                    "if z and s are in metres?",
+                ),
+                Misconception(
+                    "slope in the variance",
+                    score_with(lambda d, s: d / s**2, lambda d, s: (d**2 / s**2 - 1) / (2 * s**2)),
+                    "The first result is right. The second is the slope in the variance s², and s "
+                    "is asked for.",
+                ),
+                Misconception(
+                    "f left out",
+                    lambda f_z, **case: score(np.ones_like(f_z), **case),
+                    "This is the score alone. What is averaged in the last line of the derivation?",
+                ),
+            ),
+        ),
+        Exercise(
+            name="03.4",
+            title="Spot the error: what has a high variance?",
+            points=2,
+            draw=draw_dimensions,
+            oracle=three_variances,
+            verified="Agrees with moments of the chi-squared distribution in 1 to 200 dimensions.",
+            misconceptions=(
+                Misconception(
+                    "the variance of f",
+                    three_with(expectation=lambda d, n: 2 * d / n),
+                    "The second and third result are right. The first is the variance of the mean "
+                    "of f over draws. The question is about the expectation.",
+                ),
+                Misconception(
+                    "the variance of f, of one draw",
+                    three_with(expectation=lambda d, n: 2 * d),
+                    "The second and third result are right. The first is the variance of f(z). "
+                    "The question is about its expectation.",
+                ),
+                Misconception(
+                    "of one draw",
+                    three_with(divide=False),
+                    "These are the variances of a single draw. What does an average over "
+                    "n_samples independent draws do to a variance?",
+                ),
+                Misconception(
+                    "f and ε taken as independent",
+                    three_with(score=lambda d: d * (d + 2)),
+                    "The first and third result are right. In the second you averaged f² and ε₁² "
+                    "apart from each other. Are they independent?",
+                ),
+                Misconception(
+                    "cross terms forgotten",
+                    three_with(score=lambda d: d + 14),
+                    "The first and third result are right. In the second, f is a sum, and its "
+                    "square has cross terms.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="03.5",
+            title="Only values: an estimator with a baseline",
+            points=3,
+            draw=draw_black_boxes,
+            oracle=with_baseline,
+            call="estimates",
+            # As in 03.2, for variances up to the limit, 2; that with the mean of the others is 1.
+            rtol=0.07,
+            atol=0.024,
+            seconds=20.0,
+            verified="For 100,000 cells alike, in three settings, your gradients have no bias, and "
+            "the level of f does not add to their variance.",
+            misconceptions=(
+                Misconception(
+                    "no baseline",
+                    baseline_with(no_baseline),
+                    "There is no bias. But f is about −50 or −300 whatever z is, and every score "
+                    "is multiplied by that. What could you subtract from f without changing the "
+                    "mean of the gradient?",
+                ),
+                Misconception(
+                    "the own value in its baseline",
+                    baseline_with(
+                        lambda case, n, moments: (
+                            moments[0] * (1 - 1 / n),
+                            variance_with_baseline(**case) * (1 - 1 / n) ** 2,
+                        )
+                    ),
+                    "The variance is low, but the gradient is too small, by a factor that depends "
+                    "on n_samples: there is a bias. The baseline of a draw must not know that "
+                    "draw. Does yours?",
+                ),
+                Misconception(
+                    "the others' sum, divided by all",
+                    baseline_with(
+                        lambda case, n, moments: constant_left(case, n, moments, share=1 / n)
+                    ),
+                    "There is no bias, but a part of f's level is left. Of how many values is "
+                    "your baseline the mean?",
+                ),
+                Misconception(
+                    "summed over draws",
+                    baseline_with(
+                        lambda case, n, moments: (
+                            moments[0] * n,
+                            variance_with_baseline(**case) * n**2,
+                        )
+                    ),
+                    "Your gradients are n_samples times too large.",
+                ),
+                Misconception(
+                    "score in units of ε",
+                    baseline_with(
+                        lambda case, n, moments: (
+                            moments[0] * case["std"],
+                            variance_with_baseline(**case) * case["std"] ** 2,
+                        )
+                    ),
+                    "Your gradients are off by a factor of std. Look at the score again: which "
+                    "power of std divides z − mean?",
+                ),
+            ),
+        ),
+        Exercise(
+            name="03.6",
+            title="A bug hunt: z drawn twice",
+            points=2,
+            draw=draw_cells,
+            oracle=by_trapezoids,
+            verified="Agrees with numerical integration for 61 cells.",
+            misconceptions=(
+                Misconception(
+                    "log p(x)",
+                    lambda x, sigma, mean, std: log_normal(x, 0.0, np.sqrt(1 + sigma**2)),
+                    "This is log p(x), which the code should have given. What becomes of the mean "
+                    "of a product if its factors are drawn independently of each other?",
+                ),
+                Misconception(
+                    "the mean of the logarithm",
+                    lambda x, sigma, mean, std: (
+                        log_normal(x, mean, sigma) - std**2 / (2 * sigma**2)
+                    ),
+                    "This is E_q[log p(x|z)]. In the code the logarithm is taken after the mean.",
+                ),
+                Misconception(
+                    "decoded at the mean of q",
+                    lambda x, sigma, mean, std: log_normal(x, mean, sigma),
+                    "This is p(x|z) at z = m only. The second z scatters around m too.",
+                ),
+                Misconception(
+                    "standard deviations added",
+                    lambda x, sigma, mean, std: log_normal(x, mean, sigma + std),
+                    "Two independent noises are added, that of z and that of x given z. Which of "
+                    "their moments add up?",
+                ),
+            ),
+        ),
+    )
+}
