@@ -538,7 +538,7 @@ vaelab.check("02.5", of_cells)
 # >
 # > <details><summary>Solution</summary>The equality is an assumption: cells are independent, given
 # > the parameters. Daughters of one cell are not, nor are neighbours in a slice of tissue, nor are
-# > cells of one mouse if the model does not know of mice. (Lesson 10 tells it.)</details>
+# > cells of one mouse if the model does not know of mice. (In lesson 10 it does.)</details>
 #
 # ## 5 · A gap that can be measured
 #
@@ -673,7 +673,7 @@ _ = panels[0].legend(frameon=False, fontsize=9)
 # foretold, and no amount of training q will close the gap.
 #
 # Right, the cure. Turning the latent axes changes W but not WWᵀ, and so not p(x): the data can't
-# tell these two models apart. The *bound* can. Trained on both, it prefers the turned model,
+# tell these two models apart. The *bound* can. Between the two it prefers the turned model,
 # where q can be the posterior. This is a general truth about VAEs: a bound also chooses, among
 # models that explain the data equally well, one whose posterior its q can match.
 #
@@ -764,8 +764,8 @@ _ = right.legend(frameon=False, fontsize=9)
 # >
 # > <details><summary>Solution</summary>What increases is the <i>bound</i>. For two dozen steps
 # > log p(x) falls, from −2.1 to −3.5, while the bound rises: as long as q is wrong, the model bends
-# > towards what q can explain. Only at the top, or with q kept at the
-# > posterior, does a step up the bound have to raise p(x).</details>
+# > towards what q can explain. Only from where q <i>is</i> the posterior (the dashed line) does
+# > a step up the bound have to raise p(x).</details>
 #
 # > **Spot the error.** The same course writes that
 # > min over θ of KL(p_data ‖ p_θ) *equals* the max over θ of E_data[log p_θ(x)].
@@ -960,9 +960,11 @@ bound.ledger().round({"nats": 1})
 #
 # ## What to take along
 #
-# - log p(x) = ELBO + KL(q‖posterior). All three derivations say this; the third in one line.
+# - log p(x) = ELBO + KL(q‖posterior). Jensen gives only the ≥; the other two derivations say
+#   what the gap is, the third in one line.
 # - ELBO = reconstruction − KL to the prior. Both can be computed without the posterior.
-# - The integral is lost because the decoder is a network, whatever the likelihood.
+# - A network between z and x loses the integral, whatever the likelihood. (It is not the only
+#   way: with a normal z, Poisson counts of mean exp(w·z) have no closed form either.)
 # - Test a KL where you know it: q = p gives 0. Test a bound where you know log p(x).
 # - A step up the bound may improve q or the model. It need not improve p(x).
 # - A mean-field q is too narrow, and the model bends to suit it.

@@ -30,7 +30,7 @@
 # - find the errors that a draw invites: a variance for a standard deviation, a z drawn twice.
 #
 # **You need** the bound of lesson 02, and PyTorch's `backward`. No biology.
-# **Time:** about 60 minutes, two thirds of it for six exercises (15 points). **Data:** none.
+# **Time:** about 60 minutes, three quarters of it for six exercises (15 points). **Data:** none.
 
 # %%
 import matplotlib.pyplot as plt
@@ -281,8 +281,8 @@ for kind in (Normal, Gamma, Beta, Poisson, Bernoulli, Categorical):
 # that `log_var` is the output of a Dense layer, whose scale "is irrelevant". Mend `draw`. Noise,
 # mean and log_var have one shape; the check looks at z and at its slope in log_var.
 #
-# <details><summary>Hint</summary>If v is the logarithm of the variance s², what is s? Halve
-# something, and do it before the exponential.</details>
+# <details><summary>Hint</summary>If v is the logarithm of the variance s², what is s? Try
+# v = log 4: the standard deviation should then be 2. What does the code above give?</details>
 
 
 # %% nbgrader={"grade_id": "03-1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
@@ -491,7 +491,7 @@ for name, pair in {"pathwise": by_path, "score": by_score}.items():
 #
 # ## 4 · Two variances
 #
-# Here f is the log-probability of a cell with few genes, a number near −5. In real data there are
+# Here f is the log-probability of one gene of a cell, about −5 on average. In real data there are
 # thousands of genes, and f is −500 for one z and −510 for the next. The pathwise estimator looks
 # at the slope, and does not notice the −500. The score-function estimator multiplies every score
 # by it. Below, f with a constant added, which changes no gradient; and more and more draws.
@@ -629,8 +629,8 @@ for name, function in functions.items():
 # variance first, then the mean.)
 #
 # <details><summary>Hint</summary>The mean of a cell's draws is a good level. But a draw that
-# is in its own baseline pulls the baseline towards itself. Take for each draw the mean of the
-# <i>others</i>: there are n_samples − 1 of them.</details>
+# is in its own baseline pulls the baseline towards itself, and that is the bias. Each draw may
+# have a baseline of its own: which draws may it be made of?</details>
 
 
 # %% nbgrader={"grade_id": "03-5", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
@@ -795,9 +795,9 @@ for way in ways:
 
 # %% [markdown]
 # Nobody gave the ages, and along the latent curve the cells stand in their order. With the
-# gradient *blocked* the KL is zero to the end. The decoder has learned the mean of each gene, and
+# gradient *blocked* the KL is zero in the end. The decoder has learned the mean of each gene, and
 # nothing else: section 1 again, and not one message on the way. The score function alone does
-# learn, and noise keeps it some nats below the others. With a baseline, from two draws a
+# learn, but noise keeps it nine nats below the pathwise one. With a baseline, from two draws a
 # cell, it nearly keeps up here, with a latent space of two dimensions.
 #
 # ## 6 · How many draws?
@@ -956,7 +956,7 @@ print("the same gradient:", torch.allclose(theirs, ours, atol=1e-12))
 
 # %% [markdown]
 # The encoder gives a standard deviation by way of *softplus*, log(1 + eᵛ), plus 1e-4, in place of
-# exp(v/2). The exponential of a large output overflows, and of a very small one is 0, whose
+# exp(v/2). The exponential of a large output overflows, and of a very negative one is 0, whose
 # logarithm is −∞: early releases of scVI had no such floor, and got one later.
 #
 # ## What was not used, and why
@@ -970,7 +970,7 @@ print("the same gradient:", torch.allclose(theirs, ours, atol=1e-12))
 # ## What to take along
 #
 # - A draw hides how its parameters went into it. z = m + s·ε throws the dice outside.
-# - A blocked gradient gives no error. It gives a KL of zero.
+# - A blocked gradient, with a KL beside it, gives no error. It gives a KL of zero.
 # - s is a standard deviation: with a log-variance v it is exp(v/2), in the draw *and* in the KL.
 # - Pathwise: average of slopes; small variance; f must not jump. Score function: values times
 #   scores; anything goes; its variance grows with the level of f and the dimensions.
