@@ -642,8 +642,8 @@ for i, name in enumerate(models):
 # %% [markdown]
 # ### What *Xist* was trying to say
 #
-# A handful of genes do need zero inflation, *Xist* more than any. Dropout says: in three cells of
-# ten, *Xist* was lost, at random, gene by gene. If that is so, the cells that lost *Xist* should be
+# One gene in twelve does pay for zero inflation, *Xist* more than any. Dropout says: in three
+# cells of # ten, *Xist* was lost, at random, gene by gene. If that is so, the cells that lost *Xist* should be
 # no different in *Meg3* or *Gapdh*. Let us ask them.
 
 # %%
@@ -658,9 +658,10 @@ for name in ["Meg3", "Neat1", "Igf1r", "Gapdh", "Iapp"]:
 # They *are* different. *Meg3* and *Neat1* are gone from the same cells, though their genes sit on
 # other chromosomes. What they share with *Xist* is a place: these RNAs stay in the **nucleus**.
 # Perhaps these droplets caught a cell without its nucleus. Perhaps the cells were in another state:
-# *Igf1r*, a receptor, makes ordinary messenger RNA, and it is rarer there too, while *Gapdh* and
-# *Iapp* double. Counts alone can't say which. But they do say that nothing was lost at random, gene
-# by gene. There are two groups of cells, and if we tell them apart by the *other* two genes, most
+# *Igf1r*, the gene of a receptor, makes ordinary messenger RNA, and it is rarer there too, while
+# *Gapdh* and *Iapp* nearly double. Counts alone can't say which. But they do say that most zeros
+# of *Xist* are not a loss at random, gene by gene. There seem to be two groups of cells, and if we
+# tell them apart by the *other* two genes, most
 # of the need for dropout is gone:
 
 # %% tags=["not-in-grading"]
@@ -689,8 +690,9 @@ for ax, group, title in [
 fig.tight_layout()
 
 # %% [markdown]
-# The gain falls from 47 nats to 9: not to nothing, since a threshold is a crude way to sort cells,
-# but four fifths of it are gone. **A zero-inflated distribution can be the symptom of groups that the model
+# The gain falls from 47 nats to 9. Fewer cells alone would leave 36 (47 · 265/343). It does not fall
+# to nothing, and 9 is still more than a parameter costs, since a threshold is a crude way to sort
+# cells, but four fifths of it are gone. **A zero-inflated distribution can be the symptom of groups that the model
 # has no word for.** A VAE has a word: z. It lets μ differ between cells, so that less is left for π
 # to explain. Remember it in lesson 06, where the ZINB's bound turns out to be little better than
 # the NB's.
@@ -781,7 +783,8 @@ fig.tight_layout()
 # $$\hat\lambda = (1-\pi)\,\frac{x+\theta}{\mu+\theta}$$
 #
 # and NB and ZINB come out far *behind* the Poisson, which the notebook puts down to shrinkage.
-# There is no shrinkage, there are two errors. Write the posterior mean E[λ|x] of the ZINB.
+# Shrinkage is there, as it should be, and not to blame: the formula has two errors (one of them
+# hurts the NB too). Write the posterior mean E[λ|x] of the ZINB.
 #
 # <details><summary>Hint</summary>
 #
@@ -940,7 +943,7 @@ print("slope in η ", η.grad.numpy().round(3))
 # usual χ² does not hold, and with a thousand genes one wants a ranking and not a verdict. *Imputing
 # zeros*: we saw that most are what counting gives; filling them in invents data. *The multinomial*:
 # given a cell's total, independent Poissons become a multinomial (Townes et al. 2019), and
-# dividing by depth, as we did, is nearly that. *Other widths*: Poisson–log-normal and others
+# giving each cell the mean depth · μ, as we did, is nearly that. *Other widths*: Poisson–log-normal and others
 # fit about as well; the NB is the one whose integral can be done.
 #
 # ## What to take along

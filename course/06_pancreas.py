@@ -166,9 +166,9 @@ except ValueError as error:
 # Write `silhouette(points, labels)` anew: `points` has a row for each cell, `labels` a type for
 # each, and what comes back is s(i) for each cell.
 #
-# <details><summary>Hint</summary>Is a cell one of the <i>other</i> cells of its type? What is
-# <i>a</i> of a B cell if there is only one? (By convention its s is 0.) And which of the two,
-# silhouette or ASW, is a property of a cell?</details>
+# <details><summary>Hint</summary>Hold each line against the definition above, word by word, and
+# think of the smallest types that there can be. (By convention, s is 0 where <i>a</i> has no
+# meaning.)</details>
 
 
 # %% nbgrader={"grade_id": "06-1", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
@@ -204,8 +204,9 @@ vaelab.check("06.1", silhouette)
 # Count pairs of cells. Let *both* be the pairs that are together in the truth and in the clusters,
 # *t* those together in the truth, *f* those together in the clusters, and *all* the pairs there
 # are. If clusters were dealt out at random, *both* would be t·f/all on average. The index is
-# *both* minus this average, divided by what that difference would be if the groupings were the
-# same. If both groupings are the same, "what it would be" is (t + f)/2 minus the average.
+# *both* minus this average, divided by the most that this difference could be. If the groupings
+# were the same, *both* would be t, and f too; where t and f differ, their mean is taken for both.
+# So the divisor is (t + f)/2 minus the average.
 #
 # Write `adjusted_rand(truth, found)` for two arrays of names or numbers, one for each cell.
 #
@@ -469,7 +470,7 @@ fig.tight_layout()
 
 # %% nbgrader={"grade_id": "06-4", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
 def activity(latent):
-    """The variance of the posterior mean, divided by n − 1; shape (n_latent,)."""
+    """The variance of the posterior mean (its sum of squares over n − 1); shape (n_latent,)."""
     ### BEGIN SOLUTION
     return ((latent - latent.mean(0)) ** 2).sum(0) / (len(latent) - 1)
     ### END SOLUTION

@@ -95,7 +95,8 @@ print("their draw passes one on:     ", y.requires_grad)
 # ### Exercise 07.1 · Spot the error: a bound that needs no draw
 # ★★☆ · 7 minutes · 3 points
 #
-# A tutorial prints this bound for a model with clusters, with *q_k* = q(y=k|x) and π_k = p(y=k):
+# A tutorial prints this bound for a model with clusters, with *q_k* = q(y=k|x) and π_k = p(y=k)
+# (its π is the prior, and not the π above):
 #
 # $$\sum_k q_k \Big[ \log p(x\,|\,y{=}k) \;-\; \mathrm{KL}\big(q(y{=}k|x)\,\|\,p(y{=}k)\big) \Big]$$
 #
@@ -125,6 +126,8 @@ def bound(logits, log_p_x, log_prior):
 vaelab.check("07.1", bound)
 
 # %% [markdown]
+# (As printed, each logarithm has q_k before it twice: Σ q_k² log(q_k/π_k) is no KL.)
+#
 # The sum over types is a smooth function of the logits, and autograd needs nothing more. **With one
 # choice among a few types, sum. There is no trick to play.** This is **exact enumeration**, and in
 # this lesson it is the truth against which all else is measured.
@@ -232,8 +235,8 @@ vaelab.check("07.2", gumbel_max)
 #
 # $$y \;=\; \operatorname{softmax}\!\Big(\frac{\log \pi + g}{\tau}\Big)$$
 #
-# This is the **Gumbel-softmax**, which two groups found in the same weeks of 2016; the other
-# called its distribution *concrete*. In code it is one line. It agrees with the package, given
+# This is the **Gumbel-softmax**. Two groups found it in the same weeks of 2016: one gave it this
+# name, the other called the distribution *concrete*. In code it is one line. It agrees with the package, given
 # the same noise:
 
 
@@ -533,7 +536,7 @@ print("ours and the package's agree:", torch.allclose(by_hand, logits.grad, atol
 #
 # A relaxed draw has one more fault: the decoder sees a cell that is 60 % alpha and 40 % beta, and
 # there is none. **Straight-through** gives it a true type, one-hot, and lies only on the way
-# back: it passes on the gradient that the relaxed draw would have had.
+# back: the decoder's slope, taken at the true type, goes on to the logits through the relaxed draw.
 #
 # ### Exercise 07.5 · Straight-through
 # ★★☆ · 6 minutes · 2 points
@@ -544,8 +547,8 @@ print("ours and the package's agree:", torch.allclose(by_hand, logits.grad, atol
 # of the check's own, that comes back to the logits.
 #
 # <details><summary>Hint</summary><code>tensor.detach()</code> has the value of a tensor and none
-# of its gradient. What is the value of <code>y - y.detach()</code>, and what its
-# gradient?</details>
+# of its gradient. Can you make a tensor with it that is 0 everywhere, and has the gradient of
+# y?</details>
 
 
 # %% nbgrader={"grade_id": "07-5", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
@@ -836,9 +839,10 @@ for n_classes in (3, 10, 20):
 # ## What was not used, and why
 #
 # *A learned temperature*, or one for each cell: the bound of a relaxed model may like heat for the
-# wrong reasons, as §8 showed. *Lower-variance relatives* (REBAR, RELAX, VIMCO, Gumbel–Rao): they
-# combine the score function with the relaxation, or average the relaxation over races with the same
-# winner; worth the reading once you need them. *A network*: everything here is in the logits of one
+# wrong reasons, as §8 showed. *Lower-variance relatives*: REBAR and RELAX combine the score function
+# with the relaxation, Gumbel–Rao averages the relaxation over races with the same winner, VIMCO
+# takes baselines from the other draws of a many-draw bound; worth the reading once you need them.
+# *A network*: everything here is in the logits of one
 # spot, and an encoder only adds a chain rule. Lesson 08 puts q(y|x) into a VAE for sorted blood
 # cells, and compares summing y out with drawing it.
 #

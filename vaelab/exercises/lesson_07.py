@@ -241,7 +241,7 @@ EXERCISES = {
                 Misconception(
                     "the KL weighted twice",
                     bound_with(lambda q, log_q, log_prior: (q * q * (log_q - log_prior)).sum(-1)),
-                    "Your KL is too small. How often does q_k stand before log q_k − log π_k?",
+                    "Your KL is not a KL. How often does q_k stand before log q_k − log π_k?",
                 ),
                 Misconception(
                     "the KL once for each class",
