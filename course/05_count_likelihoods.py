@@ -643,7 +643,7 @@ for i, name in enumerate(models):
 # ### What *Xist* was trying to say
 #
 # One gene in twelve does pay for zero inflation, *Xist* more than any. Dropout says: in three
-# cells of # ten, *Xist* was lost, at random, gene by gene. If that is so, the cells that lost *Xist* should be
+# cells of ten, *Xist* was lost, at random, gene by gene. If that is so, the cells that lost it should be
 # no different in *Meg3* or *Gapdh*. Let us ask them.
 
 # %%
