@@ -545,6 +545,27 @@ def test_check_prints_what_passed_and_raises_what_did_not(capsys):
         vaelab.check("05.99", None)
 
 
+def test_an_embedding_is_told_the_mode_that_it_was_made_in():
+    """The encoder of 04.1 draws as the declaration foresees, whoever drew before."""
+
+    def embed(encoder, x, batch_size, before=True, after=None):
+        mode = encoder.training
+        encoder.train(mode and before)
+        with torch.no_grad():
+            means = [encoder(part).chunk(2, dim=-1)[0] for part in x.split(batch_size)]
+        encoder.train(mode if after is None else after)
+        return torch.cat(means)
+
+    torch.manual_seed(1)
+    for name, answer in {
+        "training mode": embed,
+        "training mode, all cells at once": lambda encoder, x, _: embed(encoder, x, len(x)),
+        "left in evaluation mode": lambda *case: embed(*case, before=False, after=False),
+        "left in training mode": lambda *case: embed(*case, before=False, after=True),
+    }.items():
+        assert [checked(find("04.1"), answer, seed).misconception for seed in SEEDS] == [name] * 4
+
+
 class TestOraclesOfLesson05:
     """The declarations' right answers against 60 digits, or against another integral."""
 
