@@ -205,9 +205,9 @@ def pbmc_small() -> AnnData:
     """700 blood cells × 765 variable genes, ten labels; read from scanpy, without a download.
 
     `X` holds UMI counts as CSR float32, had back from scanpy's log1p(10,000 · counts / n_counts)
-    by inverting and rounding. `obs["n_counts"]` is a cell's total over all genes, not only these:
-    use it as the library size. `obs["cell_type"]` is scanpy's `bulk_labels`: the sorted
-    population, under its name in the paper, that the cell is most like.
+    by inverting and rounding. `obs["n_counts"]` is a cell's total over all genes. These 765
+    hold about a fifth of it: so it is no library size for a model of these genes alone, whose
+    shares sum to 1 over them.
 
     Source: Zheng et al. 2017, Nat. Commun. 8:14049, doi:10.1038/ncomms14049.
     """
