@@ -166,7 +166,7 @@ class VAE(nn.Module):
 
 
 # %% [markdown]
-# That is all of it, in 34 lines, and 57 with the training loop below. *Batch
+# That is all of it, in 34 lines, and 55 with the training loop below. *Batch
 # normalisation* shifts and scales each hidden unit to mean 0 and variance 1 over the minibatch;
 # *dropout* sets a random tenth of them to zero. Both behave differently in training and in use, and
 # section 5 is about those who forgot.
@@ -278,9 +278,9 @@ _ = right.set_title("What each dimension costs")
 # of a comparison that leaves PCA out. (And compare like with like: components have no noise, so
 # hold them against the *means* of z.)
 #
-# Look at the right-hand figure. We gave the model ten dimensions, and it pays for about five. The
-# others have hardly any KL: there q(z|x) is the prior, whatever the cell. Nobody told it that there
-# are four factors. (Why five? Softmax and logarithm have bent the four. A straight line in the true
+# Look at the right-hand figure. We gave the model ten dimensions, and it pays for about five. A
+# sixth has a little KL, and the other four have hardly any: there q(z|x) is all but the prior,
+# whatever the cell. Nobody told it that there are four factors. (Why five? Softmax and logarithm have bent the four. A straight line in the true
 # factors explains a quarter of the fifth principal component, and with their squares and products
 # three quarters. So a fifth dimension helps to follow the bend.)
 #
@@ -473,8 +473,9 @@ pd.DataFrame(rows).set_index("loss")
 # (A blog says that φ is learned by minimising the KL between q(z|x) and the prior. Here it is
 # minimal.)
 #
-# **Mean + mean**: σ² = 15. One nat: a blurred picture. **Sum + sum**: σ² = ½, near the truth for
-# these data; this one happens to be good. **Sum + mean**: σ² = 0.05. Here the KL is so light that
+# **Mean + mean**: σ² = 15. One nat: a blurred picture. **Sum + sum**: σ² = ½, not far from the
+# truth for these data; this one happens to be the best of the four, though it keeps all ten
+# dimensions. **Sum + mean**: σ² = 0.05. Here the KL is so light that
 # the model is all but a plain autoencoder. It spends twice as much for factors it knows no better,
 # and is so sure of its means that new cells come as a shock: see the bound.
 #
@@ -484,7 +485,8 @@ pd.DataFrame(rows).set_index("loss")
 # score draws, or look at the KL, which knows the scale.
 #
 # The cure is not a better β. It is to **let the data say σ**: make it a parameter, as in section 2.
-# Then the constant ½ log σ² is a constant no more, and stops σ from growing or shrinking too far.
+# Then each gene's ½ log 2πσ² is a constant no more: it stops σ from growing too far, and the
+# squared error over 2σ² stops it from shrinking too far.
 
 # %%
 sigmas = model.log_sigma.exp().detach()
@@ -742,9 +744,10 @@ for width in (4, 16, 64, 256):
     print(f"8 dimensions, width {width:3d}: bound {bound:.0f}, R² {r2:.1f}, rate {rate:.0f}")
 
 # %% [markdown]
-# **Too few dimensions** hurt at once: with one or two, factors have to share, and the
-# bound falls, by more than twenty nats. **Too many** hurt little: from four on the bound is nearly
-# flat, and the rate grows slowly, because the KL turns off what is not needed. So take rather too
+# **Too few dimensions** hurt at once: factors have to share, and the bound falls, by about six nats
+# with two dimensions and by more than twenty with one. **Too many** hurt little: from four on the
+# bound is nearly flat, and the rate grows slowly, because the KL turns off what is not needed.
+# So take rather too
 # many, 10 or 20, and look at how many are used. With an autoencoder you could not.
 #
 # **Width** has a price on both sides. A network of width 4 can't carry four factors and their bend.
@@ -984,8 +987,9 @@ print(f"{(made < lowest).double().mean():.0%} of the values are less than nothin
 #   disguise: MSE + β·KL is σ² = β·N/2.
 # - A dimension is used if the data vary along it by more than the noise: λ > σ². Learn σ.
 # - The KL is a rate. Look at it dimension by dimension; activity alone can be at a floor.
-# - Collapse can be right (surplus dimensions), wanted (σ too large) or an accident (a deaf
-#   decoder). Warm-up and free bits cure the third. The bound on held-out cells says which it was.
+# - Collapse can be the best for the given σ (surplus dimensions, or a σ that is too large), or an
+#   accident (a deaf decoder). Against the accident try warm-up, free bits, batch normalisation. The
+#   bound on held-out cells says which it was.
 # - `eval()` before you embed. Draw from p(x|z), not only its mean. Mind the holes of the prior.
 #
 # **Read on.** The VAE: D. Kingma and M. Welling, *Auto-Encoding Variational Bayes* (2014), §2.3 and

@@ -207,7 +207,8 @@ def pbmc_small() -> AnnData:
     `X` holds UMI counts as CSR float32, had back from scanpy's log1p(10,000 · counts / n_counts)
     by inverting and rounding. `obs["n_counts"]` is a cell's total over all genes. These 765
     hold about a fifth of it: so it is no library size for a model of these genes alone, whose
-    shares sum to 1 over them.
+    shares sum to 1 over them. `obs["cell_type"]` is scanpy's `bulk_labels`: the sorted
+    population, under its name in the paper, that the cell is most like.
 
     Source: Zheng et al. 2017, Nat. Commun. 8:14049, doi:10.1038/ncomms14049.
     """
