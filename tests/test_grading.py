@@ -309,7 +309,11 @@ def test_interrupted_it_leaves_nothing_and_goes_on(tmp_path):
     mini.write(tmp_path / "editions", "05_mini", real(UNDONE))
     for i in range(3):
         mini.write(tmp_path / "in", f"learner {i}", real(f"{mini.HONEST}\nn = {i}"))
-    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command(tmp_path), stderr=subprocess.PIPE, text=True,
+        # What a shell starts in the background ignores Ctrl-C, and so do its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     results = tmp_path / "out" / "results"
     deadline = time.monotonic() + 120
     while not (results.is_dir() and list(results.iterdir())):
