@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "vaelab"
 HEAVY = "anndata igraph matplotlib numba pandas pooch rdata scanpy scipy seaborn sklearn umap"
 FLOORS = {
-    0: "special sandbox",
+    0: "arguments special sandbox",
     1: "distributions reparametrization networks plotting machine on_disk",
     2: "likelihoods bounds cells",
     3: "models",

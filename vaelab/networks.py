@@ -1,10 +1,14 @@
-"""The one network that everything is built from."""
+"""The one network that everything is built from, and networks in use."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 from torch import Tensor, nn
 
-__all__ = ["MLP"]
+__all__ = ["MLP", "evaluating"]
 
 
 class MLP(nn.Sequential):
@@ -82,3 +86,15 @@ class BatchNorm(nn.BatchNorm1d):
 
 
 NORMALIZATIONS = {"batch": BatchNorm, "layer": nn.LayerNorm, None: nn.Identity}
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, dropout and batch normalisation are as in use, and no gradients are kept."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from . import plotting
+from .arguments import require
 from .cells import Cells
 from .machine import find_device, to_json, write_atomically
-from .models.base import Model, require
+from .models.base import Model
 from .on_disk import OnDisk, UnreadableError
 from .reparametrization import seeded
 

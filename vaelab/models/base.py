@@ -6,8 +6,6 @@ A model adds the four words of its mathematics, ``prior``, ``encode``, ``decode`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from numbers import Integral
 
 import numpy as np
@@ -15,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ..arguments import require
 from ..bounds import Bound
 from ..cells import Cells
+from ..networks import evaluating
 from ..reparametrization import seeded
 from .saving import Savable
 
@@ -85,9 +85,7 @@ class Model(Savable, nn.Module):
         """
         require("n_samples", n_samples, Integral, lambda n: n >= 1, "a whole number, at least 1")
         at_once = max(1, 2**24 // (128 * cells.n_genes))  # draws: 64 MiB for each float32 tensor
-        sizes = [at_once] * (n_samples // at_once) + [n_samples % at_once] * (
-            n_samples % at_once > 0
-        )
+        sizes = [len(draws) for draws in torch.arange(n_samples).split(at_once)]
 
         def log_mean_weight(part: Cells) -> Tensor:
             pieces = [
@@ -185,30 +183,6 @@ class Model(Savable, nn.Module):
         self.check(cells)
         self.gene_names = cells.gene_names
         self.typical_library.copy_(cells.library.median())
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, dropout and batch normalisation are as in use, and no gradients are kept."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-def require(name: str, value, kind: type, fits, what: str) -> None:
-    """Refuse an argument that is not a number of a kind, or that does not fit.
-
-    Raises
-    ------
-    ValueError
-        With the argument's name and value, and ``what`` it must be.
-    """
-    if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
-        raise ValueError(f"{name} is {value!r}; it must be {what}.")
 
 
 def _other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:

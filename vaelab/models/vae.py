@@ -34,12 +34,13 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import softplus
 
+from ..arguments import require
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
-from .base import Model, require
+from .base import Model
 
 __all__ = ["VAE"]
 
