@@ -14,9 +14,9 @@ HEAVY = "anndata igraph matplotlib numba pandas pooch rdata scanpy scipy seaborn
 FLOORS = {
     0: "arguments special sandbox",
     1: "distributions reparametrization networks plotting machine on_disk",
-    2: "likelihoods bounds cells",
+    2: "likelihoods bounds cells metrics",
     3: "models",
-    4: "training metrics differential_expression simulate datasets preprocessing exercises report",
+    4: "training differential_expression simulate datasets preprocessing exercises report",
     5: "recipes editions grading",
     6: "__main__",
 }

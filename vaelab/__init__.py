@@ -10,12 +10,13 @@ from .bounds import Bound, Term
 from .cells import Cells
 from .exercises import check
 from .likelihoods import LIKELIHOODS
-from .models import VAE
+from .models import GMVAE, VAE
 from .networks import MLP
 from .preprocessing import log_normalize, select_genes
 from .training import History, fit
 
 __all__ = [
+    "GMVAE",
     "LIKELIHOODS",
     "MLP",
     "VAE",

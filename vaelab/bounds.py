@@ -11,7 +11,9 @@ them can hold a term that the others do not.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -45,10 +47,15 @@ class Term:
 
 
 class Bound:
-    """A lower bound on log p(x) for each cell of a minibatch, as a sum of terms."""
+    """A lower bound on log p(x) for each cell of a minibatch, as a sum of terms.
 
-    def __init__(self, *terms: Term):
+    ``posteriors`` are to be watched, not added: q of each discrete latent variable by name, shape
+    (n_cells, n_values).
+    """
+
+    def __init__(self, *terms: Term, posteriors: Mapping[str, Tensor] = MappingProxyType({})):
         self.terms = {term.name: term for term in terms}
+        self.posteriors = {name: q.detach() for name, q in posteriors.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         """A term's value for each cell, averaged over draws; shape (n_cells,)."""

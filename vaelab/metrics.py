@@ -15,10 +15,14 @@ __all__ = [
     "latent_activity",
     "leiden",
     "normalized_mutual_information",
+    "usage",
 ]
 
 ACTIVE = 0.01
 """A latent dimension is active above this variance of its posterior mean (Burda et al. 2016)."""
+
+USED = 0.01
+"""A cluster is in use above this share of the cells."""
 
 
 def latent_activity(latent: np.ndarray) -> np.ndarray:
@@ -151,3 +155,21 @@ def clustering_scores(
         "leiden_ari": adjusted_rand_index(types, by_leiden),
         "leiden_nmi": normalized_mutual_information(types, by_leiden),
     }
+
+
+def usage(shares: np.ndarray) -> dict[str, float]:
+    """How many clusters are in use, of the share of the cells that each has.
+
+    Parameters
+    ----------
+    shares
+        The aggregate posterior, the mean over cells of q(y | x); shape (n_clusters,), sums to 1.
+
+    Returns
+    -------
+    "used", clusters with a share above ``USED``; "entropy", nats: log K if all K are used alike.
+    """
+    from scipy.stats import entropy
+
+    shares = np.asarray(shares)
+    return {"used": int((shares > USED).sum()), "entropy": float(entropy(shares))}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
@@ -17,9 +19,10 @@ import torch
 from torch import Tensor
 
 from . import plotting
-from .arguments import require
+from .arguments import require, size
 from .cells import Cells
 from .machine import find_device, to_json, write_atomically
+from .metrics import usage
 from .models.base import Model
 from .on_disk import OnDisk, UnreadableError
 from .reparametrization import seeded
@@ -40,9 +43,13 @@ class History:
     ``frame`` holds one row an epoch: the KL weight at its end, each term and the bound on the
     training cells (mean over minibatches, nats a cell, dropout on), the bound on the held-out
     cells (NaN without), and the seconds it took.
+
+    ``shares`` holds, for each discrete latent variable, the mean over training cells of its q, one
+    row an epoch: how often each of its values is used.
     """
 
     records: list[dict] = field(default_factory=list)
+    shares: dict[str, list[list[float]]] = field(default_factory=dict)
     best_epoch: int | None = None
     stopped: str = "not started"
 
@@ -54,6 +61,26 @@ class History:
         none_yet = ["epoch", "kl_weight", "bound", "held_out_bound", "seconds"]
         columns = None if self.records else none_yet
         return pd.DataFrame(self.records, columns=columns).set_index("epoch")
+
+    def usage(self, name: str = "y"):
+        """How many values of a discrete latent variable are in use, epoch by epoch.
+
+        Returns
+        -------
+        A pandas DataFrame: "used", values with a share of the cells above ``metrics.USED``; and
+        "entropy" of the shares, nats: log K if all K are used alike, 0 if only one is.
+
+        Raises
+        ------
+        KeyError
+            The model has no such variable.
+        """
+        import pandas as pd
+
+        if name not in self.shares:
+            raise KeyError(f"No discrete variable {name!r}: this model has {[*self.shares]}.")
+        used = [usage(shares) for shares in self.shares[name]]
+        return pd.DataFrame(used, index=pd.RangeIndex(1, len(used) + 1, name="epoch"))
 
     def plot(self, axes=None):
         """Draw bound and terms against epochs; returns the Axes."""
@@ -132,8 +159,8 @@ def fit(
     """
     if not isinstance(model, Model):
         raise TypeError(f"fit takes a model, then cells; the first is {type(model).__name__}.")
-    require("epochs", epochs, Integral, lambda n: n >= 1, "a whole number, at least 1")
-    require("batch_size", batch_size, Integral, lambda n: n >= 1, "a whole number, at least 1")
+    size("epochs", epochs)
+    size("batch_size", batch_size)
     require("learning_rate", learning_rate, Real, lambda v: 0 < v < np.inf, "a number above 0")
     require("weight_decay", weight_decay, Real, lambda v: 0 <= v < np.inf, "a number, 0 or more")
     require("kl_warmup", kl_warmup, Real, lambda v: 0 <= v <= 1, "a share, from 0 to 1")
@@ -195,7 +222,7 @@ def fit(
                     run.epoch()
                     if checkpoint is not None:
                         run.write(Path(checkpoint))
-                    bar.update(history.records[-1])
+                    bar.update(history)
             history.stopped = reason
         except KeyboardInterrupt:
             if not _finite(model.state_dict().values()):
@@ -211,6 +238,15 @@ def fit(
         finally:
             model.eval()
     run.restore_best()
+    for name, shares in history.shares.items():
+        of_all = usage(shares[-1])
+        if of_all["entropy"] < math.log(len(shares[-1])) / 2:
+            warnings.warn(
+                f"The model uses {of_all['used']} of the {len(shares[-1])} values of {name}: the "
+                "others hold no cells, and what they describe means nothing. A better start or a "
+                "longer KL warm-up may help.",
+                stacklevel=2,
+            )
     return history
 
 
@@ -300,7 +336,7 @@ class _Run:
         self.model.train()
         start = number - 1, _copy(self.model.state_dict())
         sizes = self.settings["batch_size"], self.settings["block_size"]
-        sums: dict[str, Tensor] = {}
+        sums: dict[str, Tensor] = {}  # over cells, of each term and of q of each discrete variable
         for i, part in enumerate(minibatches(self.cells, self.training, *sizes, self.order)):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
             bound = self.model.elbo(part.to(self.model.device, self.model.dtype))
@@ -312,12 +348,13 @@ class _Run:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
-            for name in bound.terms:
-                total = bound[name].detach().sum()
-                sums[name] = sums[name] + total if name in sums else total
+            of_part = {name: bound[name].detach().sum() for name in bound.terms}
+            of_part |= {name: q.sum(0) for name, q in bound.posteriors.items()}
+            sums = {name: sums.get(name, 0) + total for name, total in of_part.items()}
         if not _finite(self.model.state_dict().values()):
             raise TrainingError(self._diagnosis("parameters"))
-        means = {name: total.item() / len(self.training) for name, total in sums.items()}
+        of_training = {name: (total / len(self.training)).tolist() for name, total in sums.items()}
+        means = {name: of_training[name] for name in bound.terms}
         held_out = self._held_out_bound()
         self.history.records.append(
             {
@@ -329,6 +366,8 @@ class _Run:
                 "seconds": time.perf_counter() - started,
             }
         )
+        for name in bound.posteriors:
+            self.history.shares.setdefault(name, []).append(of_training[name])
         if kl_weight == 1 and held_out > self.best_bound:  # never true of NaN
             best = _copy(self.model.state_dict())
             self.best, self.best_bound, self.history.best_epoch = best, held_out, number
@@ -441,9 +480,14 @@ class _Bar:
         # On standard output: notebooks set standard error on red, and nothing is wrong.
         self.bar = tqdm(total=epochs, initial=done, unit="epoch", disable=not show, file=sys.stdout)
 
-    def update(self, record: dict) -> None:
+    def update(self, history: History) -> None:
         hidden = ("epoch", "kl_weight", "seconds")
-        parts = {k: f"{v:.1f}" for k, v in record.items() if k not in hidden and v == v}
+        parts = {
+            k: f"{v:.1f}" for k, v in history.records[-1].items() if k not in hidden and v == v
+        }
+        for name, shares in history.shares.items():
+            of_all = usage(shares[-1])
+            parts[name] = f"{of_all['used']}/{len(shares[-1])} H {of_all['entropy']:.2f}"
         self.bar.set_postfix(parts, refresh=False)
         self.bar.update()
 

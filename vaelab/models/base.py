@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..arguments import require
+from ..arguments import require, size
 from ..bounds import Bound
 from ..cells import Cells
 from ..networks import evaluating
@@ -83,7 +83,7 @@ class Model(Savable, nn.Module):
         -------
         Nats, shape (n_cells,).
         """
-        require("n_samples", n_samples, Integral, lambda n: n >= 1, "a whole number, at least 1")
+        size("n_samples", n_samples)
         at_once = max(1, 2**24 // (128 * cells.n_genes))  # draws: 64 MiB for each float32 tensor
         sizes = [len(draws) for draws in torch.arange(n_samples).split(at_once)]
 
@@ -97,7 +97,9 @@ class Model(Savable, nn.Module):
         with seeded(seed):
             return self._over_minibatches(cells, log_mean_weight, batch_size=128)
 
-    def generate(self, n_cells: int, library: float | np.ndarray | None = None, seed: int = 0):
+    def generate(
+        self, n_cells: int, library: float | np.ndarray | None = None, seed: int = 0, **of_prior
+    ) -> np.ndarray:
         """New cells: z from the prior, x from p(x | z).
 
         Parameters
@@ -108,6 +110,8 @@ class Model(Savable, nn.Module):
             ℓ, one number or one a cell; None for the median of the cells it was fitted to.
         seed
             The same seed gives the same cells.
+        of_prior
+            Arguments of the model's ``prior``: which cells.
 
         Returns
         -------
@@ -123,7 +127,7 @@ class Model(Savable, nn.Module):
                     f"or one for each of the {n_cells:,} cells."
                 )
         with seeded(seed), evaluating(self):
-            z = self.prior().sample((n_cells,))
+            z = self.prior(**of_prior).sample((n_cells,))
             library = self.typical_library if library is None else library
             library = torch.as_tensor(library).to(z).expand(n_cells)
             return self.decode(z, library).sample().cpu().numpy()

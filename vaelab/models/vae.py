@@ -27,14 +27,12 @@ the bound      ``elbo(cells)``
 
 from __future__ import annotations
 
-from numbers import Integral
-
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import softplus
 
-from ..arguments import require
+from ..arguments import given, size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import make_likelihood
@@ -93,19 +91,9 @@ class VAE(Model):
         normalization: str | None = "batch",
         seed: int = 0,
     ):
-        require("n_genes", n_genes, Integral, lambda n: n >= 1, "a whole number, at least 1")
-        require("n_latent", n_latent, Integral, lambda n: n >= 1, "a whole number, at least 1")
-        super().__init__(
-            n_genes=n_genes,
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            likelihood=likelihood,
-            dispersion=dispersion,
-            normalization=normalization,
-            seed=seed,
-        )
+        super().__init__(**given(locals()))
+        size("n_genes", n_genes)
+        size("n_latent", n_latent)
         with seeded(seed):
             hidden = {"n_hidden": n_hidden, "n_layers": n_layers, "normalization": normalization}
             self.encoder = MLP(n_genes, 2 * n_latent, dropout_rate=dropout_rate, **hidden)
@@ -141,7 +129,7 @@ class VAE(Model):
             The KL in closed form. False draws it with the same z: the terms of one draw then
             sum to its log importance weight, as ``Bound.iwae`` needs.
         """
-        require("n_samples", n_samples, Integral, lambda n: n >= 1, "a whole number, at least 1")
+        size("n_samples", n_samples)
         q, p = self.encode(cells), self.prior()
         z = gaussian(q.mean, q.stddev, n_samples)  # (n_samples, n_cells, n_latent)
         log_px = self.decode(z, cells.library).log_prob(cells.x)  # (n_samples, n_cells, n_genes)

@@ -1,0 +1,293 @@
+"""The VAE with a Gaussian mixture for a prior (Dilokthanakul et al. 2016; Grønbech et al. 2020).
+
+Generative model, for each cell with library size ℓ:
+
+    y ~ Cat(π)                         its cluster, one of n_clusters
+    z | y ~ N(μ_y, diag σ_y²)          n_latent dimensions
+    x_g ~ p(x_g | z, ℓ)                a likelihood of vaelab.likelihoods, genes independent given z
+
+Variational model:
+
+    q(y | x) q(z | x, y) = Cat(y; r(x)) N(z; m(x, y), diag s(x, y)²)
+
+Bound (Grønbech et al. 2020, equation 7), with r_k = q(y = k | x):
+
+    log p(x) ≥ Σ_k r_k { E_{q(z|x,k)}[log p(x | z)] − KL(q(z|x,k) ‖ p(z|k)) } − KL(q(y|x) ‖ p(y))
+
+=============  ================================================================
+symbol         where
+=============  ================================================================
+π              ``log_weights``
+μ_y, σ_y       ``means``, ``log_stds``
+p(z | y)       ``prior_given(y)``; Σ_k π_k p(z | k) is ``prior()``
+r(x)           ``encode_y(h)``, from ``encoder`` and ``to_y``
+m, s           ``encode_z(h, y)``, from ``encoder`` and ``to_z``
+p(x | z, ℓ)    ``decode(z, library)``, from ``decoder`` and ``likelihood``
+the bound      ``elbo(cells)``
+=============  ================================================================
+
+The KL of y counts once: it stands outside the sum over k. ℓ is observed, and not modelled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from numbers import Integral
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import (
+    Categorical,
+    Distribution,
+    Independent,
+    MixtureSameFamily,
+    Normal,
+    kl_divergence,
+)
+from torch.nn.functional import nll_loss, softplus
+
+from ..arguments import given, require, size
+from ..bounds import Bound, Term
+from ..cells import Cells
+from ..likelihoods import make_likelihood
+from ..networks import MLP
+from ..reparametrization import gaussian, gumbel_softmax, seeded
+from .base import Model
+
+__all__ = ["GMVAE"]
+
+ESTIMATORS = ("sum", "gumbel", "straight-through")
+
+
+class GMVAE(Model):
+    """Variational autoencoder whose latent space is a mixture of clusters.
+
+    Parameters
+    ----------
+    n_genes, n_latent, n_hidden, n_layers, dropout_rate, likelihood, dispersion, normalization
+        As of :class:`vaelab.VAE`.
+    n_clusters
+        K, components of the mixture.
+    learn_weights
+        Whether π is learned; else it is 1/K.
+    estimator
+        How training takes the mean over y: "sum" over all K (exact, K decodes a cell), "gumbel"
+        (one relaxed draw; biased) or "straight-through" (one hard draw, its gradient relaxed).
+        Outside training y is summed out, unless ``elbo`` is told otherwise.
+    temperature
+        τ of a relaxed draw: at the start of training, and what it falls to.
+    annealing_steps
+        Minibatches over which τ falls, by the same factor in each.
+    seed
+        Of the initial weights.
+
+    Raises
+    ------
+    ValueError
+        An unknown likelihood, dispersion, normalisation or estimator, or a number out of range.
+    """
+
+    graph = {  # for plotting.graphical_model
+        "y": {"at": (0, 2.4), "q": ("x_g",), "plates": ("cells",)},
+        "z": {"at": (0, 1.2), "p": ("y",), "q": ("x_g", "y"), "plates": ("cells",)},
+        "ℓ": {"at": (1, 1.2), "observed": True, "plates": ("cells",)},
+        "x_g": {
+            "at": (0, 0), "p": ("z", "ℓ"), "observed": True, "plates": ("cells", "genes"),
+        },
+    }  # fmt: skip
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_clusters: int = 10,
+        n_latent: int = 10,
+        n_hidden: int = 128,
+        n_layers: int = 1,
+        dropout_rate: float = 0.1,
+        likelihood: str = "zinb",
+        dispersion: str = "gene",
+        normalization: str | None = "batch",
+        learn_weights: bool = False,
+        estimator: str = "sum",
+        temperature: tuple[float, float] = (1.0, 0.3),
+        annealing_steps: int = 2000,
+        seed: int = 0,
+    ):
+        super().__init__(**given(locals()))
+        for name in ("n_genes", "n_clusters", "n_latent"):
+            size(name, self.configuration[name])
+        what = "two numbers above 0, the first and the last"
+        require("temperature", temperature, Sequence, lambda τ: len(τ) == 2 and min(τ) > 0, what)
+        what = "a whole number, 0 or more"
+        require("annealing_steps", annealing_steps, Integral, lambda n: n >= 0, what)
+        _check_estimator(estimator)
+        with seeded(seed):
+            hidden = {"n_hidden": n_hidden, "normalization": normalization}
+            self.encoder = MLP(n_genes, n_layers=n_layers, dropout_rate=dropout_rate, **hidden)
+            n_h = self.encoder.n_out
+            self.to_y = nn.Linear(n_h, n_clusters)
+            self.to_z = MLP(n_h + n_clusters, 2 * n_latent, dropout_rate=0.0, **hidden)
+            self.decoder = MLP(n_latent, n_layers=n_layers, dropout_rate=0.0, **hidden)
+            self.likelihood = make_likelihood(likelihood, self.decoder.n_out, n_genes, dispersion)
+            self.means = nn.Parameter(torch.randn(n_clusters, n_latent))
+        self.log_stds = nn.Parameter(torch.zeros(n_clusters, n_latent))
+        self.log_weights = nn.Parameter(torch.zeros(n_clusters), requires_grad=learn_weights)
+        self.register_buffer("steps", torch.zeros(()))  # minibatches trained on
+        self.domain = self.likelihood.domain
+
+    def prior_given(self, y: Tensor) -> Distribution:
+        """p(z | y) = N(μ_y, σ_y²); y one-hot, shape (…, K), gives z of shape (…, n_latent)."""
+        return Normal(y @ self.means, (y @ self.log_stds).exp(), validate_args=False)
+
+    def prior(self, y: int | None = None) -> Distribution:
+        """p(z) = Σ_k π_k N(μ_k, σ_k²), or p(z | y) of one cluster; of shape (n_latent,)."""
+        if y is not None:
+            what = f"a whole number from 0 to {self.n_clusters - 1}"
+            require("y", y, Integral, lambda y: 0 <= y < self.n_clusters, what)
+            return Normal(self.means[y], self.log_stds[y].exp(), validate_args=False)
+        components = Normal(self.means, self.log_stds.exp(), validate_args=False)
+        return MixtureSameFamily(
+            Categorical(logits=self.log_weights), Independent(components, 1), validate_args=False
+        )
+
+    def encode_y(self, h: Tensor) -> Tensor:
+        """log q(y | x) of h = encoder(x), shape (n_cells, n_hidden); shape (n_cells, K)."""
+        return self.to_y(h).log_softmax(-1)
+
+    def encode_z(self, h: Tensor, y: Tensor) -> Distribution:
+        """q(z | x, y) = N(m(x, y), s(x, y)²); y (…, n_cells, K) gives z (…, n_cells, n_latent)."""
+        h_y = torch.cat([h.expand(*y.shape[:-1], -1), y], dim=-1)  # (…, n_cells, n_hidden + K)
+        m, s = self.to_z(h_y).chunk(2, dim=-1)  # each (…, n_cells, n_latent)
+        return Normal(m, softplus(s) + 1e-4, validate_args=False)
+
+    def encode(self, cells: Cells) -> Distribution:
+        """q(z | x) = Σ_k q(k | x) q(z | x, k), of shape (n_cells, n_latent)."""
+        h = self._hidden(cells)
+        y = torch.eye(self.n_clusters).to(h).expand(len(h), -1, -1)  # (n_cells, K, K)
+        components = Independent(self.encode_z(h.unsqueeze(1), y), 1)
+        return MixtureSameFamily(
+            Categorical(logits=self.encode_y(h)), components, validate_args=False
+        )
+
+    def decode(self, z: Tensor, library: Tensor) -> Distribution:
+        """p(x | z, ℓ); z of shape (…, n_latent) and library (…) give x of shape (…, n_genes)."""
+        return self.likelihood(self.decoder(z), library)
+
+    def elbo(
+        self,
+        cells: Cells,
+        n_samples: int = 1,
+        analytic_kl: bool = True,
+        estimator: str | None = None,
+    ) -> Bound:
+        """The bound of each cell, from ``n_samples`` draws of z.
+
+        Parameters
+        ----------
+        cells, n_samples
+            As of :meth:`vaelab.VAE.elbo`.
+        analytic_kl
+            Both KLs in closed form. False draws y and z: the terms of one draw then sum to its log
+            importance weight, as ``Bound.iwae`` needs.
+        estimator
+            How the mean over y is taken; None for the model's own in training, "sum" else.
+        """
+        size("n_samples", n_samples)
+        estimator = estimator or (self.configuration["estimator"] if self.training else "sum")
+        _check_estimator(estimator)
+        h = self._hidden(cells)  # (n_cells, n_hidden)
+        log_q_y, log_p_y = self.encode_y(h), self.log_weights.log_softmax(-1)
+        if estimator == "sum" and analytic_kl:
+            each_y = torch.eye(self.n_clusters).to(h).unsqueeze(1).expand(-1, len(h), -1)
+            ways = zip(each_y, log_q_y.exp().unbind(-1), strict=True)  # y (n_cells, K), q(y | x)
+        else:
+            hard = estimator != "gumbel" or not analytic_kl
+            drawn = gumbel_softmax(log_q_y, self.temperature, hard, n_samples)  # (S, n_cells, K)
+            ways = [(drawn, 1.0)]
+        reconstruction, kl_z = 0.0, 0.0
+        for y, share in ways:  # one decode at a time: all K at once would be slower, and large
+            q, p = self.encode_z(h, y), self.prior_given(y)
+            z = gaussian(q.mean, q.stddev, n_samples if y.ndim == 2 else None)
+            log_px = self.decode(z, cells.library).log_prob(cells.x)  # (S, n_cells, n_genes)
+            if cells.observed is not None:
+                log_px = log_px.where(cells.observed, 0.0)
+            reconstruction = reconstruction + share * log_px.sum(-1)  # (S, n_cells)
+            kl = kl_divergence(q, p) if analytic_kl else q.log_prob(z) - p.log_prob(z)
+            kl_z = kl_z + share * kl.sum(-1)  # (n_cells,), or (S, n_cells) where y was drawn
+        if analytic_kl:
+            kl_y = (log_q_y.exp() * (log_q_y - log_p_y)).sum(-1)  # (n_cells,)
+        else:
+            kl_y = (drawn * (log_q_y - log_p_y)).sum(-1)  # (S, n_cells)
+        if self.training:
+            self.steps += 1
+        source = "Grønbech et al. 2020, eq. 7"
+        return Bound(
+            Term("reconstruction", "E_q[log p(x|z)]", source, reconstruction),
+            Term("kl_z", "−E_q(y|x)[KL(q(z|x,y)‖p(z|y))]", source, -kl_z, warm_up=True),
+            Term("kl_y", "−KL(q(y|x)‖p(y))", source, -kl_y, warm_up=True),
+            posteriors={"y": log_q_y.exp()},
+        )
+
+    def cluster(self, cells: Cells) -> np.ndarray:
+        """q(y | x), the probability of each cluster for each cell; shape (n_cells, K)."""
+        return self._over_minibatches(cells, lambda part: self.encode_y(self._hidden(part)).exp())
+
+    @property
+    def temperature(self) -> float:
+        """τ of the next relaxed draw."""
+        first, last = self.configuration["temperature"]
+        steps = self.configuration["annealing_steps"]
+        done = min(1.0, self.steps.item() / steps) if steps else 1.0
+        return first ** (1 - done) * last**done
+
+    def start_from(self, cells: Cells, clusters: np.ndarray, epochs: int = 20, seed: int = 0):
+        """Teach q(y | x) a first guess of the clusters, before ``fit``; changes nothing else.
+
+        Parameters
+        ----------
+        clusters
+            A number from 0 to K − 1 for each cell, for example by k-means on principal components.
+        epochs
+            Passes over the cells.
+        seed
+            Of their order, and of dropout.
+
+        Raises
+        ------
+        ValueError
+            Not one such number for each cell.
+        """
+        self.check(cells)
+        clusters, n = np.asarray(clusters), len(cells)
+        if not (clusters.shape == (n,) and np.isin(clusters, range(self.n_clusters)).all()):
+            raise ValueError(
+                f"clusters has shape {clusters.shape} and holds {clusters.dtype}; it must be a "
+                f"number from 0 to {self.n_clusters - 1} for each of the {n:,} cells."
+            )
+        clusters = torch.as_tensor(clusters.astype(np.int64))
+        optimizer = torch.optim.Adam([*self.encoder.parameters(), *self.to_y.parameters()], lr=1e-3)
+        self.train()
+        with seeded(seed):
+            for _ in range(epochs):
+                for rows in torch.randperm(len(cells)).split(128):
+                    part = cells[rows].to(self.device, self.dtype)
+                    log_q_y = self.encode_y(self._hidden(part))
+                    loss = nll_loss(log_q_y, clusters[rows].to(self.device))
+                    optimizer.zero_grad()
+                    loss.backward()
+                    optimizer.step()
+        self.eval()
+
+    @property
+    def n_clusters(self) -> int:
+        return self.configuration["n_clusters"]
+
+    def _hidden(self, cells: Cells) -> Tensor:
+        x = torch.log1p(cells.x) if self.domain == "counts" else cells.x  # (n_cells, n_genes)
+        return self.encoder(x)  # (n_cells, n_hidden)
+
+
+def _check_estimator(name: str) -> None:
+    if name not in ESTIMATORS:
+        raise ValueError(f"estimator is {name!r}; choose from {[*ESTIMATORS]}")
