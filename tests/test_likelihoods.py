@@ -11,7 +11,9 @@ from vaelab.likelihoods import LIKELIHOODS, make_likelihood
 S, B, N_IN, G = 5, 4, 6, 3
 
 # Every likelihood, with each of its dispersions.
-KINDS = [(name, d) for name, kind in LIKELIHOODS.items() for d in kind.dispersions]
+KINDS = [
+    (name, d) for name, kind in LIKELIHOODS.items() for d in kind.dispersions if d != "gene-batch"
+]
 EACH = pytest.mark.parametrize(("name", "dispersion"), KINDS, ids=map(" ".join, KINDS))
 
 
@@ -57,7 +59,8 @@ def test_the_registry_knows_each_likelihood_by_its_name():
 def test_unknown_names_and_dispersions_are_refused_with_what_there_is():
     with pytest.raises(ValueError, match=r"likelihood is 'znib'; choose from \['normal', .*'zinb'"):
         make_likelihood("znib", N_IN, G)
-    with pytest.raises(ValueError, match=r"dispersion is 'cell'; choose from \['gene', 'gene-cell"):
+    known = r"\['gene', 'gene-batch', 'gene-cell'\]"
+    with pytest.raises(ValueError, match=rf"dispersion is 'cell'; choose from {known}"):
         make_likelihood("nb", N_IN, G, "cell")
     for name in ("normal", "continuous_bernoulli", "poisson", "zip"):
         with pytest.raises(ValueError, match=r"'gene-cell'; choose from \['gene'\]"):
@@ -204,3 +207,15 @@ def test_a_count_of_a_gene_whose_share_underflows_gives_a_finite_loss_and_gradie
     log_p.sum().backward()
     assert log_p.isfinite().all()
     assert all(p.grad.isfinite().all() for p in likelihood.parameters())
+
+
+def test_the_dispersion_of_a_gene_in_each_batch_is_that_of_the_cells_own():
+    torch.manual_seed(0)
+    likelihood = make_likelihood("nb", N_IN, G, "gene-batch", n_batches=2)
+    with torch.no_grad():
+        likelihood.log_inverse_dispersion.copy_(torch.tensor([[0.0, 1.0, 2.0], [3.0, 4.0, 5.0]]))
+    p = likelihood(torch.zeros(S, B, N_IN), torch.ones(B), torch.tensor([0, 1, 1, 0]))
+    expected = torch.tensor([[0.0, 1, 2], [3, 4, 5], [3, 4, 5], [0, 1, 2]]).exp()
+    assert torch.allclose(p.inverse_dispersion.expand(S, B, G), expected.expand(S, B, G))
+    with pytest.raises(ValueError, match="models of batches"):
+        make_likelihood("nb", N_IN, G, "gene-batch")

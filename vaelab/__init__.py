@@ -10,7 +10,7 @@ from .bounds import Bound, Term
 from .cells import Cells
 from .exercises import check
 from .likelihoods import LIKELIHOODS
-from .models import GMVAE, VAE
+from .models import GMVAE, SCANVI, SCVI, VAE
 from .networks import MLP
 from .preprocessing import log_normalize, select_genes
 from .training import History, fit
@@ -19,6 +19,8 @@ __all__ = [
     "GMVAE",
     "LIKELIHOODS",
     "MLP",
+    "SCANVI",
+    "SCVI",
     "VAE",
     "Bound",
     "Cells",

@@ -37,6 +37,11 @@ class Term:
         Nats, signed: shape (n_cells,), or (n_samples, n_cells) where the term was drawn.
     warm_up
         Whether the loss multiplies the term by the KL weight.
+    weight
+        Its factor in the loss.
+    in_bound
+        False for what is trained besides the bound, such as a classifier's cross-entropy: it is in
+        the loss and in the ledger, and in no bound.
     """
 
     name: str
@@ -44,10 +49,14 @@ class Term:
     source: str
     value: Tensor
     warm_up: bool = False
+    weight: float = 1.0
+    in_bound: bool = True
 
 
 class Bound:
     """A lower bound on log p(x) for each cell of a minibatch, as a sum of terms.
+
+    Terms with ``in_bound=False`` are added to the loss alone.
 
     ``posteriors`` are to be watched, not added: q of each discrete latent variable by name, shape
     (n_cells, n_values).
@@ -64,7 +73,7 @@ class Bound:
 
     def per_cell(self) -> Tensor:
         """The bound of each cell, averaged over draws; nats, shape (n_cells,)."""
-        return sum(self[name] for name in self.terms)
+        return sum(self[name] for name, term in self.terms.items() if term.in_bound)
 
     def loss(self, kl_weight: float = 1.0) -> Tensor:
         """What training minimises: minus the bound, averaged over cells; nats, a scalar.
@@ -76,7 +85,10 @@ class Bound:
 
     def weights(self, kl_weight: float = 1.0) -> dict[str, float]:
         """The factor of each term in the loss."""
-        return {name: kl_weight if term.warm_up else 1.0 for name, term in self.terms.items()}
+        return {
+            name: term.weight * (kl_weight if term.warm_up else 1.0)
+            for name, term in self.terms.items()
+        }
 
     def iwae(self) -> Tensor:
         """log (1/S) Σ_s w_s, the importance-weighted bound of each cell; nats, shape (n_cells,).
@@ -90,13 +102,14 @@ class Bound:
             A term was not drawn: an analytic KL is an average, not the weight of one draw. Call
             ``elbo(cells, n_samples=S, analytic_kl=False)``.
         """
-        averaged = [name for name, term in self.terms.items() if term.value.ndim != 2]
+        terms = {name: term for name, term in self.terms.items() if term.in_bound}
+        averaged = [name for name, term in terms.items() if term.value.ndim != 2]
         if averaged:
             raise ValueError(
                 f"The term {averaged[0]!r} is an average over q, not a draw: "
                 "ask for elbo(cells, n_samples=…, analytic_kl=False)."
             )
-        log_weights = sum(term.value for term in self.terms.values())  # (n_samples, n_cells)
+        log_weights = sum(term.value for term in terms.values())  # (n_samples, n_cells)
         return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
 
     def ledger(self, kl_weight: float = 1.0):

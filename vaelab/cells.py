@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -256,6 +256,33 @@ class Cells:
             observed=None if observed is None else observed.to(device),
             _passed=set(self._passed),
         )
+
+    def named(
+        self, batch_names: Sequence[str] | None = None, label_names: Sequence[str] | None = None
+    ) -> Cells:
+        """The same cells with batches and labels numbered in the order of other names.
+
+        What a model needs of cells that were made apart from those it was fitted to:
+        ``cells.named(model.batch_names, model.label_names)``.
+
+        Raises
+        ------
+        ValueError
+            A cell's batch or label is not among the names.
+        """
+        changes = {}
+        for kind, names in (("batch", batch_names), ("label", label_names)):
+            if names is None:
+                continue
+            index, own = getattr(self, kind), getattr(self, f"{kind}_names")
+            new = torch.tensor([names.index(n) if n in names else -2 for n in own] + [-1])
+            changes |= {kind: new.to(index.device)[index], f"{kind}_names": tuple(names)}
+            if (changes[kind] == -2).any():
+                unknown = own[int(index[changes[kind] == -2][0])]
+                raise ValueError(
+                    f"There are cells of {kind} {unknown!r}, which is none of {list(names)}."
+                )
+        return replace(self, **changes, _passed=set(self._passed))
 
     def in_memory(self) -> Cells:
         """The same cells, their values read if these are in a file.

@@ -39,22 +39,26 @@ class Likelihood(nn.Module):
     n_genes
         G, number of genes.
     dispersion
-        Negative binomials only: "gene" (one θ a gene, the field's default) or "gene-cell" (θ from
-        the decoder, as Grønbech et al. 2020 have it).
+        Negative binomials only: "gene" (one θ a gene, the field's default), "gene-batch" (one a
+        gene in each batch) or "gene-cell" (θ from the decoder, as Grønbech et al. 2020 have it).
+    n_batches
+        For "gene-batch".
     """
 
     domain = "counts"  # what the data must be: see vaelab.cells.Cells.check
     n_outputs = 1  # numbers a gene that the decoder gives
     dispersions: tuple[str, ...] = ("gene",)
 
-    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene"):
+    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
         super().__init__()
         if dispersion not in self.dispersions:
             raise ValueError(f"dispersion is {dispersion!r}; choose from {[*self.dispersions]}")
+        if dispersion == "gene-batch" and n_batches < 1:
+            raise ValueError("dispersion 'gene-batch' is for models of batches: see vaelab.SCVI.")
         self.n_genes, self.dispersion = int(n_genes), dispersion
         self.output = nn.Linear(n_in, n_genes * (self.n_outputs + (dispersion == "gene-cell")))
 
-    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+    def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         """The distribution of x.
 
         Parameters
@@ -63,6 +67,8 @@ class Likelihood(nn.Module):
             Decoder's last hidden layer, shape (…, n_in).
         library
             ℓ, expected total count of a cell, shape (…); unused where data are not counts.
+        batch
+            Index of each cell's batch, shape (n_cells,); for the dispersion "gene-batch".
 
         Returns
         -------
@@ -87,11 +93,11 @@ def count_mean(logits: Tensor, library: Tensor) -> Tensor:
 class NormalLikelihood(Likelihood):
     domain = "real"
 
-    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene"):
-        super().__init__(n_in, n_genes, dispersion)
+    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
+        super().__init__(n_in, n_genes, dispersion, n_batches)
         self.log_std = nn.Parameter(torch.zeros(n_genes))
 
-    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+    def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         (mean,) = self.outputs(h)
         # A gene that is nearly constant would drive σ to 0 and the density to ∞.
         return Normal(mean, self.log_std.clamp(min=-5).exp(), validate_args=False)
@@ -100,13 +106,13 @@ class NormalLikelihood(Likelihood):
 class ContinuousBernoulliLikelihood(Likelihood):
     domain = "unit interval"
 
-    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+    def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         (logits,) = self.outputs(h)
         return ContinuousBernoulli(logits, validate_args=False)
 
 
 class PoissonLikelihood(Likelihood):
-    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+    def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         (logits,) = self.outputs(h)
         return Poisson(count_mean(logits, library), validate_args=False)
 
@@ -114,38 +120,43 @@ class PoissonLikelihood(Likelihood):
 class ZeroInflatedPoissonLikelihood(Likelihood):
     n_outputs = 2
 
-    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+    def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         logits, dropout_logits = self.outputs(h)
         base = Poisson(count_mean(logits, library), validate_args=False)
         return ZeroInflated(base, dropout_logits, validate_args=False)
 
 
 class NegativeBinomialLikelihood(Likelihood):
-    dispersions = ("gene", "gene-cell")
+    dispersions = ("gene", "gene-batch", "gene-cell")
 
-    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene"):
-        super().__init__(n_in, n_genes, dispersion)
+    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
+        super().__init__(n_in, n_genes, dispersion, n_batches)
         if dispersion == "gene":
             self.log_inverse_dispersion = nn.Parameter(torch.zeros(n_genes))
+        elif dispersion == "gene-batch":
+            self.log_inverse_dispersion = nn.Parameter(torch.zeros(n_batches, n_genes))
 
-    def negative_binomial(self, logits: Tensor, log_θ: list[Tensor], library: Tensor):
-        """NB(ℓρ, θ); ``log_θ`` is empty where θ is the gene's own."""
-        (log_θ,) = log_θ or [self.log_inverse_dispersion]
+    def negative_binomial(self, logits: Tensor, log_θ: list[Tensor], library: Tensor, batch):
+        """NB(ℓρ, θ); ``log_θ`` is empty where θ is not the cell's own."""
+        if not log_θ:
+            of_genes = self.log_inverse_dispersion
+            log_θ = [of_genes if self.dispersion == "gene" else of_genes[batch]]
+        (log_θ,) = log_θ
         # Beyond e^12 the NB is a Poisson to float32, and its gradient in θ is rounding error.
         θ = log_θ.clamp(-12, 12).exp()
         return NegativeBinomial(count_mean(logits, library), θ, validate_args=False)
 
-    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+    def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         logits, *log_θ = self.outputs(h)
-        return self.negative_binomial(logits, log_θ, library)
+        return self.negative_binomial(logits, log_θ, library, batch)
 
 
 class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
     n_outputs = 2
 
-    def forward(self, h: Tensor, library: Tensor) -> Distribution:
+    def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         logits, dropout_logits, *log_θ = self.outputs(h)
-        base = self.negative_binomial(logits, log_θ, library)
+        base = self.negative_binomial(logits, log_θ, library, batch)
         return ZeroInflated(base, dropout_logits, validate_args=False)
 
 
@@ -159,7 +170,9 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 }
 
 
-def make_likelihood(name: str, n_in: int, n_genes: int, dispersion: str = "gene") -> Likelihood:
+def make_likelihood(
+    name: str, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0
+) -> Likelihood:
     """The likelihood of that name.
 
     Raises
@@ -169,4 +182,4 @@ def make_likelihood(name: str, n_in: int, n_genes: int, dispersion: str = "gene"
     """
     if name not in LIKELIHOODS:
         raise ValueError(f"likelihood is {name!r}; choose from {[*LIKELIHOODS]}")
-    return LIKELIHOODS[name](n_in, n_genes, dispersion)
+    return LIKELIHOODS[name](n_in, n_genes, dispersion, n_batches)

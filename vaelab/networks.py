@@ -25,6 +25,9 @@ class MLP(nn.Sequential):
         Width and number of hidden layers. With 0 layers and an output, the network is linear.
     dropout_rate
         Probability that a hidden unit is set to zero while training.
+    n_conditions
+        Numbers that every hidden layer is given beside its input, such as a one-hot batch: scVI's
+        "deeply injected covariates". They are ``forward``'s second argument.
     normalization
         "batch" (over the minibatch, as scVI has it: while training, the result for one cell
         depends on the others), "layer" (each cell on its own) or None.
@@ -43,6 +46,7 @@ class MLP(nn.Sequential):
         n_layers: int = 1,
         dropout_rate: float = 0.1,
         normalization: str | None = "batch",
+        n_conditions: int = 0,
     ):
         if n_layers < 0 or n_hidden < 1 or not 0 <= dropout_rate < 1:
             raise ValueError(
@@ -56,7 +60,7 @@ class MLP(nn.Sequential):
         layers: list[nn.Module] = []
         for _ in range(n_layers):
             layers += [
-                nn.Linear(n_in, n_hidden),
+                nn.Linear(n_in + n_conditions, n_hidden),
                 NORMALIZATIONS[normalization](n_hidden),
                 nn.ReLU(),
                 nn.Dropout(dropout_rate),
@@ -66,6 +70,17 @@ class MLP(nn.Sequential):
             layers.append(nn.Linear(n_in, n_out))
         super().__init__(*layers)
         self.n_out = n_hidden if n_out is None else n_out
+        self.n_hidden_layers, self.n_conditions = n_layers, n_conditions
+
+    def forward(self, x: Tensor, conditions: Tensor | None = None) -> Tensor:
+        """From x (…, n_in), and conditions (…, n_conditions) if there are any; (…, n_out)."""
+        if self.n_conditions == 0:
+            return super().forward(x)
+        for i, layer in enumerate(self):
+            if isinstance(layer, nn.Linear) and i // 4 < self.n_hidden_layers:
+                x = torch.cat([x, conditions.expand(*x.shape[:-1], -1)], dim=-1)
+            x = layer(x)
+        return x
 
 
 class BatchNorm(nn.BatchNorm1d):

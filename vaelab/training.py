@@ -361,7 +361,7 @@ class _Run:
                 "epoch": number,
                 "kl_weight": kl_weight,
                 **means,
-                "bound": sum(means.values()),
+                "bound": sum(means[name] for name, term in bound.terms.items() if term.in_bound),
                 "held_out_bound": held_out,
                 "seconds": time.perf_counter() - started,
             }

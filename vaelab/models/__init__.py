@@ -3,6 +3,8 @@
 from .base import Model
 from .gmvae import GMVAE
 from .saving import ParameterFileError
+from .scanvi import SCANVI
+from .scvi import SCVI
 from .vae import VAE
 
-__all__ = ["GMVAE", "VAE", "Model", "ParameterFileError"]
+__all__ = ["GMVAE", "SCANVI", "SCVI", "VAE", "Model", "ParameterFileError"]

@@ -36,6 +36,8 @@ class Model(Savable, nn.Module):
         super().__init__()
         self.configuration = configuration
         self.gene_names: tuple[str, ...] | None = None  # of the cells it was fitted to
+        self.batch_names: tuple[str, ...] | None = None  # where the model knows batches
+        self.label_names: tuple[str, ...] | None = None  # where it knows labels
         self.register_buffer("typical_library", torch.ones(()))
 
     # The model's mathematics: see the subclass.
@@ -66,8 +68,24 @@ class Model(Savable, nn.Module):
         Expected values in the units of x, shape (n_cells, n_genes), dense.
         """
         return self._over_minibatches(
-            cells, lambda part: self.decode(self.encode(part).mean, part.library).mean
+            cells, lambda part: self.decode_as(self.encode(part).mean, part).mean
         )
+
+    def replicate(self, cells: Cells, seed: int = 0) -> np.ndarray:
+        """The cells measured anew: x from p(x | z) with z from q(z | x), the posterior predictive.
+
+        Returns
+        -------
+        In the units of x, shape (n_cells, n_genes), dense.
+        """
+        with seeded(seed):
+            return self._over_minibatches(
+                cells, lambda part: self.decode_as(self.encode(part).sample(), part, True).sample()
+            )
+
+    def decode_as(self, z: Tensor, cells: Cells, draw: bool = False) -> Distribution:
+        """p(x | z) at each cell's own library size; ``draw`` is for models that infer it."""
+        return self.decode(z, cells.library)
 
     def bound(self, cells: Cells, seed: int = 0) -> np.ndarray:
         """The ELBO of each cell with one draw of z; nats, shape (n_cells,)."""
@@ -111,12 +129,15 @@ class Model(Savable, nn.Module):
         seed
             The same seed gives the same cells.
         of_prior
-            Arguments of the model's ``prior``: which cells.
+            Arguments of the model's ``draw_prior``: which cells.
 
         Returns
         -------
         x, shape (n_cells, n_genes), in the units of the data.
         """
+        return self._generate(self.decode, n_cells, library, seed, **of_prior)
+
+    def _generate(self, decode, n_cells: int, library, seed: int, **of_prior) -> np.ndarray:
         require("n_cells", n_cells, Integral, lambda n: n >= 0, "a whole number, 0 or more")
         if library is not None:
             library = np.asarray(library)
@@ -127,10 +148,14 @@ class Model(Savable, nn.Module):
                     f"or one for each of the {n_cells:,} cells."
                 )
         with seeded(seed), evaluating(self):
-            z = self.prior(**of_prior).sample((n_cells,))
+            z = self.draw_prior(n_cells, **of_prior)
             library = self.typical_library if library is None else library
             library = torch.as_tensor(library).to(z).expand(n_cells)
-            return self.decode(z, library).sample().cpu().numpy()
+            return decode(z, library).sample().cpu().numpy()
+
+    def draw_prior(self, n_cells: int, **of_prior) -> Tensor:
+        """z from the prior; shape (n_cells, n_latent)."""
+        return self.prior(**of_prior).sample((n_cells,))
 
     @property
     def n_parameters(self) -> int:

@@ -15,12 +15,15 @@ from ..machine import find_device, to_json, write_atomically
 __all__ = ["ParameterFileError", "Savable"]
 
 
+NAMES = ("gene_names", "batch_names", "label_names")  # of the cells a model was fitted to
+
+
 class ParameterFileError(ValueError):
     """A file of saved parameters is not what it should be."""
 
 
 class Savable:
-    """``save`` and ``load`` for a module with a ``configuration`` and ``gene_names``."""
+    """``save`` and ``load`` for a module with a ``configuration`` and ``NAMES``."""
 
     def save(self, path: str | Path, half: bool = False, **card) -> Path:
         """Write ``path.safetensors`` (parameters) and ``path.json`` (the card).
@@ -63,7 +66,7 @@ class Savable:
         proof = {
             "versions": {"python": platform.python_version(), "torch": torch.__version__},
             "sha256": hashlib.sha256(parameters).hexdigest(),
-            "gene_names": self.gene_names,
+            **{name: getattr(self, name) for name in NAMES},
         }
         if taken := [name for name in card if name in about | proof]:
             raise ValueError(f"The model writes {taken[0]!r} into its card: name yours otherwise.")
@@ -109,7 +112,8 @@ class Savable:
         try:
             model = cls(**configuration).to(getattr(torch, card.get("dtype", "float32")))
             model.load_state_dict(load(parameters))
-            model.gene_names = tuple(card["gene_names"]) if card.get("gene_names") else None
+            for name in NAMES:
+                setattr(model, name, tuple(card.get(name) or ()) or None)
             n_names, n_genes = len(model.gene_names or ()), configuration["n_genes"]
             if n_names not in (0, n_genes):
                 raise ValueError(f"the card names {n_names} genes, the model has {n_genes}")

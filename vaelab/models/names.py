@@ -1,0 +1,46 @@
+"""The batches and labels that a model knows, by name."""
+
+from __future__ import annotations
+
+__all__ = ["check_names", "index_of"]
+
+
+def check_names(
+    kind: str, known: tuple[str, ...] | None, n_known: int, seen: tuple[str, ...]
+) -> None:
+    """Refuse cells whose batches or labels are not those of the model, in its order.
+
+    Parameters
+    ----------
+    kind
+        "batch" or "label".
+    known
+        The model's; None before it was fitted.
+    n_known
+        How many it was made for.
+    seen
+        The cells'.
+    """
+    if seen == known or (known is None and len(seen) == n_known):
+        return
+    if known is None:
+        raise ValueError(
+            f"The model was made for {n_known} {kind} names, these cells have {len(seen)}: make it "
+            f"with {'n_batches' if kind == 'batch' else 'n_labels'}=len(cells.{kind}_names)."
+        )
+    if new := [name for name in seen if name not in known]:
+        raise ValueError(
+            f"The model was fitted to cells of {kind} {', '.join(known)}; of {new[0]!r} it knows "
+            "nothing. Leave these cells out, or fit a model to all."
+        )
+    raise ValueError(
+        f"These cells have {kind} {', '.join(seen)}, the model {', '.join(known)}: number them as "
+        "it does, by cells.named(model.batch_names, model.label_names)."
+    )
+
+
+def index_of(kind: str, name: str, known: tuple[str, ...] | None) -> int:
+    """The model's number of a batch or label."""
+    if known is None or name not in known:
+        raise ValueError(f"There is no {kind} {name!r}: the model has {', '.join(known or ())}.")
+    return known.index(name)
