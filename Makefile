@@ -6,6 +6,7 @@ VENV    = .venv
 RUN     = $(VENV)/bin/python -m
 STAMP   = $(VENV)/.installed
 BEGUN   = $(VENV)/.installing
+EXTRAS ?= dev
 LESSONS = $(sort $(wildcard course/[0-9]*.py))
 WORKERS = $(shell test `getconf _NPROCESSORS_ONLN` -gt 1 && echo 2 || echo 1)
 
@@ -53,7 +54,7 @@ format: $(STAMP)
 
 bench: $(STAMP)
 	@$(VENV)/bin/python -W ignore -c 'import scvi' 2>/dev/null || \
-	    $(RUN) pip install -c constraints.txt -e ".[dev,bench]"
+	    $(RUN) pip install -c constraints.txt -e ".[dev,parity]"
 	$(ONE_THREAD) $(VENV)/bin/python tests/benchmarks/scvi_tools.py $(BENCH)
 
 clean:
@@ -73,7 +74,7 @@ endif
 $(STAMP): pyproject.toml constraints.txt
 	@if test -e $(BEGUN) || ! $(RUN) pip --version >/dev/null 2>&1; then $(MAKE) -s venv; fi
 	@touch $(BEGUN)
-	@$(RUN) pip install -c constraints.txt -e ".[dev]" || { rm -f $(BEGUN); exit 1; }
+	@$(RUN) pip install -c constraints.txt -e ".[$(EXTRAS)]" || { rm -f $(BEGUN); exit 1; }
 	@$(RUN) ipykernel install --sys-prefix >/dev/null
 	@echo "$(CURDIR)" >$@ && rm $(BEGUN)
 

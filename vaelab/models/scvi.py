@@ -121,13 +121,13 @@ class SCVI(Model):
             self.encoder = MLP(n_genes, 2 * n_latent, n_layers=n_layers, **encoder)
             if library == "latent":
                 self.library_encoder = MLP(n_genes, 2, n_layers=1, **encoder)
+                self.register_buffer("library_log_mean", torch.zeros(n_batches))
+                self.register_buffer("library_log_std", torch.ones(n_batches))
             decoder = {**hidden, "dropout_rate": 0.0, "n_conditions": n_conditions}
             self.decoder = MLP(n_latent, n_layers=n_layers, **decoder)
             self.likelihood = make_likelihood(
                 likelihood, self.decoder.n_out, n_genes, dispersion, n_batches
             )
-        self.register_buffer("library_log_mean", torch.zeros(n_batches))
-        self.register_buffer("library_log_std", torch.ones(n_batches))
         self.domain = self.likelihood.domain
 
     def prior(self) -> Distribution:
@@ -279,7 +279,7 @@ class SCVI(Model):
         """Keep the names of the batches, and mean and spread of log ℓ in each."""
         super().adopt(cells)
         self.batch_names = cells.batch_names
-        for γ in cells.batch.unique():
+        for γ in cells.batch.unique() if self.configuration["library"] == "latent" else ():
             log_library = cells.library[cells.batch == γ].log()
             self.library_log_mean[γ] = log_library.mean()
             self.library_log_std[γ] = log_library.std(unbiased=False).clamp(min=0.01)

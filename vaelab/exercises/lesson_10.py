@@ -1,0 +1,486 @@
+"""Exercises of lesson 10: scVI."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .core import Exercise, Misconception
+
+__all__ = ["EXERCISES"]
+
+
+# 10.1: w, y and h
+
+
+def draw_dice(rng: np.random.Generator) -> list[dict]:
+    """One gene in four cells, then 300 entries that share nothing."""
+    simple = {
+        "u_w": np.array([0.2, 0.5, 0.8, 0.9]),
+        "u_y": np.array([0.4, 0.5, 0.7, 0.6]),
+        "u_h": np.array([0.9, 0.6, 0.5, 0.1]),
+        "library": np.full(4, 1000.0),
+        "rho": np.full(4, 0.01),
+        "theta": np.full(4, 2.0),
+        "pi": np.full(4, 0.25),
+    }
+    many = {name: rng.uniform(0.001, 0.999, 300) for name in ("u_w", "u_y", "u_h")}
+    many |= {"library": 10 ** rng.uniform(2.5, 4, 300), "rho": 10 ** rng.uniform(-3.5, -2, 300)}
+    many |= {"theta": 10 ** rng.uniform(-0.3, 1, 300), "pi": rng.uniform(0, 0.6, 300)}
+    return [simple, many]
+
+
+def gamma_quantile(u, shape, rate):
+    """By bisection of the distribution function, in log w."""
+    from scipy.special import gammainc
+
+    low, high = np.full(np.shape(u), -400.0), np.full(np.shape(u), 20.0)
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = gammainc(shape, rate * np.exp(middle)) < u
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return np.exp(high)
+
+
+def poisson_quantile(u, rate):
+    """How many k have P(y ≤ k) below u: P(y ≤ k) is an incomplete gamma function of the rate."""
+    from scipy.special import gammaincc
+
+    return np.array(
+        [
+            (gammaincc(np.arange(1, 2000 + 10 * r), r) < v).sum()
+            for v, r in zip(u, rate, strict=True)
+        ],
+        dtype=float,
+    )
+
+
+def counted(shape=None, rate=None, kept=None, mean=None):
+    """The three dice, with what a reader mistakes in place of what is right."""
+
+    def outcome(u_w, u_y, u_h, library, rho, theta, pi):
+        a = theta if shape is None else shape(rho, theta)
+        w = gamma_quantile(u_w, a, (rate or (lambda r, t: t / r))(rho, theta))
+        y = poisson_quantile(u_y, (mean or np.multiply)(library, w))
+        return np.where((kept or np.greater_equal)(u_h, pi), y, 0.0)
+
+    return outcome
+
+
+# 10.2: the prior of log ℓ
+
+
+def draw_libraries(rng: np.random.Generator) -> list[dict]:
+    """Two cells in each of two batches, then 150 in three, one of them read three times deeper."""
+    cases = [
+        {
+            "library": np.array([100.0, 200.0, 1000.0, 4000.0]),
+            "batch": np.array([0, 0, 1, 1]),
+            "n_batches": 2,
+        }
+    ]
+    batch = np.concatenate([[0, 0, 1, 1, 2, 2], rng.integers(3, size=144)])
+    log_library = np.array([7.0, 8.1, 6.5])[batch] + np.array([0.4, 0.9, 0.6])[
+        batch
+    ] * rng.standard_normal(150)
+    return [
+        *cases,
+        {"library": np.exp(log_library).round() + 1, "batch": batch, "n_batches": 3},
+    ]
+
+
+def of_each_batch(mean, spread):
+    def both(library, batch, n_batches):
+        parts = [library[batch == b] for b in range(n_batches)]
+        return tuple(np.array([float(f(part)) for part in parts]) for f in (mean, spread))
+
+    return both
+
+
+def geometric_variance(part):
+    from scipy.stats import gstd
+
+    return np.log(gstd(part, ddof=0)) ** 2
+
+
+def geometric_mean(part):
+    from scipy.stats import gmean
+
+    return np.log(gmean(part))
+
+
+def of_all(library, batch, n_batches):
+    pair = geometric_mean(library), geometric_variance(library)
+    return tuple(np.full(n_batches, float(value)) for value in pair)
+
+
+# 10.3: the KL of ℓ
+
+
+def draw_log_normals(rng: np.random.Generator) -> list[dict]:
+    """One cell that is sure, then forty of two batches."""
+    one = {
+        "mean": np.array([7.0]),
+        "variance": np.array([0.04]),
+        "prior_mean": np.array([7.0]),
+        "prior_variance": np.array([0.5]),
+    }
+    return [
+        one,
+        {
+            "mean": rng.normal(7, 0.7, 40),
+            "variance": 10 ** rng.uniform(-3, 0, 40),
+            "prior_mean": np.where(rng.random(40) < 0.5, 6.8, 7.2),
+            "prior_variance": np.where(rng.random(40) < 0.5, 0.5, 0.8),
+        },
+    ]
+
+
+def kl_by_quadrature(mean, variance, prior_mean, prior_variance, densities="lognorm"):
+    """∫ q(ℓ) log (q(ℓ)/p(ℓ)) dℓ with the densities of ℓ itself, over ±12 standard deviations."""
+    from scipy import stats
+
+    s, prior_s = np.sqrt(variance), np.sqrt(prior_variance)
+    t = np.linspace(-12, 12, 4001)[:, None]
+    library = np.exp(mean + s * t)
+    q, p = (stats.lognorm(std, scale=np.exp(m)) for m, std in ((mean, s), (prior_mean, prior_s)))
+    ratio = q.logpdf(library) - p.logpdf(library)
+    return (q.pdf(library) * ratio * library * s).sum(0) * (t[1, 0] - t[0, 0])
+
+
+# 10.4: normalised expression
+
+
+def draw_logits(rng: np.random.Generator) -> list[dict]:
+    """One draw, two batches, one cell, two genes; then more of each."""
+    one = np.array([[[[0.0, 0.0]], [[2.0, 0.0]]]])
+    return [{"logits": one}, {"logits": rng.normal(0, 2, (4, 3, 5, 6))}]
+
+
+def shares(logits):
+    """ρ_g = 1 / Σ_h exp(l_h − l_g), draw by draw and batch by batch."""
+    total = 0.0
+    for of_batches in logits:
+        for logit in of_batches:
+            total = total + 1 / np.exp(logit[:, None, :] - logit[:, :, None]).sum(-1)
+    return total / (logits.shape[0] * logits.shape[1])
+
+
+def softmax(logits, axis=-1):
+    from scipy import special
+
+    return special.softmax(logits, axis=axis)
+
+
+# 10.5: mixing
+
+
+def draw_spaces(rng: np.random.Generator) -> list[dict]:
+    """Ten cells on a line, then three types in uneven batches, and one type too small."""
+    line = {
+        "latent": np.array([[0.0], [1.0], [2.1], [3.3], [4.6], [20.0], [21.0], [22.1], [23.3]]),
+        "batch": np.array([0, 1, 0, 0, 0, 1, 1, 1, 0]),
+        "cell_type": np.array(["alpha"] * 5 + ["beta"] * 4),
+        "k": 2,
+    }
+    cell_type = np.repeat(["alpha", "beta", "ductal", "schwann"], [30, 60, 25, 4])
+    other = {"alpha": 0.8, "beta": 0.4, "ductal": 0.15, "schwann": 0.5}
+    batch = np.array([int(rng.random() < other[name]) for name in cell_type])
+    batch[[0, 1, 30, 31, 90, 91, 115, 116]] = [0, 1] * 4
+    centre = {name: 2 * rng.standard_normal(3) for name in other}
+    latent = np.array([centre[name] for name in cell_type]) + rng.standard_normal((119, 3))
+    latent[:, 0] += 0.7 * batch
+    order = rng.permutation(119)
+    return [
+        line,
+        {"latent": latent[order], "batch": batch[order], "cell_type": cell_type[order], "k": 6},
+    ]
+
+
+def mixing(itself=False, strangers=False, chance=None, small=False, ratio_of="sums"):
+    """By scikit-learn's neighbours, with what a reader mistakes in place of what is right."""
+
+    def score(latent, batch, cell_type, k):
+        from sklearn.neighbors import NearestNeighbors
+
+        found, expected = [], []
+        for name in np.unique(cell_type):
+            own = np.flatnonzero(cell_type == name)
+            if len(own) <= k and not small:
+                continue
+            among = np.arange(len(batch)) if strangers else own
+            k_here = min(k, len(own) - 1)
+            search = NearestNeighbors(n_neighbors=k_here + 1).fit(latent[among])
+            near = among[search.kneighbors(latent[own], return_distance=False)]
+            near = near[:, :k_here] if itself else near[:, 1:]
+            found.append((batch[near] != batch[own, None]).mean(1))
+            differ = batch[own] != batch[own, None]
+            expected.append(differ.sum(1) / (len(own) - 1))
+            if chance is not None:
+                expected[-1] = chance(batch, own)
+        found, expected = np.concatenate(found), np.concatenate(expected)
+        if ratio_of == "cells":
+            return np.asarray((found / np.where(expected > 0, expected, 1)).mean())
+        return np.asarray(found.mean() / (expected.mean() if ratio_of == "sums" else 1))
+
+    return score
+
+
+EXERCISES = {
+    exercise.name: exercise
+    for exercise in (
+        Exercise(
+            name="10.1",
+            title="Three dice for one count",
+            points=3,
+            draw=draw_dice,
+            oracle=counted(),
+            call="arrays",
+            verified="Agrees with distribution functions inverted by bisection and by counting, "
+            "304 times.",
+            misconceptions=(
+                Misconception(
+                    "Gamma(ρ, θ) read as shape and rate",
+                    counted(shape=lambda r, t: r, rate=lambda r, t: t),
+                    "You read Gamma(ρ, θ) as shape ρ and rate θ. Its mean is then ρ/θ. Which of "
+                    "the two says how much cells vary, and which what they have on average?",
+                ),
+                Misconception(
+                    "Gamma(ρ, θ) read as shape and scale",
+                    counted(shape=lambda r, t: r, rate=lambda r, t: 1 / t),
+                    "You read Gamma(ρ, θ) as shape ρ and scale θ. Its mean is then ρθ. Which of "
+                    "the two says how much cells vary, and which what they have on average?",
+                ),
+                Misconception(
+                    "rate for scale",
+                    counted(rate=lambda r, t: r / t),
+                    "The shape is right. But scipy's scale is one over the rate: what is the mean "
+                    "of your w?",
+                ),
+                Misconception(
+                    "a mean of 1",
+                    counted(rate=lambda r, t: t),
+                    "Your w has mean 1, whatever ρ is. That is the u of lesson 05. Where does "
+                    "the gene's share come in?",
+                ),
+                Misconception(
+                    "no library size",
+                    counted(mean=lambda library, w: w),
+                    "Your counts don't grow with ℓ. What is the mean of y, given w?",
+                ),
+                Misconception(
+                    "dropout upside down",
+                    counted(kept=np.less),
+                    "You keep a count with probability π. h = 1 is the dropout.",
+                ),
+                Misconception(
+                    "no dropout",
+                    counted(kept=lambda u_h, pi: u_h >= 0),
+                    "w and y are right. The third die has no part in your result.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="10.2",
+            title="Spot the error: one prior for every mouse",
+            points=2,
+            draw=draw_libraries,
+            oracle=of_each_batch(geometric_mean, geometric_variance),
+            call="arrays",
+            verified="Agrees with scipy's geometric mean and geometric standard deviation.",
+            misconceptions=(
+                Misconception(
+                    "one prior for all batches",
+                    of_all,
+                    "All batches get the same two numbers. What does the batch that was read "
+                    "deeper then pay, cell by cell?",
+                ),
+                Misconception(
+                    "the logarithm of the mean",
+                    of_each_batch(lambda part: np.log(part.mean()), geometric_variance),
+                    "The variances are right. The logarithm of a mean is above the mean of the "
+                    "logarithms; which of them is the mean of log ℓ?",
+                ),
+                Misconception(
+                    "standard deviation for variance",
+                    of_each_batch(geometric_mean, lambda part: np.log(part).std()),
+                    "The means are right. Your second result is a standard deviation.",
+                ),
+                Misconception(
+                    "divided by n − 1",
+                    of_each_batch(geometric_mean, lambda part: np.log(part).var(ddof=1)),
+                    "Close. The prior is the normal that fits these cells best, and that one "
+                    "divides by their number.",
+                ),
+                Misconception(
+                    "one added",
+                    of_each_batch(
+                        lambda part: np.log1p(part).mean(), lambda part: np.log1p(part).var()
+                    ),
+                    "You took log(1 + ℓ). A cell without any count is no cell; ℓ is never 0.",
+                ),
+                Misconception(
+                    "base 10",
+                    of_each_batch(
+                        lambda part: np.log10(part).mean(), lambda part: np.log10(part).var()
+                    ),
+                    "Nats are natural logarithms.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="10.3",
+            title="What a cell pays for its size",
+            points=2,
+            draw=draw_log_normals,
+            oracle=kl_by_quadrature,
+            rtol=1e-5,
+            atol=1e-7,
+            verified="Agrees with the integral over ℓ itself, for 41 cells.",
+            misconceptions=(
+                Misconception(
+                    "variance taken for standard deviation",
+                    lambda mean, variance, prior_mean, prior_variance: kl_by_quadrature(
+                        mean, variance**2, prior_mean, prior_variance**2
+                    ),
+                    "You squared what is a variance already. Normal(a, b): which of the two is b "
+                    "here?",
+                ),
+                Misconception(
+                    "the other direction",
+                    lambda mean, variance, prior_mean, prior_variance: kl_by_quadrature(
+                        prior_mean, prior_variance, mean, variance
+                    ),
+                    "This is KL(p ‖ q). The mean is taken under the first of the two, and the "
+                    "first is q.",
+                ),
+                Misconception(
+                    "the half forgotten",
+                    lambda *case, **named: 2 * kl_by_quadrature(*case, **named),
+                    "Twice too large: where does the half of a normal's exponent go?",
+                ),
+                Misconception(
+                    "the prior of z",
+                    lambda mean, variance, prior_mean, prior_variance: kl_by_quadrature(
+                        mean, variance, np.zeros(1), np.ones(1)
+                    ),
+                    "This is the KL to N(0, 1), the prior of z. That of log ℓ has a mean and a "
+                    "variance of its own.",
+                ),
+                Misconception(
+                    "only the means",
+                    lambda mean, variance, prior_mean, prior_variance: (
+                        (mean - prior_mean) ** 2 / (2 * prior_variance)
+                    ),
+                    "With equal means you get 0. A cell that is surer of its size than the prior "
+                    "has said something, too.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="10.4",
+            title="Bug hunt: normalised expression",
+            points=2,
+            draw=draw_logits,
+            oracle=shares,
+            verified="Agrees with 1 / Σ_h exp(l_h − l_g), draw by draw and batch by batch.",
+            misconceptions=(
+                Misconception(
+                    "softmax of the mean",
+                    lambda logits: softmax(logits.mean((0, 1))),
+                    "You average first and take the softmax then. The mean of ρ is asked for, and "
+                    "a softmax is bent.",
+                ),
+                Misconception(
+                    "shares of cells",
+                    lambda logits: softmax(logits, axis=2).mean((0, 1)),
+                    "Sum your result over the genes of one cell: it is not 1. What does the "
+                    "softmax run over?",
+                ),
+                Misconception(
+                    "softmax of the mean, over cells",
+                    lambda logits: softmax(logits.mean((0, 1)), axis=0),
+                    "Two of the bugs are still there: the order of mean and softmax, and what the "
+                    "softmax runs over.",
+                ),
+                Misconception(
+                    "one batch",
+                    lambda logits: softmax(logits[:, 0]).mean(0),
+                    "This is the expression as if in the first batch. All cells should be asked "
+                    "about the same batches: about each of them.",
+                ),
+                Misconception(
+                    "a sum over batches",
+                    lambda logits: softmax(logits).mean(0).sum(0),
+                    "A cell's shares should sum to 1, and yours sum to the number of batches.",
+                ),
+                Misconception(
+                    "mean of the logarithms",
+                    lambda logits: np.exp(np.log(softmax(logits)).mean((0, 1))),
+                    "This is a geometric mean. Its shares sum to less than 1.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="10.5",
+            title="Are the mice mixed?",
+            points=3,
+            draw=draw_spaces,
+            oracle=mixing(),
+            call="arrays",
+            verified="Agrees with scikit-learn's neighbours, with 3 types in uneven batches and "
+            "one that is too small.",
+            misconceptions=(
+                Misconception(
+                    "a cell is its own neighbour",
+                    mixing(itself=True),
+                    "Too low: the nearest of your neighbours is at distance 0, and always of the "
+                    "same batch.",
+                ),
+                Misconception(
+                    "neighbours of any type",
+                    mixing(strangers=True),
+                    "Your neighbours may be of another type. Types are not equally frequent in "
+                    "the batches, so that says nothing about mixing: look within each type.",
+                ),
+                Misconception(
+                    "half expected",
+                    mixing(chance=lambda batch, own: np.full(len(own), 0.5)),
+                    "You expect one neighbour in two from the other batch. What if a type has "
+                    "182 cells in one batch and 9 in the other?",
+                ),
+                Misconception(
+                    "expected over all types",
+                    mixing(
+                        chance=lambda batch, own: (
+                            (batch != batch[own, None]).sum(1) / (len(batch) - 1)
+                        )
+                    ),
+                    "You expect what the batches have of all cells. Within a type it can be quite "
+                    "another share.",
+                ),
+                Misconception(
+                    "the cell itself expected",
+                    mixing(chance=lambda batch, own: (batch[own] != batch[own, None]).mean(1)),
+                    "Nearly. How many cells of its type can be a cell's neighbours?",
+                ),
+                Misconception(
+                    "nothing expected",
+                    mixing(ratio_of="nothing"),
+                    "This is the share itself. Divide by what chance would give.",
+                ),
+                Misconception(
+                    "small types counted",
+                    mixing(small=True),
+                    "A type of k cells or fewer has no choice of neighbours, and looks mixed "
+                    "whatever the space. Leave it out.",
+                ),
+                Misconception(
+                    "a mean of ratios",
+                    mixing(ratio_of="cells"),
+                    "You divide cell by cell. Where a mouse has nearly all cells of a type, one "
+                    "neighbour from the other mouse then weighs twenty. Sum first.",
+                ),
+            ),
+        ),
+    )
+}

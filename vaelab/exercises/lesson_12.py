@@ -1,0 +1,588 @@
+"""Exercises of lesson 12: the ELBO challenge.
+
+Worlds in which every variable has a few values. Their tables have four axes, for ℓ, z1, c and z2,
+with length 1 where a table does not hang on a variable; all the right answers come by enumeration,
+quadrature or a search.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .core import Exercise, Misconception
+
+__all__ = ["EXERCISES"]
+
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(30)
+WEIGHTS = WEIGHTS / WEIGHTS.sum()
+
+
+def log_dirichlet(rng, shape, axis, concentration=1.0):
+    """Logs of probabilities that sum to 1 along an axis; none of them next to 0."""
+    p = rng.gamma(concentration, size=shape) + 0.05
+    return np.log(p / p.sum(axis, keepdims=True))
+
+
+# 12.1 and 12.2: the two bounds
+
+
+def tables(rng, n_l, n_z1, C, n_z2) -> dict:
+    """p and q of one cell."""
+    return {
+        "log_p_x": rng.normal(-5, 1.5, (n_l, n_z1, 1, 1)),
+        "log_p_library": log_dirichlet(rng, (n_l, 1, 1, 1), 0),
+        "log_p_z1": log_dirichlet(rng, (1, n_z1, C, n_z2), 1),
+        "log_p_c": log_dirichlet(rng, (1, 1, C, 1), 2),
+        "log_p_z2": log_dirichlet(rng, (1, 1, 1, n_z2), 3),
+        "log_q_z1": log_dirichlet(rng, (1, n_z1, 1, 1), 1),
+        "log_q_library": log_dirichlet(rng, (n_l, 1, 1, 1), 0),
+        "log_q_c": log_dirichlet(rng, (1, n_z1, C, 1), 2),
+        "log_q_z2": log_dirichlet(rng, (1, n_z1, C, n_z2), 3),
+    }
+
+
+def draw_worlds(rng: np.random.Generator) -> list[dict]:
+    return [tables(rng, *sizes) for sizes in ((1, 2, 2, 2), (2, 4, 3, 3), (3, 2, 5, 4))]
+
+
+def draw_labelled(rng: np.random.Generator) -> list[dict]:
+    return [{"c": c, **world} for c, world in zip((1, 0, 3), draw_worlds(rng), strict=True)]
+
+
+def of_type(c, world) -> dict:
+    """The tables of one type; those that don't hang on it as they are."""
+    return {k: v if v.shape[2] == 1 else v[:, :, c : c + 1] for k, v in world.items()}
+
+
+def joint(log_p_x, log_p_library, log_p_z1, log_p_c, log_p_z2, **_):
+    return log_p_x + log_p_library + log_p_z1 + log_p_c + log_p_z2
+
+
+def evidence_minus_gap(log_p, log_q):
+    """log evidence − KL(q ‖ exact posterior): a bound from its other side."""
+    from scipy import special
+
+    log_evidence = special.logsumexp(log_p)
+    gap = special.rel_entr(*np.broadcast_arrays(np.exp(log_q), np.exp(log_p - log_evidence)))
+    return np.asarray(log_evidence - gap.sum())
+
+
+def without_c(world):
+    return world["log_q_library"] + world["log_q_z1"] + world["log_q_z2"]
+
+
+def labelled(c, **world):
+    """L; without log_p_c in ``world``, on log p(x | c)."""
+    world = of_type(c, world)
+    return evidence_minus_gap(joint(**world), without_c(world))
+
+
+def hidden(**world):
+    return evidence_minus_gap(joint(**world), without_c(world) + world["log_q_c"])
+
+
+def q_of_types(world):
+    """q(z1) q(c | z1), shape (n_z1, C)."""
+    return np.exp(world["log_q_z1"] + world["log_q_c"])[0, :, :, 0]
+
+
+def labelled_with(change):
+    """L and something besides, a function of c and the tables of that type."""
+
+    def wrong(c, **world):
+        return labelled(c, **world) + change(of_type(c, world))
+
+    return wrong
+
+
+def by_classifier(c, **world):
+    world = of_type(c, world)
+    log_q = without_c(world)
+    weights = np.exp(log_q + world["log_q_c"])
+    return np.asarray((weights * (joint(**world) - log_q)).sum())
+
+
+def without_log_q(log_p, log_q):
+    return np.asarray((np.exp(log_q) * log_p).sum())
+
+
+def hidden_with(change):
+    """U and something besides, a function of q(z1) q(c|z1), log q(c|z1) and log p(c)."""
+
+    def wrong(**world):
+        q, log_q_c = q_of_types(world), world["log_q_c"][0, :, :, 0]
+        return hidden(**world) + (q * change(q, log_q_c, world["log_p_c"][0, :, :, 0])).sum()
+
+    return wrong
+
+
+def sum_of_labelled(**world):
+    return np.asarray(sum(labelled(c, **world) for c in range(world["log_p_c"].size)))
+
+
+def one_classifier_for_all(**world):
+    """q(c), the mean of q(c|z1) over z1, in place of q(c|z1)."""
+    q_c = q_of_types(world).sum(0)
+    bounds = [labelled(c, **world) for c in range(len(q_c))]
+    return np.asarray((q_c * (bounds - np.log(q_c))).sum())
+
+
+def evidence(**world):
+    from scipy import special
+
+    return np.asarray(special.logsumexp(joint(**world)))
+
+
+# 12.3: the best classifier
+
+
+def draw_values(rng: np.random.Generator) -> list[dict]:
+    """Two places and two types; then eight and four, some of them without any doubt."""
+    first = {"value": np.array([[-1.0, -2.0], [-4.0, -3.5]]), "log_q_z1": np.log([0.25, 0.75])}
+    cases = [first]
+    for n_z1, C in ((8, 4), (20, 3)):
+        scale = np.where(rng.random((n_z1, 1)) < 0.2, 20.0, 1.5)
+        value = -300 + scale * rng.standard_normal((n_z1, C))
+        cases.append({"value": value, "log_q_z1": log_dirichlet(rng, n_z1, 0)})
+    return cases
+
+
+def by_multiplier(value, log_q_z1):
+    """Stationary points of Σ_c q_c (v_c − log q_c) + λ (1 − Σ q_c), λ from its root."""
+    from scipy import optimize
+
+    log_q, best = [], []
+    for v in value:
+
+        def excess(m, v=v):
+            return np.exp(v - m).sum() - 1
+
+        m = optimize.brentq(excess, v.max() - 1, v.max() + 10, xtol=1e-13, rtol=1e-14)
+        log_q.append(v - m)
+        best.append(m)
+    return np.array(log_q), np.asarray(np.exp(log_q_z1) @ np.array(best))
+
+
+def value_of(log_q, value, log_q_z1):
+    return np.asarray((np.exp(log_q_z1)[:, None] * np.exp(log_q) * (value - log_q)).sum())
+
+
+def without_doubt(value, log_q_z1):
+    one_hot = value == value.max(-1, keepdims=True)
+    with np.errstate(divide="ignore"):
+        return np.log(one_hot.astype(float)), np.asarray(np.exp(log_q_z1) @ value.max(-1))
+
+
+def mean_first(value, log_q_z1):
+    from scipy import special
+
+    log_q = special.log_softmax(np.exp(log_q_z1) @ value)
+    log_q = np.broadcast_to(log_q, value.shape)
+    return log_q, value_of(log_q, value, log_q_z1)
+
+
+def without_entropy(value, log_q_z1):
+    log_q, _ = by_multiplier(value, log_q_z1)
+    return log_q, np.asarray((np.exp(log_q_z1)[:, None] * np.exp(log_q) * value).sum())
+
+
+# 12.4: the terms, from one draw
+
+
+def draw_cells(rng: np.random.Generator) -> list[dict]:
+    """One undecided cell of two types; then six of four types, half of them labelled."""
+    cases = [
+        {
+            "omega": np.array([[0.5, 0.5]]),
+            "log_q_z1": np.array([-1.0]),
+            "log_p_z1": np.array([[-2.0, -3.0]]),
+            "mean": np.array([[[1.0], [0.0]]]),
+            "variance": np.array([[[0.5], [2.0]]]),
+            "log_p_c": np.log([0.25, 0.75]),
+        }
+    ]
+    for dtype in (np.float64, np.float32):
+        omega = np.exp(log_dirichlet(rng, (6, 4), 1))
+        omega[::2] = np.eye(4)[rng.integers(4, size=3)]
+        case = {
+            "omega": omega,
+            "log_q_z1": rng.normal(-2, 1, 6),
+            "log_p_z1": rng.normal(-4, 1.5, (6, 4)),
+            "mean": rng.normal(0, 1, (6, 4, 2)),
+            "variance": rng.uniform(0.2, 2.5, (6, 4, 2)),
+            "log_p_c": log_dirichlet(rng, 4, 0),
+        }
+        cases.append({name: value.astype(dtype) for name, value in case.items()})
+    return cases
+
+
+def kl_z2_of_types(mean, variance):
+    """KL(q(z2|z1,c) ‖ N(0, I)) for each type, by Gauss and Hermite; shape (n, C)."""
+    from scipy import stats
+
+    mean, std = np.asarray(mean, float)[..., None], np.sqrt(np.asarray(variance, float))[..., None]
+    z2 = mean + std * NODES
+    return ((stats.norm.logpdf(z2, mean, std) - stats.norm.logpdf(z2)) @ WEIGHTS).sum(-1)
+
+
+def three_terms(omega, log_q_z1, log_p_z1, mean, variance, log_p_c):
+    from scipy import stats
+
+    omega = np.asarray(omega, float)
+    omega = omega / omega.sum(-1, keepdims=True)  # float32 sums to 1 only nearly
+    kl_c = stats.entropy(omega, np.exp(np.asarray(log_p_c, float))[None], axis=-1)
+    types = range(omega.shape[1])
+    z1 = sum(omega[:, c] * (log_p_z1[:, c].astype(float) - log_q_z1) for c in types)
+    kl_z2 = kl_z2_of_types(mean, variance)
+    return z1, -sum(omega[:, c] * kl_z2[:, c] for c in types), -kl_c
+
+
+def terms_with(change):
+    """The three terms, changed by a function of them and the case."""
+
+    def wrong(**case):
+        return change(*three_terms(**case), **case)
+
+    return wrong
+
+
+def nan_if_labelled(z1, kl_z2, kl_c, omega, **_):
+    return z1, kl_z2, np.where((omega == 0).any(-1), np.nan, kl_c)
+
+
+def kl_z2_with_std(z1, kl_z2, kl_c, omega, mean, variance, **_):
+    return z1, -(omega * kl_z2_of_types(mean, variance.astype(float) ** 2)).sum(-1), kl_c
+
+
+# 12.5: which line is which term
+
+WHICH = {
+    1: ("reconstruction", 0),
+    2: ("kl_z2", 1),
+    3: ("log_p_z1", 0),
+    4: ("log_q_z1", 0),
+    5: ("kl_c", 1),
+    6: ("kl_library", 1),
+    7: ("kl_library", 1),
+    8: ("beside", 0),
+    9: ("unknown", 0),
+    10: ("unknown", 0),
+    11: ("log_p_c", 0),
+}
+
+
+def lines(changes):
+    """The table with some of its lines changed."""
+    return lambda line: as_outcome((WHICH | changes)[line])
+
+
+def as_outcome(pair):
+    return pair[0], np.asarray(pair[1])
+
+
+# 12.6: z drawn twice
+
+
+def draw_encoded(rng: np.random.Generator) -> list[dict]:
+    """A cell with two places, then thirty with seven."""
+    shared = {"log_p_z": np.log([0.5, 0.5]), "log_q_z": np.log([[0.8, 0.2]])}
+    cases = [{"log_p_x": np.array([[-1.0, -3.0]]), **shared}]
+    for concentration in (0.3, 3.0):
+        cases.append(
+            {
+                "log_p_x": rng.normal(-40, 3, (30, 7)),
+                "log_p_z": log_dirichlet(rng, 7, 0),
+                "log_q_z": log_dirichlet(rng, (30, 7), 1, concentration),
+            }
+        )
+    return cases
+
+
+def enumerated(log_p_x, log_p_z, log_q_z):
+    """The mean weight over single draws, and over pairs of draws (z, z')."""
+    single, pairs = [], []
+    for log_p, log_q in zip(log_p_x, log_q_z, strict=True):
+        top, q, ratio = log_p.max(), np.exp(log_q), np.exp(log_p_z - log_q)
+        likelihood = np.exp(log_p - top)
+        places = range(len(q))
+        single.append(top + np.log(sum(q[i] * likelihood[i] * ratio[i] for i in places)))
+        pairs.append(
+            top
+            + np.log(sum(q[i] * q[j] * likelihood[j] * ratio[i] for i in places for j in places))
+        )
+    return np.array(single), np.array(pairs)
+
+
+EXERCISES = {
+    exercise.name: exercise
+    for exercise in (
+        Exercise(
+            name="12.1",
+            title="Question 1: the label is seen",
+            points=3,
+            draw=draw_labelled,
+            oracle=labelled,
+            verified="Agrees with log p(x, c) minus the KL to the exact posterior, in three "
+            "enumerated worlds.",
+            misconceptions=(
+                Misconception(
+                    "log p(c) left out",
+                    labelled_with(lambda world: -world["log_p_c"].sum()),
+                    "This bounds log p(x | c). One factor of the generative model is missing: the "
+                    "one that released code leaves out too.",
+                ),
+                Misconception(
+                    "the type averaged over",
+                    lambda c, **world: hidden(**world),
+                    "This does not hang on which type was seen: you averaged over all of them. A "
+                    "label that is seen is no latent variable.",
+                ),
+                Misconception(
+                    "weighted by the classifier",
+                    by_classifier,
+                    "The right term for the right type, but multiplied by q(c|z1). That factor is "
+                    "for cells whose type is not known; with which q was Jensen applied here?",
+                ),
+                Misconception(
+                    "log q(c|z1) subtracted",
+                    labelled_with(
+                        lambda world: -(np.exp(world["log_q_z1"]) * world["log_q_c"]).sum()
+                    ),
+                    "There is one factor too many in your q: the label was not drawn.",
+                ),
+                Misconception(
+                    "no log q",
+                    lambda c, **world: without_log_q(
+                        joint(**of_type(c, world)), without_c(of_type(c, world))
+                    ),
+                    "This is E_q[log p] alone. What does Jensen's inequality subtract from it?",
+                ),
+                Misconception(
+                    "the evidence itself",
+                    lambda c, **world: evidence(**of_type(c, world)),
+                    "This is log p(x, c) itself, which our small world allows. The bound is an "
+                    "average over q, and q does not occur in yours.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="12.2",
+            title="Question 2: the label is hidden",
+            points=3,
+            draw=draw_worlds,
+            oracle=hidden,
+            verified="Agrees with log p(x) minus the KL to the exact posterior over ℓ, z1, c and "
+            "z2, in three enumerated worlds.",
+            misconceptions=(
+                Misconception(
+                    "log q(c|z1) left out",
+                    hidden_with(lambda q, log_q_c, log_p_c: log_q_c),
+                    "Too low, by the entropy of q(c|z1): a type that is drawn has its own "
+                    "factor in q.",
+                ),
+                Misconception(
+                    "log p(c) left out",
+                    hidden_with(lambda q, log_q_c, log_p_c: -log_p_c),
+                    "Too high: this can even be above log p(x). Which factor of the generative "
+                    "model is missing?",
+                ),
+                Misconception(
+                    "KL_c weighted twice",
+                    hidden_with(
+                        lambda q, log_q_c, log_p_c: (1 - np.exp(log_q_c)) * (log_q_c - log_p_c)
+                    ),
+                    "Everything is right but KL(q(c|z1)‖p(c)): before its logarithms q(c|z1) stands "
+                    "twice.",
+                ),
+                Misconception(
+                    "every label at once",
+                    sum_of_labelled,
+                    "This is the sum of L over all types, as if the cell had each of them for "
+                    "sure. How much should each type weigh?",
+                ),
+                Misconception(
+                    "one classifier for all z1",
+                    one_classifier_for_all,
+                    "Nearly. You averaged q(c|z1) over z1 before you used it; but it hangs on z1, "
+                    "and so does everything that it weighs.",
+                ),
+                Misconception(
+                    "no log q",
+                    lambda **world: without_log_q(
+                        joint(**world), without_c(world) + world["log_q_c"]
+                    ),
+                    "This is E_q[log p] alone. What does Jensen's inequality subtract from it?",
+                ),
+                Misconception(
+                    "the evidence itself",
+                    evidence,
+                    "This is log p(x) itself. The bound is an average over q, and q does not "
+                    "occur in yours.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="12.3",
+            title="The best classifier",
+            points=2,
+            draw=draw_values,
+            oracle=by_multiplier,
+            verified="No classifier does better: agrees with the stationary point that a Lagrange "
+            "multiplier gives, at 30 places.",
+            rtol=1e-5,
+            atol=1e-7,
+            misconceptions=(
+                Misconception(
+                    "no doubt allowed",
+                    without_doubt,
+                    "Your classifier puts everything on one type. That has the largest mean value "
+                    "and no entropy. Which of the two does U want?",
+                ),
+                Misconception(
+                    "one classifier for all z1",
+                    mean_first,
+                    "Your classifier gives the same at every z1. It may choose anew at each.",
+                ),
+                Misconception(
+                    "not normalised",
+                    lambda value, log_q_z1: (value, by_multiplier(value, log_q_z1)[1]),
+                    "The value of U is right, but the probabilities do not sum to 1 over types.",
+                ),
+                Misconception(
+                    "the entropy left out",
+                    without_entropy,
+                    "The classifier is right. But its U lacks E[H(q(c|z1))].",
+                ),
+            ),
+        ),
+        Exercise(
+            name="12.4",
+            title="Question 3: what is a KL, and what isn't",
+            points=4,
+            draw=draw_cells,
+            oracle=three_terms,
+            verified="Agrees with quadrature and scipy's relative entropy for 13 cells, labelled "
+            "or not, in float32 and float64.",
+            misconceptions=(
+                Misconception(
+                    "0 log 0",
+                    terms_with(nan_if_labelled),
+                    "The third term is NaN for labelled cells: some ω are 0 there, and 0 · log 0 "
+                    "counts as 0. See torch.xlogy.",
+                ),
+                Misconception(
+                    "KL_z2 not weighted",
+                    terms_with(
+                        lambda z1, kl_z2, kl_c, mean, variance, **_: (
+                            z1,
+                            -kl_z2_of_types(mean, variance).sum(-1),
+                            kl_c,
+                        )
+                    ),
+                    "Your second term adds the KLs of all types, each with weight 1.",
+                ),
+                Misconception(
+                    "variance for standard deviation",
+                    terms_with(kl_z2_with_std),
+                    "Your second term takes the variance for a standard deviation. (The assignment "
+                    "leaves open which of them it means; these arrays do not.)",
+                ),
+                Misconception(
+                    "only the entropy of c",
+                    terms_with(
+                        lambda z1, kl_z2, kl_c, omega, log_p_c, **_: (
+                            z1,
+                            kl_z2,
+                            kl_c - (omega * log_p_c).sum(-1),
+                        )
+                    ),
+                    "Your third term does not know how frequent the types are: where is p(c)?",
+                ),
+                Misconception(
+                    "KLs with the wrong sign",
+                    terms_with(lambda z1, kl_z2, kl_c, **_: (z1, -kl_z2, -kl_c)),
+                    "Terms are to be signed as in the bound. Does a KL raise a bound or lower it?",
+                ),
+                Misconception(
+                    "the z1 term as a loss",
+                    terms_with(lambda z1, kl_z2, kl_c, **_: (-z1, kl_z2, kl_c)),
+                    "Your first term has its sign turned: it is to be added to the bound.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="12.5",
+            title="Which line is which term?",
+            points=4,
+            draw=lambda rng: [{"line": line} for line in WHICH],
+            oracle=lines({}),
+            verified="Eleven lines have their term. Two of them have an honest answer.",
+            misconceptions=(
+                Misconception(
+                    "the z1 term as a KL",
+                    lines({3: ("kl_z1", 0), 4: ("kl_z1", 0)}),
+                    "Lines 3 and 4 are two halves of a term that is no KL to a fixed prior. They "
+                    "have names of their own.",
+                ),
+                Misconception(
+                    "the z1 term warms up",
+                    lines({3: ("log_p_z1", 1), 4: ("log_q_z1", 1)}),
+                    "All names are right. Look once more at which name the two lines of z1 "
+                    "are added to, and what the weight multiplies.",
+                ),
+                Misconception(
+                    "the cross-entropy in the bound",
+                    lines({8: ("kl_c", 0)}),
+                    "Line 8 is no KL: it needs the true label, and neither bound has a term of "
+                    "log q(c|z1) at the true label.",
+                ),
+                Misconception(
+                    "a reason invented",
+                    lines({9: ("beside", 0), 10: ("beside", 0)}),
+                    "For line 9 or 10 you give a reason. From which equation does it follow? If "
+                    "from none, say so.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="12.6",
+            title="Bug hunt: a likelihood that is too good",
+            points=3,
+            draw=draw_encoded,
+            oracle=enumerated,
+            verified="Agrees with the mean over all single draws and all pairs of draws, for 61 "
+            "cells.",
+            misconceptions=(
+                Misconception(
+                    "both are right",
+                    lambda **case: (enumerated(**case)[0],) * 2,
+                    "You say that the code converges to log p(x). Write down the mean of its "
+                    "weight over two draws that know nothing of each other.",
+                ),
+                Misconception(
+                    "exchanged",
+                    lambda **case: enumerated(**case)[::-1],
+                    "These are the right numbers, the other way round.",
+                ),
+                Misconception(
+                    "the mean of logs",
+                    lambda log_p_x, log_p_z, log_q_z: (
+                        enumerated(log_p_x, log_p_z, log_q_z)[0],
+                        (np.exp(log_q_z) * log_p_x).sum(-1),
+                    ),
+                    "Your second result is E_q[log p(x|z)], a mean of logarithms. The code takes "
+                    "the logarithm of a mean.",
+                ),
+                Misconception(
+                    "a bound for the evidence",
+                    lambda log_p_x, log_p_z, log_q_z: (
+                        (np.exp(log_q_z) * (log_p_x + log_p_z - log_q_z)).sum(-1),
+                        enumerated(log_p_x, log_p_z, log_q_z)[1],
+                    ),
+                    "Your first result is the ELBO. With ever more draws, importance sampling "
+                    "comes to log p(x) itself.",
+                ),
+            ),
+        ),
+    )
+}
