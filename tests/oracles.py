@@ -8,6 +8,7 @@ can lose to rounding.
 
 import mpmath
 import numpy as np
+from scipy.special import gammaln, logsumexp
 
 mp = mpmath.MPContext()  # a context of our own: no other user of mpmath sees its precision
 mp.dps = 60
@@ -118,3 +119,52 @@ def gaussian_kl(mean, std, other_mean, other_covariance):
     trace = (np.diag(inverse) * std**2).sum(-1)
     log_dets = np.linalg.slogdet(other_covariance)[1] - 2 * np.log(std).sum(-1)
     return 0.5 * (trace + np.einsum("ni,ij,nj->n", d, inverse, d) - d.shape[-1] + log_dets)
+
+
+# ------------------------------------- models of one latent dimension, from their numbers alone
+
+
+def network(mlp, x, conditions=None):
+    """A network of at most one hidden layer, without normalisation."""
+    layers = [(m.weight.detach().numpy(), m.bias.detach().numpy())
+              for m in mlp if hasattr(m, "in_features")]  # fmt: skip
+    if conditions is not None:
+        shape = (*x.shape[:-1], conditions.shape[-1])
+        x = np.concatenate([x, np.broadcast_to(conditions, shape)], axis=-1)
+    if len(mlp) == 1:
+        return x @ layers[0][0].T + layers[0][1]
+    h = np.maximum(x @ layers[0][0].T + layers[0][1], 0)
+    return h if len(layers) == 1 else h @ layers[1][0].T + layers[1][1]
+
+
+def log_nb(x, log_mean, log_theta):
+    theta, log_total = np.exp(log_theta), np.logaddexp(log_theta, log_mean)
+    log_p = gammaln(x + theta) - gammaln(theta) - gammaln(x + 1)
+    return log_p + theta * (log_theta - log_total) + x * (log_mean - log_total)
+
+
+def log_p_x(model, x, z, log_library, batch):
+    """log p(x | z, ℓ, γ); z and log ℓ of shape (n, …), one row a cell."""
+    likelihood, G = model.likelihood, x.shape[-1]
+    inner = (1,) * (z.ndim - 1)
+    γ = np.eye(model.configuration["n_batches"])[batch].reshape(len(batch), *inner, -1)
+    weight, bias = (p.detach().numpy() for p in likelihood.output.parameters())
+    out = network(model.decoder, z[..., None], γ if γ.shape[-1] > 1 else None) @ weight.T + bias
+    scores, rest = out[..., :G], out[..., G:]
+    log_mean = log_library[..., None] + scores - logsumexp(scores, axis=-1, keepdims=True)
+    log_theta = likelihood.log_inverse_dispersion.detach().numpy()
+    if log_theta.ndim == 2:
+        log_theta = log_theta[batch].reshape(len(batch), *inner, G)
+    x = x.reshape(len(x), *inner, G)
+    log_p = log_nb(x, log_mean, log_theta)
+    if rest.shape[-1]:  # zero-inflated
+        log_pi, log_rest = -np.logaddexp(0, -rest), -np.logaddexp(0, rest)
+        log_p = np.where(x == 0, np.logaddexp(log_pi, log_rest + log_p), log_rest + log_p)
+    return log_p.sum(-1)
+
+
+def q_of(mlp, x, conditions=None):
+    """Mean and standard deviation: the network's second half is a log-variance."""
+    out = network(mlp, np.log1p(x), conditions)
+    d = out.shape[1] // 2
+    return out[:, :d].squeeze(1), np.sqrt(np.exp(out[:, d:]) + 1e-4).squeeze(1)

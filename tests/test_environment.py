@@ -18,7 +18,7 @@ def bounds(lines) -> dict[str, str]:
 
 def in_pyproject() -> dict[str, str]:
     extras = PROJECT["optional-dependencies"]
-    # Not "bench": only `make bench` needs it, and and conda users take the course.
+    # Not "parity": only tests and `make bench` need it, and conda users take the course.
     return bounds(PROJECT["dependencies"] + extras["course"] + extras["dev"])
 
 

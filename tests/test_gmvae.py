@@ -5,12 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from scipy.special import gammaln, logsumexp
+from scipy.special import logsumexp
 from scipy.stats import norm
 
 import vaelab
 from vaelab import Cells
 from vaelab.models import gmvae
+
+from .oracles import log_nb, network
 
 G, N, S = 5, 4, 80  # genes, cells, nodes of the quadrature
 NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(S)
@@ -40,14 +42,6 @@ def cells():
 # ------------------------------------------- an oracle in numpy, from the model's numbers alone
 
 
-def network(mlp, x):
-    """An MLP of one hidden layer without normalisation, with or without an output."""
-    layers = [(m.weight.detach().numpy(), m.bias.detach().numpy())
-              for m in mlp if isinstance(m, torch.nn.Linear)]  # fmt: skip
-    h = np.maximum(x @ layers[0][0].T + layers[0][1], 0)
-    return h if len(layers) == 1 else h @ layers[1][0].T + layers[1][1]
-
-
 def linear(layer, x):
     return x @ layer.weight.detach().numpy().T + layer.bias.detach().numpy()
 
@@ -55,14 +49,9 @@ def linear(layer, x):
 def log_p_x_given(model, x, z):
     """log p(x | z) of each cell at each z of its own, shape (n_cells, n_z)."""
     scores = linear(model.likelihood.output, network(model.decoder, z[..., None]))
-    log_rho = scores - logsumexp(scores, axis=-1, keepdims=True)
-    log_mean = np.log(x.sum(1))[:, None, None] + log_rho
+    log_mean = np.log(x.sum(1))[:, None, None] + scores - logsumexp(scores, axis=-1, keepdims=True)
     log_theta = model.likelihood.log_inverse_dispersion.detach().numpy()
-    theta, x = np.exp(log_theta), x[:, None, :]
-    log_total = np.logaddexp(log_theta, log_mean)
-    log_p = gammaln(x + theta) - gammaln(theta) - gammaln(x + 1)
-    log_p = log_p + theta * (log_theta - log_total) + x * (log_mean - log_total)
-    return log_p.sum(-1)
+    return log_nb(x[:, None, :], log_mean, log_theta).sum(-1)
 
 
 def parts(model, x):

@@ -388,7 +388,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder to write to")
     arguments = parser.parse_args(words)
     if importlib.util.find_spec("scvi") is None:
-        print('scvi-tools is not here: pip install -e ".[bench]", or make bench.', file=sys.stderr)
+        print('scvi-tools is not here: pip install -e ".[parity]", or make bench.', file=sys.stderr)
         return 2
     report = Report()
     try:
