@@ -316,7 +316,8 @@ class SCANVI(SCVI):
 def _logits(prior_c, n_labels: int) -> Tensor:
     if prior_c is None or prior_c == "learned":
         return torch.zeros(n_labels)
-    p = torch.as_tensor(np.asarray(prior_c, dtype=np.float64))
+    numbers = prior_c if isinstance(prior_c, Sequence) and not isinstance(prior_c, str) else ()
+    p = torch.tensor(numbers, dtype=torch.float64)
     if p.shape != (n_labels,) or not (p > 0).all() or abs(p.sum() - 1) > 1e-6:
         raise ValueError(
             f"prior_c is {prior_c!r}; it must be None, 'learned', or {n_labels} probabilities "
