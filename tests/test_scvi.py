@@ -333,6 +333,9 @@ def test_cells_of_batches_that_it_does_not_know_are_refused(fitted):
     np.testing.assert_allclose(model.embed(named), model.embed(together)[here], atol=1e-5)
     with pytest.raises(ValueError, match="There are cells of batch 'batch 2', which is none of"):
         apart.named(("batch 1",))
+    blind = vaelab.SCVI(40, n_hidden=8)  # knows no batches, so that their one name says nothing
+    vaelab.fit(blind, Cells.from_anndata(adata), epochs=1, progress=False)
+    assert blind.embed(apart).shape == (len(apart), 10)
     with pytest.raises(ValueError, match="made for 3 batch names, these cells have 2"):
         vaelab.fit(vaelab.SCVI(40, 3), together, epochs=1, progress=False)
 

@@ -5,7 +5,7 @@ From the ground up: ``distributions``, ``reparametrization``, ``networks``, ``pl
 fitted model. A module imports only from those before it.
 """
 
-from . import datasets, metrics, plotting, simulate
+from . import datasets, interop, metrics, plotting, simulate
 from .bounds import Bound, Term
 from .cells import Cells
 from .exercises import check
@@ -29,6 +29,7 @@ __all__ = [
     "check",
     "datasets",
     "fit",
+    "interop",
     "log_normalize",
     "metrics",
     "plotting",

@@ -21,7 +21,7 @@ def check_names(
     seen
         The cells'.
     """
-    if seen == known or (known is None and len(seen) == n_known):
+    if seen == known or (len(seen) == n_known and (known is None or n_known == 1)):
         return
     if known is None:
         raise ValueError(
