@@ -191,6 +191,18 @@ def test_relaxed_draws_tend_to_the_sum_as_the_temperature_falls(cells):
     assert (bias[2] < 5 * error + 1e-3).all()
 
 
+def test_the_terms_of_a_draw_are_a_log_weight_whatever_the_estimator(cells):
+    """A relaxed y has no probability: where the KLs are drawn, y is one-hot."""
+    model = tiny(3, temperature=(2.0, 2.0))
+    bounds = []
+    for estimator in ("gumbel", "straight-through", "sum"):
+        torch.manual_seed(0)
+        bound = model.elbo(cells, n_samples=5, analytic_kl=False, estimator=estimator)
+        bounds.append(bound.iwae().detach())
+    np.testing.assert_array_equal(bounds[0], bounds[1])
+    np.testing.assert_array_equal(bounds[0], bounds[2])
+
+
 def test_the_gradient_of_straight_through_reaches_the_posterior_over_y(cells):
     model = tiny(3, estimator="straight-through").train()
     bound = model.elbo(cells)
