@@ -25,6 +25,7 @@ with pytest.MonkeyPatch.context() as patch:  # scripts import what lies beside t
     patch.syspath_prepend(str(FOLDER))
     import contenders
     import report
+    import scanvi
     import scvi_tools
 from report import Row, Verdict  # noqa: E402
 
@@ -271,3 +272,35 @@ def test_peak_memory_is_of_the_process_alone():
     )
     output = subprocess.check_output([sys.executable, "-c", code], cwd=FOLDER)
     assert len(here) and float(output) == pytest.approx(128, rel=0.1)
+
+
+# Types of cells without a label
+
+
+def half_labelled(seed):
+    adata = simulate.cells(160, 80, n_types=10, library=400, seed=seed)
+    truth = adata.obs["cell_type"].to_numpy(dtype=str)
+    adata.obs["known"] = np.where(np.arange(160) % 2, truth, "unknown")
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("right", "seconds", "says"),
+    [(0.0, 1e6, "times as fast"), (1.0, 1e6, "WORSE"), (0.0, 1e-6, "LESS than 2")],
+    ids=["as good", "worse", "slow"],
+)
+def test_types_are_compared(monkeypatch, capsys, right, seconds, says):
+    def theirs(adata, batch, epochs, seed):
+        truth = adata.obs["cell_type"].to_numpy(dtype=str)
+        return (truth if right else np.full(len(truth), "none")), seconds
+
+    monkeypatch.setitem(scanvi.DATA, "pbmc", half_labelled)
+    monkeypatch.setattr(scanvi, "theirs", theirs)
+    status = scanvi.main(["--data", "pbmc", "--seeds", "2", "--quick"])
+    table, notes = capsys.readouterr()
+    assert says in table and status == 0  # of a few epochs nothing is asked
+    assert (says == "times as fast") is not ("WORSE" in table or "LESS" in table)
+    assert "80 cells whose label was hidden, 2 seeds" in table
+    (row,) = (line for line in table.splitlines() if line.startswith("scvi-tools"))
+    assert row.count(f"{right:.3f} ± 0.000") == 3
+    assert notes.count("vaelab") == notes.count("logistic regression") == 2

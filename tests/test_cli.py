@@ -1,5 +1,6 @@
 """The command `vaelab`, as a learner meets it. Nothing here asks the public internet."""
 
+import inspect
 import json
 import os
 import pty
@@ -13,6 +14,7 @@ from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -231,9 +233,66 @@ def test_train_into_a_file_is_refused_before_training(monkeypatch, tmp_path):
 
 def test_recipes_fit_the_library():
     for name, recipe in recipes.RECIPES.items():
-        model = vaelab.VAE(n_genes=20, **recipe.model)
+        model = recipe.kind(n_genes=20, **recipe.model)
         domain = {"counts": "counts", "unit_interval": "unit interval", "log_normalized": "real"}
         assert recipe.name == name and model.domain == domain[recipe.layer]
+        inspect.signature(vaelab.fit).bind(model, TINY, **recipe.fit)
+
+
+def test_a_mixture_starts_from_kmeans_and_is_scored_by_its_own_clusters():
+    recipe = recipes.RECIPES["pbmc_gmvae"]
+    tiny = replace(
+        recipe,
+        load=lambda: vaelab.simulate.cells(n_cells=240, n_genes=60, n_types=3),
+        model=recipe.model | {"n_clusters": 3, "n_hidden": 16},
+        fit={"epochs": 8},
+    )
+    model, _, card = tiny.train(progress=False)
+    again, _, _ = tiny.train(progress=False)
+    cells = tiny.cells()
+    assert isinstance(model, vaelab.GMVAE)
+    assert (model.cluster(cells) == again.cluster(cells)).all()  # the seed decides it all
+    own = model.cluster(cells).argmax(1)
+    ari = vaelab.metrics.adjusted_rand_index(cells.labels, own)
+    assert card["scores"].keys() == {"held_out_bound", "ari", "nmi", "used"}
+    assert card["scores"]["ari"] == round(ari, 3) > 0.8 and card["scores"]["used"] == 3
+    assert card["start"].startswith("k-means")
+
+
+def test_scanvi_is_scored_on_the_cells_whose_type_was_hidden(monkeypatch):
+    from sklearn.metrics import balanced_accuracy_score, f1_score
+
+    simulated = vaelab.simulate.cells(n_cells=240, n_genes=60, n_types=3)
+    monkeypatch.setattr(datasets, "pbmc_sorted", simulated.copy)
+    recipe = recipes.RECIPES["pbmc_scanvi"]
+    small = recipe.model | {"n_labels": 3, "n_latent": 4, "n_hidden": 16}
+    model, _, card = replace(recipe, model=small, fit={"epochs": 4}).train(progress=False)
+    adata = recipe.load()
+    hidden = (adata.obs["known"] == "unknown").to_numpy()
+    truth = adata.obs["cell_type"].to_numpy(dtype=str)
+    assert (np.unique(truth[~hidden], return_counts=True)[1] == 20).all()
+    assert (adata.obs["known"][~hidden] == truth[~hidden]).all()
+    predicted = recipes.predicted_types(model, recipe.cells())[hidden]
+    truth = truth[hidden]
+    scores = {
+        "accuracy": (predicted == truth).mean(),
+        "balanced_accuracy": balanced_accuracy_score(truth, predicted),
+        "macro_f1": f1_score(truth, predicted, average="macro"),
+    }
+    assert card["scores"].items() >= {k: round(v, 3) for k, v in scores.items()}.items()
+
+
+def test_labels_of_the_second_mouse_are_hidden(monkeypatch):
+    def pancreas(mouse):
+        return vaelab.simulate.cells(n_cells=30, n_genes=20, n_types=2, seed=mouse)
+
+    monkeypatch.setattr(datasets, "pancreas", pancreas)
+    adata = recipes.two_mice()
+    hidden = adata.obs["known"] == "unknown"
+    assert (hidden == (adata.obs["mouse"] == "mouse 2")).all() and hidden.sum() == 30
+    first = pancreas(1)
+    assert (adata.obs["known"][:30].to_numpy() == first.obs["cell_type"].astype(str)).all()
+    assert (adata.X[:30] != first.X).sum() == 0
 
 
 # ------------------------------------------------------------------------------------- doctor

@@ -18,6 +18,9 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics.cluster import contingency_matrix
 
 import vaelab
 from vaelab.exercises import SEED, CheckFailed, find, lessons
@@ -221,6 +224,58 @@ def multinomial_cell_by_cell(x, logits):
     ])  # fmt: skip
 
 
+def two_kls_by_torch(log_q, m, s, log_prior, means, stds):
+    Normal, Cat = torch.distributions.Normal, torch.distributions.Categorical
+    of_z = torch.distributions.kl_divergence(Normal(m, s), Normal(means, stds)).sum(-1)
+    prior = Cat(logits=log_prior.expand_as(log_q))
+    of_y = torch.distributions.kl_divergence(Cat(logits=log_q), prior)
+    return torch.einsum("nk,nk->n", log_q.exp(), of_z), of_y
+
+
+def gmvae_bound_on_a_grid(x, log_q, m, s, log_prior, means, stds, a, b):
+    Normal, Poisson = torch.distributions.Normal, torch.distributions.Poisson
+    u = torch.linspace(-9, 9, 2001, dtype=x.dtype)[:, None, None]
+    z, q = m + s * u, log_q.exp()  # (grid, n, K)
+    log_p = Poisson((a + b * z[..., None]).exp()).log_prob(x[:, None]).sum(-1)
+    inside = log_p + Normal(means, stds).log_prob(z) - Normal(m, s).log_prob(z)
+    weights = Normal(0.0, 1.0).log_prob(u).exp() * (u[1] - u[0])
+    return (q * ((weights * inside).sum(0) + log_prior - log_q)).sum(-1)
+
+
+def clusters_by_second_moments(q, m, s):
+    q, m, s = (v.numpy() for v in (q, m, s))
+    total = q.sum(0)[:, None]
+    means = np.einsum("nk,nkd->kd", q, m) / total
+    squares = np.einsum("nk,nkd->kd", q, m**2 + s**2) / total
+    return means, np.sqrt(squares - means**2)
+
+
+def scores_by_counting(truth, predicted):
+    types = sorted(set(truth))
+    recall = [np.mean(predicted[truth == name] == name) for name in types]
+    n = {name: np.sum(truth == name) + np.sum(predicted == name) for name in types}
+    right = truth[truth == predicted]
+    return sum(recall) / len(types), np.mean([2 * np.sum(right == t) / n[t] for t in types])
+
+
+def auroc_by_ranks(q, is_new):
+    from scipy import special, stats
+
+    rank = stats.rankdata(special.entr(q).sum(1))
+    return (rank[is_new].mean() - (is_new.sum() + 1) / 2) / (~is_new).sum()
+
+
+def mixing_cell_by_cell(latent, batch, cell_type, k):
+    found = chance = 0.0
+    for i, name in enumerate(cell_type):
+        others = [j for j in np.flatnonzero(cell_type == name) if j != i]
+        if len(others) >= k:
+            near = sorted(others, key=lambda j, i=i: ((latent[i] - latent[j]) ** 2).sum())[:k]
+            found += np.mean([batch[j] != batch[i] for j in near])
+            chance += np.mean([batch[j] != batch[i] for j in others])
+    return found / chance
+
+
 DIFFERENT = {
     "04.1": [lambda encoder, x, size: deepcopy(encoder).eval()(x).hsplit(2)[0]],
     "04.2": [
@@ -308,6 +363,100 @@ DIFFERENT = {
     "07.6": [
         lambda logits: np.log(logits.shape[-1])
         - torch.distributions.Categorical(logits=logits).entropy(),
+    ],
+    "08.1": [two_kls_by_torch],
+    "08.2": [gmvae_bound_on_a_grid],
+    "08.3": [clusters_by_second_moments],
+    "08.4": [
+        lambda q: (
+            torch.xlogy(q, q / q.mean(0)).nan_to_num().sum(1).mean(),
+            torch.xlogy(q.mean(0), q.mean(0) * q.shape[1]).sum(),
+        ),
+    ],
+    "08.5": [
+        lambda truth, found: (t := contingency_matrix(truth, found))[
+            linear_sum_assignment(-t)
+        ].sum() / len(truth),
+    ],
+    "10.1": [
+        lambda u_w, u_y, u_h, size, rho, theta, pi: (u_h >= pi) * stats.poisson(
+            size * stats.chi2(2 * theta).ppf(u_w) * rho / (2 * theta)
+        ).ppf(u_y),
+    ],
+    "10.2": [
+        lambda library, batch, n: tuple(
+            np.array([f(np.log(library)[batch == b]) for b in range(n)]) for f in (np.mean, np.var)
+        ),
+    ],
+    "10.3": [
+        lambda m, v, m0, v0: torch.distributions.kl_divergence(
+            torch.distributions.LogNormal(m, v.sqrt()), torch.distributions.LogNormal(m0, v0.sqrt())
+        ),
+    ],
+    "10.4": [mixing_cell_by_cell],
+    "10.5": [
+        lambda logits: torch.stack(
+            [(g - g.logsumexp(-1, keepdim=True)).exp() for g in logits.flatten(0, 1)]
+        ).mean(0),
+    ],
+    "12.1": [
+        lambda c, px, pl, p1, pc, p2, q1, ql, _, q2: pc[0, 0, c, 0] + torch.einsum(
+            "l,z,zw,lzw->", *(q.exp() for q in (ql[:, 0, 0, 0], q1[0, :, 0, 0], q2[0, :, c])),
+            (px + pl - ql + p1 - q1 + p2 - q2)[:, :, c],
+        ),
+    ],
+    "12.2": [
+        lambda px, pl, p1, pc, p2, q1, ql, qc, q2: (
+            (px * (q1 + ql).exp()).sum() - (ql.exp() * (ql - pl)).sum() - (q1.exp() * q1).sum()
+            + ((q1 + qc + q2).exp() * (p1 + p2 - q2)).sum() + ((q1 + qc).exp() * (pc - qc)).sum()
+        ),
+    ],
+    "12.3": [
+        lambda value, log_q_z1: (
+            torch.log(best := torch.softmax(value - value.mean(), -1)),
+            (log_q_z1.exp()[:, None] * (best * value - torch.xlogy(best, best))).sum(),
+        ),
+    ],
+    "12.4": [
+        lambda w, log_q_z1, log_p_z1, mean, variance, log_p_c: (
+            torch.einsum("nc,nc->n", w, log_p_z1 - log_q_z1[:, None]),
+            -(w[..., None] * torch.distributions.kl_divergence(
+                torch.distributions.Normal(mean, variance.sqrt()),
+                torch.distributions.Normal(0 * mean, 1),
+            )).sum((1, 2)),
+            torch.special.entr(w).sum(1) + w @ log_p_c,
+        ),
+    ],
+    "12.5": [
+        lambda line: (
+            line in (2, 5, 6, 7),
+            "reconstruction kl_z2 log_p_z1 log_q_z1 kl_c kl_library kl_library beside unknown "
+            "unknown log_p_c".split()[line - 1],
+        ),
+    ],
+    "12.6": [
+        lambda log_p_x, log_p_z, log_q_z: (
+            log_p_x.max() + ((log_p_x - log_p_x.max()).exp() @ log_p_z.exp()).log(),
+            torch.logsumexp(log_p_x.double() + log_q_z, dim=1),
+        ),
+    ],
+    "13.1": [scores_by_counting],
+    "13.2": [
+        lambda confidence, right, n: np.abs(
+            np.bincount(np.minimum((confidence * n).astype(int), n - 1), confidence - right)
+        ).sum() / len(right),
+    ],
+    "13.3": [auroc_by_ranks],
+    "13.4": [lambda measured, flipped, n: (measured * (n - 1) - flipped) / (n - 1 - n * flipped)],
+    "13.5": [
+        lambda ratio, n_cells, n_labelled, size: ratio * n_cells / n_labelled * (
+            1 - np.prod([(n_cells - size - i) / (n_cells - i) for i in range(n_labelled)])
+        ),
+    ],
+    "13.6": [
+        lambda logits, label: torch.nn.functional.nll_loss(
+            logits.log_softmax(-1), label, ignore_index=-1, reduction="sum"
+        ) / max(1, int((label >= 0).sum())),
     ],
 }  # fmt: skip
 

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 
 from . import datasets, metrics
 from .cells import Cells
-from .models import VAE
+from .models import GMVAE, SCANVI, SCVI, VAE, Model
 from .preprocessing import select_genes
 from .training import History, fit
 
@@ -25,32 +26,48 @@ NOT_SETTINGS = ("model", "cells", "seed", "device", "checkpoint", "progress")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training: its data, and the arguments of VAE (`model`) and of vaelab.fit (`fit`)."""
+    """One training: its data, and the arguments of its model (`model`) and of vaelab.fit (`fit`).
+
+    `start`, if any, is what is done to the model before it is fitted, by the seed.
+    """
 
     name: str
     description: str
     data_set: str
     load: Callable  # () -> AnnData
     layer: str = "counts"
-    label: str = "cell_type"
+    label: str = "cell_type"  # "known" where types are hidden from some cells, who are scored
+    batch: str | None = None
     n_genes: int = 2000
+    kind: type[Model] = VAE
     model: dict = field(default_factory=dict)
+    start: Callable[[Model, Cells, int], None] | None = None
     fit: dict = field(default_factory=dict)
 
     def cells(self) -> Cells:
         """What the model is fitted to. Raises `DataUnavailable` where the data can't be had."""
-        adata = select_genes(self.load(), n_genes=self.n_genes)
-        return Cells.from_anndata(adata, layer=self.layer, label=self.label)
+        return self.read(self._adata())
+
+    def read(self, adata) -> Cells:
+        """The cells of an AnnData, as the model is to see them."""
+        columns = {"layer": self.layer, "label": self.label, "batch": self.batch}
+        return Cells.from_anndata(adata, **columns, unlabelled="unknown")
+
+    def _adata(self):
+        return select_genes(self.load(), n_genes=self.n_genes)
 
     def train(
         self, seed: int = 0, epochs: int | None = None, progress: bool = True
-    ) -> tuple[VAE, History, dict]:
+    ) -> tuple[Model, History, dict]:
         """Train anew; the model, its history, and the card for ``model.save(path, **card)``."""
-        cells, started = self.cells(), time.perf_counter()
-        model = VAE(cells.n_genes, seed=seed, **self.model)
+        adata = self._adata()
+        cells, started = self.read(adata), time.perf_counter()
+        model = self.kind(cells.n_genes, seed=seed, **self.model)
         settings = self.fit | ({} if epochs is None else {"epochs": epochs})
         call = inspect.signature(fit).bind(model, cells, seed=seed, progress=progress, **settings)
         call.apply_defaults()  # the card holds every setting, also those left at their default
+        if self.start is not None:
+            self.start(model, cells, seed)
         history = fit(*call.args, **call.kwargs)
         seconds = time.perf_counter() - started
         with torch.no_grad():
@@ -58,7 +75,7 @@ class Recipe:
                 parameter.copy_(
                     parameter.half()
                 )  # as it is saved, so that the scores are the file's
-        scores = metrics.clustering_scores(model.embed(cells), cells.labels)
+        scores = _scores(model, cells, adata.obs["cell_type"].to_numpy(dtype=str))
         if history.best_epoch:
             kept = history.records[history.best_epoch - 1]
             scores = {"held_out_bound": kept["held_out_bound"]} | scores
@@ -66,12 +83,94 @@ class Recipe:
             "recipe": self.name,
             "data": {"name": self.data_set, "layer": self.layer, "n_cells": len(cells)},
             "seed": seed,
+            "start": inspect.getdoc(self.start) if self.start else "random",
             "fit": {k: v for k, v in call.arguments.items() if k not in NOT_SETTINGS},
             "training": history.stopped,
             "scores": {name: round(score, 3) for name, score in scores.items()},
             "seconds": round(seconds, 1),
         }
         return model, history, card
+
+
+def _scores(model: Model, cells: Cells, truth: np.ndarray) -> dict[str, float]:
+    """Of the types of SCANVI, a mixture's own clusters, and the latent space of any other model."""
+    if isinstance(model, SCANVI):
+        hidden = (cells.label < 0).numpy()
+        return label_scores(truth[hidden], predicted_types(model, cells)[hidden])
+    if not isinstance(model, GMVAE):
+        return metrics.clustering_scores(model.embed(cells), cells.labels)
+    q_y = model.cluster(cells)  # (n_cells, K)
+    _, type_, n_of_type = np.unique(cells.labels, return_inverse=True, return_counts=True)
+    scored = n_of_type[type_] >= 5  # as in clustering_scores
+    types, clusters = type_[scored], q_y[scored].argmax(1)
+    return {
+        "ari": metrics.adjusted_rand_index(types, clusters),
+        "nmi": metrics.normalized_mutual_information(types, clusters),
+        "used": metrics.usage(q_y.mean(0))["used"],
+    }
+
+
+def _from_kmeans(model: GMVAE, cells: Cells, seed: int) -> None:
+    """k-means on 30 principal components of log(1 + counts per 10,000) is the first guess of y."""
+    import scanpy as sc
+
+    per_10_000 = cells.x.multiply(1e4 / cells.library.numpy()[:, None]).tocsr()
+    pca = sc.pp.pca(per_10_000.log1p(), n_comps=30, random_state=seed)
+    model.start_from(cells, metrics.kmeans(pca, model.n_clusters, seed), seed=seed)
+
+
+def predicted_types(model: SCANVI, cells: Cells) -> np.ndarray:
+    """The most probable type of each cell."""
+    return np.array(model.label_names)[model.predict(cells).argmax(1)]
+
+
+def label_scores(truth, predicted) -> dict[str, float]:
+    """How right predicted types are: over all cells, and as means over the types of the truth.
+
+    Parameters
+    ----------
+    truth, predicted
+        One name a cell.
+
+    Returns
+    -------
+    "accuracy"; "balanced_accuracy", the mean of the types' recalls; "macro_f1", of their F1. A
+    type counts as much as any other, however few cells have it.
+    """
+    from sklearn.metrics import f1_score, recall_score
+
+    truth, predicted = np.asarray(truth, dtype=str), np.asarray(predicted, dtype=str)
+    over_types = {"labels": np.unique(truth), "average": "macro", "zero_division": 0}
+    return {
+        "accuracy": float((truth == predicted).mean()),
+        "balanced_accuracy": float(recall_score(truth, predicted, **over_types)),
+        "macro_f1": float(f1_score(truth, predicted, **over_types)),
+    }
+
+
+def two_mice():
+    """Pancreas of mouse 1 and mouse 2; obs["known"] is "unknown" throughout mouse 2."""
+    import anndata
+
+    mice = {f"mouse {n}": datasets.pancreas(mouse=n) for n in (1, 2)}
+    adata = anndata.concat(mice, label="mouse", index_unique="-")
+    adata.obs["known"] = _hide(adata, adata.obs["mouse"] == "mouse 2")
+    return adata
+
+
+def sorted_blood(n_labels: int = 20, seed: int = 0):
+    """Sorted PBMC; obs["known"] has the type of so many cells of each, else "unknown"."""
+    adata, order = datasets.pbmc_sorted(), np.random.default_rng(seed)
+    types = adata.obs["cell_type"].to_numpy(dtype=str)
+    hidden = np.ones(len(types), dtype=bool)
+    for name in np.unique(types):
+        hidden[order.choice(np.flatnonzero(types == name), n_labels, replace=False)] = False
+    adata.obs["known"] = _hide(adata, hidden)
+    return adata
+
+
+def _hide(adata, hidden) -> np.ndarray:
+    return np.where(hidden, "unknown", adata.obs["cell_type"].to_numpy(dtype=str))
 
 
 def _pancreas(likelihood: str, description: str, layer: str = "counts", **others) -> Recipe:
@@ -89,6 +188,19 @@ def _pancreas(likelihood: str, description: str, layer: str = "counts", **others
     )
 
 
+def _two_mice_scvi(name: str, description: str, batch: str | None = "mouse", **model) -> Recipe:
+    return Recipe(
+        name=f"pancreas_scvi{name}",
+        description=f"Both mouse pancreases, scVI {description}",
+        data_set="pancreas, mouse 1 and mouse 2",
+        load=two_mice,
+        batch=batch,
+        kind=SCVI,
+        model={"n_batches": 2 if batch else 1, "likelihood": "nb"} | model,
+        fit={"epochs": 200},
+    )
+
+
 _RECIPES = (
     _pancreas("normal", "Gaussian on log-normalised counts", "log_normalized"),
     _pancreas("continuous_bernoulli", "continuous Bernoulli on [0, 1]", "unit_interval"),
@@ -103,5 +215,54 @@ _RECIPES = (
         model={"likelihood": "nb", "n_latent": 10, "n_hidden": 256},
         fit={"epochs": 150, "validation_fraction": 0},
     ),
+    _pancreas(
+        "nb",
+        "13 clusters, negative binomial",
+        name="pancreas_gmvae",
+        kind=GMVAE,
+        model={
+            "likelihood": "nb",
+            "n_clusters": 13,
+            "learn_weights": True,
+            "estimator": "gumbel",
+        },
+        start=_from_kmeans,
+        fit={"epochs": 150},
+    ),
+    Recipe(
+        name="pbmc_gmvae",
+        description="Sorted blood cells, 10 clusters, negative binomial",
+        data_set="pbmc_sorted",
+        load=datasets.pbmc_sorted,
+        kind=GMVAE,
+        model={"likelihood": "nb", "n_clusters": 10, "estimator": "gumbel"},
+        start=_from_kmeans,
+        fit={"epochs": 60},
+    ),
+    Recipe(
+        name="pancreas_scanvi",
+        description="Mouse pancreas, types of mouse 2 from those of mouse 1",
+        data_set="pancreas, mouse 1 and mouse 2",
+        load=two_mice,
+        label="known",
+        batch="mouse",
+        kind=SCANVI,
+        model={"n_labels": 13, "n_batches": 2, "likelihood": "nb", "n_latent": 20},
+        fit={"epochs": 40, "learning_rate": 2e-3, "validation_fraction": 0},
+    ),
+    Recipe(
+        name="pbmc_scanvi",
+        description="Sorted blood cells, types from those of 20 cells each",
+        data_set="pbmc_sorted, 20 labels a type",
+        load=sorted_blood,
+        label="known",
+        kind=SCANVI,
+        model={"n_labels": 10, "likelihood": "nb", "n_latent": 20},
+        fit={"epochs": 25, "learning_rate": 3e-3, "validation_fraction": 0},
+    ),
+    _two_mice_scvi("", "simplified, of counts and mouse"),
+    _two_mice_scvi("_blind", "simplified, not told the mouse", batch=None),
+    _two_mice_scvi("_full", "with latent library sizes and dropout", library="latent",
+                   likelihood="zinb"),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}

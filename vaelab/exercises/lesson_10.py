@@ -147,31 +147,7 @@ def kl_by_quadrature(mean, variance, prior_mean, prior_variance, densities="logn
     return (q.pdf(library) * ratio * library * s).sum(0) * (t[1, 0] - t[0, 0])
 
 
-# 10.4: normalised expression
-
-
-def draw_logits(rng: np.random.Generator) -> list[dict]:
-    """One draw, two batches, one cell, two genes; then more of each."""
-    one = np.array([[[[0.0, 0.0]], [[2.0, 0.0]]]])
-    return [{"logits": one}, {"logits": rng.normal(0, 2, (4, 3, 5, 6))}]
-
-
-def shares(logits):
-    """ρ_g = 1 / Σ_h exp(l_h − l_g), draw by draw and batch by batch."""
-    total = 0.0
-    for of_batches in logits:
-        for logit in of_batches:
-            total = total + 1 / np.exp(logit[:, None, :] - logit[:, :, None]).sum(-1)
-    return total / (logits.shape[0] * logits.shape[1])
-
-
-def softmax(logits, axis=-1):
-    from scipy import special
-
-    return special.softmax(logits, axis=axis)
-
-
-# 10.5: mixing
+# 10.4: mixing
 
 
 def draw_spaces(rng: np.random.Generator) -> list[dict]:
@@ -223,6 +199,30 @@ def mixing(itself=False, strangers=False, chance=None, small=False, ratio_of="su
         return np.asarray(found.mean() / (expected.mean() if ratio_of == "sums" else 1))
 
     return score
+
+
+# 10.5: normalised expression
+
+
+def draw_logits(rng: np.random.Generator) -> list[dict]:
+    """One draw, two batches, one cell, two genes; then more of each."""
+    one = np.array([[[[0.0, 0.0]], [[2.0, 0.0]]]])
+    return [{"logits": one}, {"logits": rng.normal(0, 2, (4, 3, 5, 6))}]
+
+
+def shares(logits):
+    """ρ_g = 1 / Σ_h exp(l_h − l_g), draw by draw and batch by batch."""
+    total = 0.0
+    for of_batches in logits:
+        for logit in of_batches:
+            total = total + 1 / np.exp(logit[:, None, :] - logit[:, :, None]).sum(-1)
+    return total / (logits.shape[0] * logits.shape[1])
+
+
+def softmax(logits, axis=-1):
+    from scipy import special
+
+    return special.softmax(logits, axis=axis)
 
 
 EXERCISES = {
@@ -378,50 +378,6 @@ EXERCISES = {
         ),
         Exercise(
             name="10.4",
-            title="Bug hunt: normalised expression",
-            points=2,
-            draw=draw_logits,
-            oracle=shares,
-            verified="Agrees with 1 / Σ_h exp(l_h − l_g), draw by draw and batch by batch.",
-            misconceptions=(
-                Misconception(
-                    "softmax of the mean",
-                    lambda logits: softmax(logits.mean((0, 1))),
-                    "You average first and take the softmax then. The mean of ρ is asked for, and "
-                    "a softmax is bent.",
-                ),
-                Misconception(
-                    "shares of cells",
-                    lambda logits: softmax(logits, axis=2).mean((0, 1)),
-                    "Sum your result over the genes of one cell: it is not 1. What does the "
-                    "softmax run over?",
-                ),
-                Misconception(
-                    "softmax of the mean, over cells",
-                    lambda logits: softmax(logits.mean((0, 1)), axis=0),
-                    "Two of the bugs are still there: the order of mean and softmax, and what the "
-                    "softmax runs over.",
-                ),
-                Misconception(
-                    "one batch",
-                    lambda logits: softmax(logits[:, 0]).mean(0),
-                    "This is the expression as if in the first batch. All cells should be asked "
-                    "about the same batches: about each of them.",
-                ),
-                Misconception(
-                    "a sum over batches",
-                    lambda logits: softmax(logits).mean(0).sum(0),
-                    "A cell's shares should sum to 1, and yours sum to the number of batches.",
-                ),
-                Misconception(
-                    "mean of the logarithms",
-                    lambda logits: np.exp(np.log(softmax(logits)).mean((0, 1))),
-                    "This is a geometric mean. Its shares sum to less than 1.",
-                ),
-            ),
-        ),
-        Exercise(
-            name="10.5",
             title="Are the mice mixed?",
             points=3,
             draw=draw_spaces,
@@ -479,6 +435,50 @@ EXERCISES = {
                     mixing(ratio_of="cells"),
                     "You divide cell by cell. Where a mouse has nearly all cells of a type, one "
                     "neighbour from the other mouse then weighs twenty. Sum first.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="10.5",
+            title="Bug hunt: normalised expression",
+            points=2,
+            draw=draw_logits,
+            oracle=shares,
+            verified="Agrees with 1 / Σ_h exp(l_h − l_g), draw by draw and batch by batch.",
+            misconceptions=(
+                Misconception(
+                    "softmax of the mean",
+                    lambda logits: softmax(logits.mean((0, 1))),
+                    "You average first and take the softmax then. The mean of ρ is asked for, and "
+                    "a softmax is bent.",
+                ),
+                Misconception(
+                    "shares of cells",
+                    lambda logits: softmax(logits, axis=2).mean((0, 1)),
+                    "Sum your result over the genes of one cell: it is not 1. What does the "
+                    "softmax run over?",
+                ),
+                Misconception(
+                    "softmax of the mean, over cells",
+                    lambda logits: softmax(logits.mean((0, 1)), axis=0),
+                    "Two of the bugs are still there: the order of mean and softmax, and what the "
+                    "softmax runs over.",
+                ),
+                Misconception(
+                    "one batch",
+                    lambda logits: softmax(logits[:, 0]).mean(0),
+                    "This is the expression as if in the first batch. All cells should be asked "
+                    "about the same batches: about each of them.",
+                ),
+                Misconception(
+                    "a sum over batches",
+                    lambda logits: softmax(logits).mean(0).sum(0),
+                    "A cell's shares should sum to 1, and yours sum to the number of batches.",
+                ),
+                Misconception(
+                    "mean of the logarithms",
+                    lambda logits: np.exp(np.log(softmax(logits)).mean((0, 1))),
+                    "This is a geometric mean. Its shares sum to less than 1.",
                 ),
             ),
         ),

@@ -257,17 +257,17 @@ def kl_z2_with_std(z1, kl_z2, kl_c, omega, mean, variance, **_):
 # 12.5: which line is which term
 
 WHICH = {
-    1: ("reconstruction", 0),
-    2: ("kl_z2", 1),
-    3: ("log_p_z1", 0),
-    4: ("log_q_z1", 0),
-    5: ("kl_c", 1),
-    6: ("kl_library", 1),
-    7: ("kl_library", 1),
-    8: ("beside", 0),
-    9: ("unknown", 0),
-    10: ("unknown", 0),
-    11: ("log_p_c", 0),
+    1: (0, "reconstruction"),
+    2: (1, "kl_z2"),
+    3: (0, "log_p_z1"),
+    4: (0, "log_q_z1"),
+    5: (1, "kl_c"),
+    6: (1, "kl_library"),
+    7: (1, "kl_library"),
+    8: (0, "beside"),
+    9: (0, "unknown"),
+    10: (0, "unknown"),
+    11: (0, "log_p_c"),
 }
 
 
@@ -277,7 +277,7 @@ def lines(changes):
 
 
 def as_outcome(pair):
-    return pair[0], np.asarray(pair[1])
+    return np.asarray(pair[0]), pair[1]
 
 
 # 12.6: z drawn twice
@@ -391,8 +391,8 @@ EXERCISES = {
                     hidden_with(
                         lambda q, log_q_c, log_p_c: (1 - np.exp(log_q_c)) * (log_q_c - log_p_c)
                     ),
-                    "Everything is right but KL(q(c|z1)‖p(c)): before its logarithms q(c|z1) stands "
-                    "twice.",
+                    "Everything is right but KL(q(c|z1)‖p(c)): q(c|z1) stands before its "
+                    "logarithms twice.",
                 ),
                 Misconception(
                     "every label at once",
@@ -520,25 +520,25 @@ EXERCISES = {
             misconceptions=(
                 Misconception(
                     "the z1 term as a KL",
-                    lines({3: ("kl_z1", 0), 4: ("kl_z1", 0)}),
+                    lines({3: (0, "kl_z1"), 4: (0, "kl_z1")}),
                     "Lines 3 and 4 are two halves of a term that is no KL to a fixed prior. They "
                     "have names of their own.",
                 ),
                 Misconception(
                     "the z1 term warms up",
-                    lines({3: ("log_p_z1", 1), 4: ("log_q_z1", 1)}),
+                    lines({3: (1, "log_p_z1"), 4: (1, "log_q_z1")}),
                     "All names are right. Look once more at which name the two lines of z1 "
                     "are added to, and what the weight multiplies.",
                 ),
                 Misconception(
                     "the cross-entropy in the bound",
-                    lines({8: ("kl_c", 0)}),
+                    lines({8: (0, "kl_c")}),
                     "Line 8 is no KL: it needs the true label, and neither bound has a term of "
                     "log q(c|z1) at the true label.",
                 ),
                 Misconception(
                     "a reason invented",
-                    lines({9: ("beside", 0), 10: ("beside", 0)}),
+                    lines({9: (0, "beside"), 10: (0, "beside")}),
                     "For line 9 or 10 you give a reason. From which equation does it follow? If "
                     "from none, say so.",
                 ),
