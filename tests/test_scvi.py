@@ -284,6 +284,18 @@ def test_replicates_are_as_the_cells_were_measured(fitted):
     assert np.abs(silent[0] - silent[1]).mean() < 0.05  # share of zeros, gene by gene
 
 
+def test_cells_are_reconstructed_at_the_library_that_was_inferred(fitted):
+    _, cells, model = fitted
+    with torch.no_grad():
+        part = cells.to()
+        z, library = model.encode(part).mean, model.encode_library(part).mean.exp()
+        expected = model.decode(z, library, part.batch).mean
+    np.testing.assert_allclose(model.reconstruct(cells), expected, rtol=1e-4)
+    observed = vaelab.SCVI(40, 2, n_latent=2, n_hidden=8, likelihood="nb")
+    totals = observed.reconstruct(cells).sum(1)
+    np.testing.assert_allclose(totals, cells.library, rtol=1e-4)
+
+
 def test_new_cells_are_of_the_batch_that_was_asked_for(fitted):
     adata, _, model = fitted
     of_batch = {name: adata.X[(adata.obs["batch"] == name).to_numpy()].mean(0).A1
