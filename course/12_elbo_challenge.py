@@ -1060,8 +1060,9 @@ ax.set(xlabel="draws", ylabel="estimate of log p(x), nats", title="Three runs ea
 _ = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 # %% [markdown]
-# The mended estimate finds log p(x). The other goes, in jumps, towards log E_q[p(x|z)]: the
-# likelihood where the *encoder* says that the cell is, in place of where the prior says it might be.
+# The mended estimate finds log p(x). The other leaves it behind and goes, in jumps, towards log
+# E_q[p(x|z)], where after 100,000 draws it has not yet arrived: the likelihood where
+# the *encoder* says that the cell is, in place of where the prior says it might be.
 # The KL has dropped out of it. (It jumps because p(z)/q(z|x) is small for most draws and huge
 # for a few; so what one gets hangs on the number of draws as well.) For cells that the encoder
 # places well it is too high, and a log p(x) that is too high looks like a better model.
