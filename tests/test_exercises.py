@@ -430,8 +430,8 @@ DIFFERENT = {
     "12.5": [
         lambda line: (
             line in (2, 5, 6, 7),
-            "reconstruction kl_z2 log_p_z1 log_q_z1 kl_c kl_library kl_library beside unknown "
-            "unknown log_p_c".split()[line - 1],
+            ["reconstruction", "kl_z2", "log_p_z1", "log_q_z1", "kl_c", "kl_library", "kl_library",
+             "beside", "unknown", "unknown", "log_p_c"][line - 1],
         ),
     ],
     "12.6": [

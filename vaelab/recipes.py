@@ -9,6 +9,7 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from .cells import Cells
 from .models import GMVAE, SCANVI, SCVI, VAE, Model
 from .preprocessing import select_genes
 from .training import History, fit
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -41,7 +45,7 @@ class Recipe:
     n_genes: int = 2000
     kind: type[Model] = VAE
     model: dict = field(default_factory=dict)
-    start: Callable[[Model, Cells, int], None] | None = None
+    start: Callable[[Model, Cells, AnnData, int], None] | None = None
     fit: dict = field(default_factory=dict)
 
     def cells(self) -> Cells:
@@ -67,7 +71,7 @@ class Recipe:
         call = inspect.signature(fit).bind(model, cells, seed=seed, progress=progress, **settings)
         call.apply_defaults()  # the card holds every setting, also those left at their default
         if self.start is not None:
-            self.start(model, cells, seed)
+            self.start(model, cells, adata, seed)
         history = fit(*call.args, **call.kwargs)
         seconds = time.perf_counter() - started
         with torch.no_grad():
@@ -110,12 +114,11 @@ def _scores(model: Model, cells: Cells, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def _from_kmeans(model: GMVAE, cells: Cells, seed: int) -> None:
+def _from_kmeans(model: GMVAE, cells: Cells, adata: AnnData, seed: int) -> None:
     """k-means on 30 principal components of log(1 + counts per 10,000) is the first guess of y."""
     import scanpy as sc
 
-    per_10_000 = cells.x.multiply(1e4 / cells.library.numpy()[:, None]).tocsr()
-    pca = sc.pp.pca(per_10_000.log1p(), n_comps=30, random_state=seed)
+    pca = sc.pp.pca(adata.layers["log_normalized"], n_comps=30, random_state=0)
     model.start_from(cells, metrics.kmeans(pca, model.n_clusters, seed), seed=seed)
 
 

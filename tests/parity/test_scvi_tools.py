@@ -3,7 +3,9 @@
 Weights trained there are copied into ours and back. In evaluation mode, and with the same draws,
 every term of the ledger, every parameter of p(x | z) and every class probability agrees to 1e-5
 relative in float32. (Counts are in the hundreds at most: at a count of 4,000 the log Γ of either
-formula is rounded by more than that. In float64 the formulas differ by 1e-8, the ε in theirs.) Run where scvi-tools is installed: ``pip install -e ".[parity]"``.
+formula is rounded by more than that. In float64 the formulas differ by 1e-8, the ε in theirs.)
+
+Run where scvi-tools is installed: ``pip install -e ".[parity]"``.
 """
 
 import warnings

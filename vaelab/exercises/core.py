@@ -231,7 +231,7 @@ def _difference(case: Case, expected: Data, got: Data, close: Callable) -> str:
                 if kind == "a word"
                 else (f"Your answer gave the word {got!r}; numbers are asked for.")
             )
-        return f"{got!r} is not it. Look again."
+        return "" if got == expected else f"{got!r} is not it. Look again."
     expected, got = np.asarray(expected), np.asarray(got)
     if expected.shape != got.shape:
         return (
