@@ -60,8 +60,8 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 # %% [markdown]
 # ## 1 · Two mice
 #
-# `pancreas("both")` stacks the tables of both mice (`anndata.concat`), and the 2,000 genes are chosen
-# from both together.
+# `pancreas("both")` stacks the tables of both mice (`anndata.concat`), and the 2,000 genes are
+# chosen from both together.
 
 # %%
 raw = vaelab.datasets.pancreas("both")  # anndata.concat of both; obs["batch"] says which
@@ -90,9 +90,9 @@ right.set(xscale="log", xlabel="counts in a cell, all genes", ylabel="density of
 _ = left.set_xscale("symlog", linthresh=10)
 
 # %% [markdown]
-# Three things differ. **How deeply cells were read**: twice as deeply in mouse 2. **Which cells were
-# caught**: 9 alpha cells in mouse 1 and 182 in mouse 2, but 236 ductal cells against 39. (The axis
-# of cells is logarithmic above 10.) And **what a cell of one type expresses**. For beta cells:
+# Three things differ. **How deeply cells were read**: twice as deeply in mouse 2. **Which cells
+# were caught**: 9 alpha cells in mouse 1 and 182 in mouse 2, but 236 ductal cells against 39. (The
+# axis of cells is logarithmic above 10.) And **what a cell of one type expresses**. For beta cells:
 
 # %%
 beta = cell_type == "beta"
@@ -109,15 +109,15 @@ for g in [*order[:3], *order[-3:]]:
 # *Gm10263* was counted more than five hundred times in one mouse and nine times in the other. It is
 # a pseudogene, a broken copy of a gene, and so near its original that a few letters of DNA decide
 # to which of the two a molecule is counted. Strains differ in such letters. Other differences come
-# from the day: how long the tissue was digested, what was in the droplets. **Here mouse, strain, and
-# day are one and the same**, and nothing in the data can part them. We call all of it the
-# **batch**, and write γ for it. To remove the batch is to remove the strain, too. Remember this when
-# we succeed.
+# from the day: how long the tissue was digested, what was in the droplets. **Here mouse, strain,
+# and day are one and the same**, and nothing in the data can part them. We call all of it the
+# **batch**, and write γ for it. To remove the batch is to remove the strain, too. Remember this
+# when we succeed.
 #
 # ## 2 · How a count comes about
 #
-# What follows is told for one gene *g* in one cell; ρ, θ, π are of this gene, and ℓ is of this cell.
-# scVI rolls three dice:
+# What follows is told for one gene *g* in one cell; ρ, θ, π are of this gene, and ℓ is of this
+# cell. scVI rolls three dice:
 #
 # | | | |
 # |---|---|---|
@@ -181,7 +181,8 @@ vaelab.check("10.1", count)
 # dice are gone, and nothing was approximated.
 #
 # Trust it? Roll the dice 200,000 times, and hold the counts against the formula. Once more a
-# p-value of Pearson's χ² above 10⁻⁶ passes. Beside it, what the other readings of "Gamma(ρ, θ)" give.
+# p-value of Pearson's χ² above 10⁻⁶ passes. Beside it, what the other readings of "Gamma(ρ, θ)"
+# give.
 
 # %%
 library, ρ, θ, π = 2000.0, 0.002, 1.5, 0.2
@@ -308,8 +309,8 @@ _ = plotting.graphical_model(graph)
 # %% [markdown]
 # Solid arrows: the generative model. Dashed ones: who may look at what when a posterior is guessed.
 # γ is shaded, since we know it, and **no arrow leads from γ to z**: a priori, a cell of mouse 1 may
-# be wherever a cell of mouse 2 may be. The encoders see only *x*. (With `encode_batch=True` they are
-# told γ too: two more dashed arrows.)
+# be wherever a cell of mouse 2 may be. The encoders see only *x*. (With `encode_batch=True` they
+# are told γ too: two more dashed arrows.)
 #
 # Why should this mix the mice? Suppose *z* says which mouse a cell is from. It pays for that in
 # KL(q(z|x) ‖ p(z)), and the decoder, which knows γ already, gains nothing. **What the decoder is
@@ -321,9 +322,9 @@ _ = plotting.graphical_model(graph)
 # $$\log p(x\,|\,\gamma) \ \ge\ \mathbb E_{q(z|x)\,q(\ell|x)}\big[\log p(x\,|\,z,\ell,\gamma)\big]
 # - \mathrm{KL}\big(q(z|x)\,\|\,p(z)\big) - \mathrm{KL}\big(q(\ell|x)\,\|\,p(\ell|\gamma)\big)$$
 #
-# Three models come from `saved_model_parameters/`, each made by `vaelab train NAME` from these 1,886
-# cells: `pancreas_scvi`, simplified (ℓ observed, no dropout); `pancreas_scvi_full`, as published;
-# and `pancreas_scvi_blind`, the simplified one that nobody tells the mouse.
+# Three models come from `saved_model_parameters/`, each made by `vaelab train NAME` from these
+# 1,886 cells: `pancreas_scvi`, simplified (ℓ observed, no dropout); `pancreas_scvi_full`, as
+# published; and `pancreas_scvi_blind`, the simplified one that nobody tells the mouse.
 
 # %%
 models, cards = {}, {}
@@ -340,8 +341,8 @@ cells = {"blind": blind, "simplified": told, "full": told}
 
 # %% [markdown]
 # Here is the bound of the full model, written out with nothing but its networks. Read it beside the
-# formulas. θ is one number for each gene: a set of course notes writes θ[n, g], one for each cell and
-# gene, and says in the same sentence that it does not depend on z.
+# formulas. θ is one number for each gene: a set of course notes writes θ[n, g], one for each cell
+# and gene, and says in the same sentence that it does not depend on z.
 
 
 # %%
@@ -370,9 +371,9 @@ torch.testing.assert_close(sum(ours), bound.per_cell(), rtol=1e-4, atol=1e-2)
 bound.ledger().round({"nats": 1})
 
 # %% [markdown]
-# Both agree, cell by cell. ℓ costs about two nats a cell. What does it give? Below left, for each cell,
-# what the encoder makes of ℓ, against the total of its counts. The colour is the share that three
-# hormone genes (*Ins1*, *Ins2*, *Sst*) and *Ttr* have in the total.
+# Both agree, cell by cell. ℓ costs about two nats a cell. What does it give? Below left, for each
+# cell, what the encoder makes of ℓ, against the total of its counts. The colour is the share that
+# three hormone genes (*Ins1*, *Ins2*, *Sst*) and *Ttr* have in the total.
 
 # %%
 full = models["full"]
@@ -474,8 +475,8 @@ vaelab.check("10.4", mixing)
 
 # %% [markdown]
 # Mixing alone is worth nothing. A model that sends every cell to one place mixes perfectly. So
-# beside it must stand how well the types are kept apart: silhouette width (ASW) and the adjusted Rand
-# index of k-means (ARI) with the authors' types, as in lesson 06.
+# beside it must stand how well the types are kept apart: silhouette width (ASW) and the adjusted
+# Rand index of k-means (ARI) with the authors' types, as in lesson 06.
 
 # %% tags=["not-in-grading"]
 scores = {
@@ -501,34 +502,34 @@ sns.heatmap(shade, annot=table, fmt=".2f", cmap="Blues", cbar=False, linewidths=
 right.tick_params(left=False, bottom=False, labeltop=True, labelbottom=False, rotation=0)
 
 # %% [markdown]
-# **Told the mouse, the models mix the mice, and not wholly**: from a third of what chance would give
-# to six tenths, in every one of the large types. Alpha and gamma cells come near to 1, beta cells
-# reach a half. Is the rest a failure? Nobody can say, for these mice differ also in what no handling
-# explains. A strain's own beta cells *should* stay apart, if we want to find them.
+# **Told the mouse, the models mix the mice, and not wholly**: from a third of what chance would
+# give to six tenths, in every one of the large types. Alpha and gamma cells come near to 1, beta
+# cells reach a half. Is the rest a failure? Nobody can say, for these mice differ also in what no
+# handling explains. A strain's own beta cells *should* stay apart, if we want to find them.
 #
-# **The types are kept, neither better nor worse.** Silhouettes hardly move. k-means finds the
-# types no better with the mouse than without it. And the best clusters in the table are those of the
-# principal components, whose mice are the least mixed of all. The two columns ask different things. A
-# method that is sold by one of them owes you the other.
+# **The types are kept, neither better nor worse.** Silhouettes hardly move. k-means finds the types
+# no better with the mouse than without it. And the best clusters in the table are those of the
+# principal components, whose mice are the least mixed of all. The two columns ask different things.
+# A method that is sold by one of them owes you the other.
 #
-# Simplified and full model do the same here. And a mixing of 0.35 in the blind model is a warning: it
-# is not told the mouse, but who looks only at its types would have seen nothing amiss.
+# Simplified and full model do the same here. And a mixing of 0.35 in the blind model is a warning:
+# it is not told the mouse, but who looks only at its types would have seen nothing amiss.
 #
 # ## 6 · What would it have expressed in the other mouse?
 #
 # The decoder's ρ is a share of the cell's RNA, free of the cell's size and of the luck of the draw.
-# Its mean over the posterior is what scVI calls **normalised expression**. Since the decoder takes γ
-# beside z, we may also ask it what it would give to this z *in the other mouse*. To compare cells of
-# both mice, ask for each cell about every mouse, and average: then no cell has an advantage from
+# Its mean over the posterior is what scVI calls **normalised expression**. Since the decoder takes
+# γ beside z, we may also ask it what it would give to this z *in the other mouse*. To compare cells
+# of both mice, ask for each cell about every mouse, and average: then no cell has an advantage from
 # where it was measured.
 #
 # ### Exercise 10.5 · Bug hunt: normalised expression
 # ★★☆ · 6 minutes · 2 points
 #
 # Course notes on scVI come to the step "using the decoder, calculate normalized expressions for the
-# gene", and leave the formula out. Here it is as one may fill the gap. `logits` has shape
-# (draws of z, batches, cells, genes): what the decoder gives before the softmax, for each draw and as
-# if in each batch. The code runs, and three things are wrong with it.
+# gene", and leave the formula out. Here it is as one may fill the gap. `logits` has shape (draws of
+# z, batches, cells, genes): what the decoder gives before the softmax, for each draw and as if in
+# each batch. The code runs, and three things are wrong with it.
 #
 # ```python
 # def normalized_expression(logits, library):
@@ -538,8 +539,8 @@ right.tick_params(left=False, bottom=False, labeltop=True, labelbottom=False, ro
 #
 # Write `normalized_expression(logits)` anew: each cell's shares, of shape (n_cells, n_genes).
 #
-# <details><summary>Hint</summary>What should a row sum to? Is the mean of a softmax the softmax of a
-# mean? And what is <i>normalised</i> expression free of?</details>
+# <details><summary>Hint</summary>What should a row sum to? Is the mean of a softmax the softmax of
+# a mean? And what is <i>normalised</i> expression free of?</details>
 
 
 # %% nbgrader={"grade_id": "10-5", "solution": true, "grade": false, "locked": false, "task": false, "schema_version": 3}
@@ -569,9 +570,9 @@ print(
 )
 
 # %% [markdown]
-# Now every cell as if in mouse 1, and as if in mouse 2. For each type, the picture shows on the left
-# what the decoder changes when it is told the other mouse. On the right the same change is held
-# against a much simpler one: the counts of the type's cells in each mouse, summed.
+# Now every cell as if in mouse 1, and as if in mouse 2. For each type, the picture shows on the
+# left what the decoder changes when it is told the other mouse. On the right the same change is
+# held against a much simpler one: the counts of the type's cells in each mouse, summed.
 
 # %%
 as_if = {name: model.normalized_expression(told, batch=name, n_samples=5) for name in mice}
@@ -615,8 +616,8 @@ _ = draw_switch("beta")
 # removes all three.
 #
 #
-# With a kernel running, look at the other types. Where a type has few cells in one mouse, the summed
-# counts scatter and the decoder, which has seen the other types too, is calmer.
+# With a kernel running, look at the other types. Where a type has few cells in one mouse, the
+# summed counts scatter and the decoder, which has seen the other types too, is calmer.
 
 # %% tags=["nbval-ignore-output"]
 from ipywidgets import Dropdown
@@ -627,8 +628,9 @@ plotting.interactive(draw_switch, name=Dropdown(options=large, value="ductal", d
 # ## 7 · Where the truth is known
 #
 # In the mice nobody can say how much of a difference *should* go. So we make cells ourselves: five
-# types, 200 genes, and two batches that shift the logarithm of every gene's share by a random amount,
-# the same for all types. Then we know what each cell would have expressed in the other batch.
+# types, 200 genes, and two batches that shift the logarithm of every gene's share by a random
+# amount, the same for all types. Then we know what each cell would have expressed in the other
+# batch.
 
 # %%
 sim = vaelab.simulate.cells(800, 200, n_batches=2, batch_effect=0.5, separation=1.5, seed=1)
@@ -666,12 +668,12 @@ for ax, (_, _, z), title in zip(axes, [ignorant, informed], ["not told", "told"]
 _ = fig.suptitle("Five types (colours) in two batches (filled, open)")
 
 # %% [markdown]
-# Not told, the model spends its space on the batch first, and k-means finds batches before types. Told,
-# the batches lie on top of each other, as by lot, and the types come out better. It is the picture that
-# one hopes for. The mice did not give it; there, types do not all shift alike.
+# Not told, the model spends its space on the batch first, and k-means finds batches before types.
+# Told, the batches lie on top of each other, as by lot, and the types come out better. It is the
+# picture that one hopes for. The mice did not give it; there, types do not all shift alike.
 #
-# Now the question of §6, with its answer. For each gene: how does log ρ change, by the decoder, when
-# all cells are switched from batch 1 to batch 2, and how does it change in truth?
+# Now the question of §6, with its answer. For each gene: how does log ρ change, by the decoder,
+# when all cells are switched from batch 1 to batch 2, and how does it change in truth?
 #
 # We ask it for three designs of the experiment:
 #
@@ -702,11 +704,12 @@ for ax, (name, (model, some, _)) in zip(axes, fits.items(), strict=True):
 _ = axes[0].set_ylabel("change by the decoder")
 
 # %% [markdown]
-# **All shared**: right, gene by gene, though no cell was ever seen in both batches. **None shared**: the
-# decoder finds about two thirds of the change. What is missing it took for a difference between types.
-# How should it know? If a gene is high in all of batch 2, the batch may have raised it, or the types
-# that happen to be there. The counts are the same either way. Nothing warns: the training
-# curves look as good as ever. **One shared**: type 3 was seen in both batches and serves as a bridge.
+# **All shared**: right, gene by gene, though no cell was ever seen in both batches. **None
+# shared**: the decoder finds about two thirds of the change. What is missing it took for a
+# difference between types. How should it know? If a gene is high in all of batch 2, the batch may
+# have raised it, or the types that happen to be there. The counts are the same either way. Nothing
+# warns: the training curves look as good as ever. **One shared**: type 3 was seen in both batches
+# and serves as a bridge.
 #
 # A bridge can be too thin. With `seed=2` in `simulate.cells`, where the batches differ more, we
 # measured slopes of 0.95, 0.46 and 0.63.
@@ -725,17 +728,18 @@ for title, z in {
 # %% [markdown]
 # Now it is *worse* to tell. Where batch and type go together, whatever the decoder explains by γ is
 # taken out of *z*, and types of different batches are pushed into one another. This is
-# **over-correction**, and no score of mixing would find it: there is no type in both batches to mix.
+# **over-correction**, and no score of mixing would find it: there is no type in both batches to
+# mix.
 #
-# The cure is not in the model. **Before the experiment**: put every type, patient and treatment into
-# every batch, or some of them, as a bridge. **After it**: cross-tabulate batch and type, as in §1. If
-# nothing is shared, do not correct, and do not compare across batches. If you know some types on both
-# sides, say so to the model: lesson 13 does.
+# The cure is not in the model. **Before the experiment**: put every type, patient and treatment
+# into every batch, or some of them, as a bridge. **After it**: cross-tabulate batch and type, as in
+# §1. If nothing is shared, do not correct, and do not compare across batches. If you know some
+# types on both sides, say so to the model: lesson 13 does.
 #
 # ## 8 · Six networks, or three
 #
-# The paper draws scVI with six networks: mean and variance of ℓ (1, 2), mean and variance of z
-# (3, 4), the shares ρ (5) and the dropout π (6). In code, pairs of them share their hidden layer. The
+# The paper draws scVI with six networks: mean and variance of ℓ (1, 2), mean and variance of z (3,
+# 4), the shares ρ (5) and the dropout π (6). In code, pairs of them share their hidden layer. The
 # course notes named above leave out three, 1, 2 and 6: ℓ is observed, and there is no dropout. In
 # our package: `SCVI(library="observed", likelihood="nb")`. What is lost?
 
@@ -749,9 +753,9 @@ for name in ["simplified", "full"]:
 # The simplified one looks better by far. Careful: **these are bounds on different things**. With ℓ
 # latent it is one on log p(x|γ). With ℓ observed it is one on log p(x|ℓ,γ): the model was told the
 # total for nothing. What is the total worth? At most what it costs to say it. Let the prior of §3
-# announce the total, a whole number L, before the counts: log p(L) + log p(x|L) is one way to tell *x*,
-# so it is no more than log p(x) under a model in which L is unknown. It is a lower bound on the same
-# thing, and may be compared.
+# announce the total, a whole number L, before the counts: log p(L) + log p(x|L) is one way to tell
+# *x*, so it is no more than log p(x) under a model in which L is unknown. It is a lower bound on
+# the same thing, and may be compared.
 
 # %%
 announced = stats.lognorm(
@@ -773,16 +777,16 @@ print(f"simplified, with the total paid for: {simplified - price:.0f} nats")
 # | ℓ observed | −551 | −542 |
 # | ℓ latent | −567 | −564 |
 #
-# Dropout earns 9 nats or 3, of more than five hundred. A latent ℓ costs 16 or 22, of which 8 were the
-# price of the total. For the rest, the encoder of ℓ has to guess the size of cells that it never
-# saw. And the latent spaces scored alike in §5. For these mice, three networks are enough.
+# Dropout earns 9 nats or 3, of more than five hundred. A latent ℓ costs 16 or 22, of which 8 were
+# the price of the total. For the rest, the encoder of ℓ has to guess the size of cells that it
+# never saw. And the latent spaces scored alike in §5. For these mice, three networks are enough.
 #
 # ## 9 · Would the model have made these cells?
 #
-# Scores of a latent space never look at counts. A **posterior predictive check** does: draw z for each
-# cell, and from it a whole new table of counts, as if every cell were measured again. Then compare
-# anything you like in both tables. Here, for each gene: its variance, and its share of zeros. As a
-# foil, a Poisson with the same means.
+# Scores of a latent space never look at counts. A **posterior predictive check** does: draw z for
+# each cell, and from it a whole new table of counts, as if every cell were measured again. Then
+# compare anything you like in both tables. Here, for each gene: its variance, and its share of
+# zeros. As a foil, a Poisson with the same means.
 
 # %%
 replicates = {name: models[name].replicate(told, seed=0) for name in ("simplified", "full")}
@@ -805,27 +809,28 @@ for (name, table), colour in zip(replicates.items(), [BLUE, GREEN, RED], strict=
     right.plot(at, 100 * zeros, "o-", ms=4, color=colour, label=name)
 left.set(xscale="log", yscale="log", xlabel="mean count of the gene", ylabel="variance")
 right.set(xscale="log", xlabel="mean count of the gene",
-          ylabel="zeros too many (percentage points)", title="Median of genes of like mean")  # fmt: skip
+          ylabel="zeros too many (percentage points)", title="Medians of like genes")  # fmt: skip
 right.axhline(0, color="0.75", lw=1)
 _ = left.legend(frameon=False)
 
 # %% [markdown]
-# **Poisson**: too narrow, as in lesson 06, and up to ten zeros in a hundred too few. **Simplified**: right
-# to a point or two, without any dropout. Its zeros come from small means and from the Gamma. **Full**:
-# for genes of larger mean it makes up to four zeros in a hundred *too many*. The network for
-# dropout was there, and was used. (A few hormone genes with means of hundreds are beyond the curves.)
+# **Poisson**: too narrow, as in lesson 06, and up to ten zeros in a hundred too few.
+# **Simplified**: right to a point or two, without any dropout. Its zeros come from small means and
+# from the Gamma. **Full**: for genes of larger mean it makes up to four zeros in a hundred *too
+# many*. The network for dropout was there, and was used. (A few hormone genes with means of
+# hundreds are beyond the curves.)
 #
 # The bound is one number for everything, and said that both models are level. The check says where
 # each of them errs.
 #
 # ## What was not used, and why
 #
-# *The batch in the encoder* (`encode_batch=True`): in trial runs on simulated cells it mixed a little
-# better where all types were shared, and much worse where only one was: an encoder that knows the
-# batch can write it into z, too. *UMAP*: it was not needed, and a mixed UMAP is not a measurement.
-# *A dispersion for each batch* (`dispersion="gene-batch"`) and *more layers*: worth trying on data of
-# your own, with held-out cells to judge. *The labels*: lesson 13. *Tests for single genes*: normalised
-# expression has a posterior, and lesson 11 turns it into a test.
+# *The batch in the encoder* (`encode_batch=True`): in trial runs on simulated cells it mixed a
+# little better where all types were shared, and much worse where only one was: an encoder that
+# knows the batch can write it into z, too. *UMAP*: it was not needed, and a mixed UMAP is not a
+# measurement. *A dispersion for each batch* (`dispersion="gene-batch"`) and *more layers*: worth
+# trying on data of your own, with held-out cells to judge. *The labels*: lesson 13. *Tests for
+# single genes*: normalised expression has a posterior, and lesson 11 turns it into a test.
 #
 # ## Try it yourself
 #
@@ -834,29 +839,29 @@ _ = left.legend(frameon=False)
 #    chance alone does to it: shuffle <code>batch</code> and score once more.</details>
 # 2. *(10 minutes)* Give the model the wrong batch: shuffle the mice before
 #    <code>Cells.from_anndata</code>. What happens to the bound, and to the mixing of the true mice?
-#    <details><summary>Solution</summary>A shuffled γ says nothing of a cell, so the decoder learns to
-#    ignore it, and the model is the blind one with a few idle parameters. Mixing of the true mice
-#    stays where it was without γ.</details>
+#    <details><summary>Solution</summary>A shuffled γ says nothing of a cell, so the decoder learns
+#    to ignore it, and the model is the blind one with a few idle parameters. Mixing of the true
+#    mice stays where it was without γ.</details>
 # 3. *(10 minutes)* Score a space that is all noise, <code>np.random.normal(size=(1886, 10))</code>.
-#    Which of the three columns of §5 likes it best?
-#    <details><summary>Solution</summary>Mixing: it is 1, up to chance. ASW is near 0 or below, and the
-#    ARI near 0.</details>
+#    Which of the three columns of §5 likes it best? <details><summary>Solution</summary>Mixing: it
+#    is 1, up to chance. ASW is near 0 or below, and the ARI near 0.</details>
 #
 # ## What to take along
 #
-# - w, y and h are integrated out exactly: a Gamma of *mean* ρ and shape θ, a Poisson, a dropout make a
-#   ZINB. Ask of every Gamma what its two numbers are.
-# - ℓ latent is not the total. Bounds with ℓ observed and latent are about different things; announce
-#   the total, and they can be compared.
+# - w, y and h are integrated out exactly: a Gamma of *mean* ρ and shape θ, a Poisson, a dropout
+#   make a ZINB. Ask of every Gamma what its two numbers are.
+# - ℓ latent is not the total. Bounds with ℓ observed and latent are about different things;
+#   announce the total, and they can be compared.
 # - What the decoder is told, z need not hold. That is all there is to batch correction in scVI, and
-#   it is a reason, not a guarantee: measure mixing within types against chance, and types beside it.
+#   it is a reason, not a guarantee: measure mixing within types against chance, and types beside
+#   it.
 # - "Batch" is whatever goes with the batch. A shared type is what parts batch from biology, and a
 #   confounded design can't be mended afterwards.
 # - Check the counts. Replicates show what scores of a latent space never see.
 #
-# **Read on.** scVI: R. Lopez et al., *Deep generative modeling for single-cell transcriptomics*, Nature
-# Methods 15 (2018) 1053–1058, and its supplementary notes. Exercises 10.1 to 10.3 follow R. Lopez,
-# *ELBO Challenge* (2018). The simplified scVI is that of the course MCB128 (Harvard, 2026). The mice:
-# M. Baron et al., Cell Systems 3 (2016) 346–360. The idea to tell the decoder what z should leave out:
-# C. Louizos et al., *The variational fair autoencoder* (2016). Posterior predictive checks: A. Gelman,
-# X.-L. Meng and H. Stern (1996).
+# **Read on.** scVI: R. Lopez et al., *Deep generative modeling for single-cell transcriptomics*,
+# Nature Methods 15 (2018) 1053–1058, and its supplementary notes. Exercises 10.1 to 10.3 follow R.
+# Lopez, *ELBO Challenge* (2018). The simplified scVI is that of the course MCB128 (Harvard, 2026).
+# The mice: M. Baron et al., Cell Systems 3 (2016) 346–360. The idea to tell the decoder what z
+# should leave out: C. Louizos et al., *The variational fair autoencoder* (2016). Posterior
+# predictive checks: A. Gelman, X.-L. Meng and H. Stern (1996).

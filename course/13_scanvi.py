@@ -315,10 +315,10 @@ _ = plotting.embedding(of_z2, shown, ax=axes[2], title="z2 (two of its direction
 
 # %% [markdown]
 # So it is, by and large: types are islands in z1 and one cloud in z2, where most of what tells them
-# apart is gone, though not all (ductal cells lean to one side). In z1 the mice share nearly every island.
-# Within the large ones they keep to their own sides, beta cells above all: these two mice differ,
-# and the decoder's knowledge of the batch takes away only what is the same for all cells. Mixing
-# more would not be better if it is biology; with one mouse of each, nobody can know.
+# apart is gone, though not all (ductal cells lean to one side). In z1 the mice share nearly every
+# island. Within the large ones they keep to their own sides, beta cells above all: these two mice
+# differ, and the decoder's knowledge of the batch takes away only what is the same for all cells.
+# Mixing more would not be better if it is biology; with one mouse of each, nobody can know.
 #
 # **Cells on demand.** Ask for alpha cells of mouse 2: z2 from its prior, z1 from p(z1|z2, alpha),
 # counts from the decoder. Nine alpha cells had a label, all in mouse 1. Below, each dot is a gene:
