@@ -20,10 +20,10 @@
 # # 10 · Two mice, one latent space
 #
 # The cells of lesson 06 came from one mouse. The authors took apart the pancreas of a second one,
-# of another strain, on another day. Put both into one table, and a beta cell of mouse 1 looks less
-# like a beta cell of mouse 2 than like its own neighbours. Some of that is how the cells were
-# handled, some is how the mice differ. **If we tell the model which mouse a cell came from, will
-# its latent space keep what the mice share, and forget which was which?**
+# of another strain. Put both into one table, and the beta cells of the two mice lie apart. Some of
+# that is how the cells were handled, some is how the mice differ. **If we tell the model which
+# mouse a cell came from, will its latent space keep what the mice share, and forget which was
+# which?**
 #
 # The model is **scVI** (Lopez et al. 2018), the best-known VAE of single-cell biology.
 #
@@ -106,13 +106,13 @@ for g in [*order[:3], *order[-3:]]:
     print(f"{adata.var_names[g]:10s}{n} counts in beta cells of mouse 1 and mouse 2")
 
 # %% [markdown]
-# *Gm10263* was counted more than five hundred times in one mouse and nine times in the other. It is
-# a pseudogene, a broken copy of a gene, and so near its original that a few letters of DNA decide
-# to which of the two a molecule is counted. Strains differ in such letters. Other differences come
-# from the day: how long the tissue was digested, what was in the droplets. **Here mouse, strain,
-# and day are one and the same**, and nothing in the data can part them. We call all of it the
-# **batch**, and write γ for it. To remove the batch is to remove the strain, too. Remember this
-# when we succeed.
+# *Gm10263* was counted more than five hundred times in one mouse and nine times in the other. Names
+# like this are given to predicted genes, and many of these are pseudogenes: broken copies of a
+# gene, so like the original that a few letters of DNA decide to which of the two a molecule is
+# counted. Strains differ in such letters; that may be what we see. Other differences may come from
+# how the tissue was handled, and what was in the droplets. **Here mouse, strain and preparation are
+# one and the same**, and nothing in the data can part them. We call all of it the **batch**, and
+# write γ for it. To remove the batch is to remove the strain, too. Remember this when we succeed.
 #
 # ## 2 · How a count comes about
 #
@@ -218,8 +218,8 @@ ax.set(yscale="log", ylim=(1e-5, 1), xlabel="count x", ylabel="probability")
 _ = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="Gamma(ρ, θ) as")
 
 # %% [markdown]
-# Read as shape and rate, or as shape and scale, nearly every count is 0, and hardly any cell in a
-# thousand has one. These readings still give *a* negative binomial, and code built on them runs.
+# Read as shape and rate, or as shape and scale, 99 counts in a hundred are 0, where three in ten
+# should be. These readings still give *a* negative binomial, and code built on them runs.
 # Only its ρ would no longer be a share of the cell's RNA, nor its θ a dispersion.
 #
 # ## 3 · How large is a cell?
@@ -400,11 +400,15 @@ _ = right.legend(frameon=False)
 
 # %% [markdown]
 # ℓ rises with the total, but it is **not** the total. Cells that live by a few genes lie below the
-# line: over half of a beta cell's counts can be insulin RNA, and a cell with twice as much of that
-# is not twice as large to its other genes. Genes that vary much (a small θ) weigh little in a
-# likelihood, and insulin varies much. So a latent ℓ is the size on which many genes agree, and a
-# total is the size that the loudest shout. The posterior is narrow, about a tenth in log ℓ: two
-# thousand genes leave little doubt. What all this costs comes in §8.
+# line. Of a beta cell's counts of these genes, more than four fifths are insulin RNA, and a cell
+# with twice as much insulin is not twice as large to its other genes. What does one gene tell about
+# ℓ? For an NB, the Fisher information on log ℓ is μθ/(μ + θ), which is never more than θ. In this
+# model θ is near 1 for nearly all genes. So insulin, with a thousand counts, weighs hardly more
+# than a gene with five. A latent ℓ is the size on which many genes agree; a total is the size that
+# the loudest shout.
+#
+# The posterior is narrow all the same, about a tenth in log ℓ: there are many genes. What all this
+# costs comes in §8.
 #
 # ## 5 · Are the mice mixed?
 #
@@ -503,14 +507,14 @@ right.tick_params(left=False, bottom=False, labeltop=True, labelbottom=False, ro
 
 # %% [markdown]
 # **Told the mouse, the models mix the mice, and not wholly**: from a third of what chance would
-# give to six tenths, in every one of the large types. Alpha and gamma cells come near to 1, beta
-# cells reach a half. Is the rest a failure? Nobody can say, for these mice differ also in what no
-# handling explains. A strain's own beta cells *should* stay apart, if we want to find them.
+# give to six tenths, in every one of the large types. Alpha cells reach more than 0.8, beta cells a
+# half. Is the rest a failure? Nobody can say, for these mice differ also in what no handling
+# explains. A strain's own beta cells *should* stay apart, if we want to find them.
 #
 # **The types are kept, neither better nor worse.** Silhouettes hardly move. k-means finds the types
 # no better with the mouse than without it. And the best clusters in the table are those of the
 # principal components, whose mice are the least mixed of all. The two columns ask different things.
-# A method that is sold by one of them owes you the other.
+# Whoever reports one of them owes the other.
 #
 # Simplified and full model do the same here. And a mixing of 0.35 in the blind model is a warning:
 # it is not told the mouse, but who looks only at its types would have seen nothing amiss.
@@ -617,7 +621,7 @@ _ = draw_switch("beta")
 #
 #
 # With a kernel running, look at the other types. Where a type has few cells in one mouse, the
-# summed counts scatter and the decoder, which has seen the other types too, is calmer.
+# summed counts scatter more than the decoder's answer: it has seen the other types, too.
 
 # %% tags=["nbval-ignore-output"]
 from ipywidgets import Dropdown
@@ -668,9 +672,9 @@ for ax, (_, _, z), title in zip(axes, [ignorant, informed], ["not told", "told"]
 _ = fig.suptitle("Five types (colours) in two batches (filled, open)")
 
 # %% [markdown]
-# Not told, the model spends its space on the batch first, and k-means finds batches before types.
+# Not told, the first thing that the space shows is the batch.
 # Told, the batches lie on top of each other, as by lot, and the types come out better. It is the
-# picture that one hopes for. The mice did not give it; there, types do not all shift alike.
+# picture that one hopes for. The mice did not give it; there, types need not all shift alike.
 #
 # Now the question of §6, with its answer. For each gene: how does log ρ change, by the decoder,
 # when all cells are switched from batch 1 to batch 2, and how does it change in truth?
@@ -705,8 +709,8 @@ _ = axes[0].set_ylabel("change by the decoder")
 
 # %% [markdown]
 # **All shared**: right, gene by gene, though no cell was ever seen in both batches. **None
-# shared**: the decoder finds about two thirds of the change. What is missing it took for a
-# difference between types. How should it know? If a gene is high in all of batch 2, the batch may
+# shared**: the decoder finds about seven tenths of the change. The rest it took for
+# differences between types. How should it know? If a gene is high in all of batch 2, the batch may
 # have raised it, or the types that happen to be there. The counts are the same either way. Nothing
 # warns: the training curves look as good as ever. **One shared**: type 3 was seen in both batches
 # and serves as a bridge.
@@ -778,8 +782,8 @@ print(f"simplified, with the total paid for: {simplified - price:.0f} nats")
 # | ℓ latent | −567 | −564 |
 #
 # Dropout earns 9 nats or 3, of more than five hundred. A latent ℓ costs 16 or 22, of which 8 were
-# the price of the total. For the rest, the encoder of ℓ has to guess the size of cells that it
-# never saw. And the latent spaces scored alike in §5. For these mice, three networks are enough.
+# the price of the total. The rest may be that the encoder of ℓ has to guess the size of cells that
+# it never saw. And the latent spaces scored alike in §5. For these mice, three networks are enough.
 #
 # ## 9 · Would the model have made these cells?
 #
@@ -841,9 +845,10 @@ _ = left.legend(frameon=False)
 #    <code>Cells.from_anndata</code>. What happens to the bound, and to the mixing of the true mice?
 #    <details><summary>Solution</summary>A shuffled γ says nothing of a cell, so the decoder learns
 #    to ignore it, and the model is the blind one with a few idle parameters. Mixing of the true
-#    mice stays where it was without γ.</details>
+#    mice should stay where it was without γ.</details>
 # 3. *(10 minutes)* Score a space that is all noise, <code>np.random.normal(size=(1886, 10))</code>.
-#    Which of the three columns of §5 likes it best? <details><summary>Solution</summary>Mixing: it
+#    Which of the three columns of §5 likes it best?
+#    <details><summary>Solution</summary>Mixing: it
 #    is 1, up to chance. ASW is near 0 or below, and the ARI near 0.</details>
 #
 # ## What to take along

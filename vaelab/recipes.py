@@ -9,7 +9,6 @@ import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,9 +18,6 @@ from .cells import Cells
 from .models import GMVAE, SCANVI, SCVI, VAE, Model
 from .preprocessing import select_genes
 from .training import History, fit
-
-if TYPE_CHECKING:
-    from anndata import AnnData
 
 __all__ = ["RECIPES", "Recipe"]
 
@@ -45,7 +41,7 @@ class Recipe:
     n_genes: int = 2000
     kind: type[Model] = VAE
     model: dict = field(default_factory=dict)
-    start: Callable[[Model, Cells, AnnData, int], None] | None = None
+    start: Callable[[Model, Cells, int], None] | None = None
     fit: dict = field(default_factory=dict)
 
     def cells(self) -> Cells:
@@ -71,7 +67,7 @@ class Recipe:
         call = inspect.signature(fit).bind(model, cells, seed=seed, progress=progress, **settings)
         call.apply_defaults()  # the card holds every setting, also those left at their default
         if self.start is not None:
-            self.start(model, cells, adata, seed)
+            self.start(model, cells, seed)
         history = fit(*call.args, **call.kwargs)
         seconds = time.perf_counter() - started
         with torch.no_grad():
@@ -114,11 +110,12 @@ def _scores(model: Model, cells: Cells, truth: np.ndarray) -> dict[str, float]:
     }
 
 
-def _from_kmeans(model: GMVAE, cells: Cells, adata: AnnData, seed: int) -> None:
+def _from_kmeans(model: GMVAE, cells: Cells, seed: int) -> None:
     """k-means on 30 principal components of log(1 + counts per 10,000) is the first guess of y."""
     import scanpy as sc
 
-    pca = sc.pp.pca(adata.layers["log_normalized"], n_comps=30, random_state=0)
+    per_10_000 = cells.x.multiply(1e4 / cells.library.numpy()[:, None]).tocsr()
+    pca = sc.pp.pca(per_10_000.log1p(), n_comps=30, random_state=seed)
     model.start_from(cells, metrics.kmeans(pca, model.n_clusters, seed), seed=seed)
 
 
@@ -230,7 +227,7 @@ _RECIPES = (
             "estimator": "gumbel",
         },
         start=_from_kmeans,
-        fit={"epochs": 150},
+        fit={"epochs": 100, "learning_rate": 3e-3},
     ),
     Recipe(
         name="pbmc_gmvae",
@@ -240,7 +237,7 @@ _RECIPES = (
         kind=GMVAE,
         model={"likelihood": "nb", "n_clusters": 10, "estimator": "gumbel"},
         start=_from_kmeans,
-        fit={"epochs": 60},
+        fit={"epochs": 60, "learning_rate": 3e-3},
     ),
     Recipe(
         name="pancreas_scanvi",
@@ -265,7 +262,8 @@ _RECIPES = (
     ),
     _two_mice_scvi("", "simplified, of counts and mouse"),
     _two_mice_scvi("_blind", "simplified, not told the mouse", batch=None),
-    _two_mice_scvi("_full", "with latent library sizes and dropout", library="latent",
-                   likelihood="zinb"),
+    _two_mice_scvi(
+        "_full", "with latent library sizes and dropout", library="latent", likelihood="zinb"
+    ),
 )
 RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in _RECIPES}
