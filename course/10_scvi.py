@@ -186,19 +186,20 @@ vaelab.check("10.1", count)
 
 # %%
 library, ρ, θ, π = 2000.0, 0.002, 1.5, 0.2
-luck = np.random.default_rng(0).random((3, 200_000))
-entries = {"library": library, "rho": ρ, "theta": θ, "pi": π}
-x = count(*luck, **{name: np.full(200_000, v) for name, v in entries.items()})
-
 zinb = distributions.ZeroInflated(
     distributions.NegativeBinomial(torch.tensor(library * ρ), torch.tensor(θ)),
     torch.logit(torch.tensor(π)),
 )
 values = torch.arange(15.0)
 p = zinb.log_prob(values).exp().double().numpy()  # of 0, 1, …, 14
+luck = np.random.default_rng(0).random((3, 200_000))
+
+# %%
+entries = {"library": library, "rho": ρ, "theta": θ, "pi": π}
+x = count(*luck, **{name: np.full(200_000, v) for name, v in entries.items()})
 drawn = np.bincount(x.astype(int), minlength=15)
-expected = np.append(p, 1 - p.sum()) * len(x)  # the last: 15 and more
-test = stats.chisquare(np.append(drawn[:15], drawn[15:].sum()), expected)
+drawn = np.append(drawn[:15], drawn[15:].sum())  # the last: 15 and more
+test = stats.chisquare(drawn, np.append(p, 1 - p.sum()) * len(x))
 print("three dice draw from the ZINB:", test.pvalue > 1e-6)
 
 # %%
@@ -209,12 +210,19 @@ readings = {  # of Gamma(ρ, θ)
 }
 fig, ax = plt.subplots(figsize=(8, 3.4), layout="constrained")
 ax.bar(values, p, color="0.8", label="ZINB, by the formula")
-for (name, (shape, scale)), style in zip(readings.items(), ["o", "^", "s"], strict=True):
+for (name, (shape, scale)), i in zip(readings.items(), range(3), strict=True):
     w = stats.gamma.ppf(luck[0], a=shape, scale=scale)
     y = np.where(luck[2] < π, 0, stats.poisson.ppf(luck[1], library * w))
     found = np.bincount(np.minimum(y, 15).astype(int), minlength=16)[:15] / len(y)
-    ax.plot(values, np.where(found > 0, found, np.nan), style, ms=6, label=name)
-ax.set(yscale="log", ylim=(1e-5, 1), xlabel="count x", ylabel="probability")
+    ax.plot(
+        values,
+        np.where(found > 0, found, np.nan),
+        plotting.MARKERS[i],
+        ms=6,
+        color=plotting.COLOURS[i],
+        label=name,
+    )
+ax.set(yscale="log", ylim=(1e-5, 2), xlabel="count x", ylabel="probability")
 _ = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="Gamma(ρ, θ) as")
 
 # %% [markdown]
@@ -303,7 +311,10 @@ vaelab.check("10.3", kl_library)
 # batch.
 
 # %%
-graph = {name: v | {"q": ("x_g",)} if "q" in v else v for name, v in vaelab.SCVI.graph.items()}
+graph = {name: dict(variable) for name, variable in vaelab.SCVI.graph.items()}
+graph["z"] |= {"q": ("x_g",)}  # by default the encoders see x alone
+graph["ℓ"] |= {"q": ("x_g",), "at": (1.6, 0)}
+graph["γ"] |= {"at": (1.6, 1.2)}
 _ = plotting.graphical_model(graph)
 
 # %% [markdown]
@@ -421,6 +432,8 @@ spaces |= {name: models[name].embed(cells[name]) for name in models}
 titles = {"PCA": "30 principal components", "blind": "not told the mouse",
           "simplified": "told: scVI, simplified", "full": "told: scVI, full"}  # fmt: skip
 
+large = ["alpha", "beta", "delta", "ductal", "endothelial", "gamma"]  # types
+
 fig, axes = plt.subplots(1, 3, figsize=(11.5, 3.7), layout="constrained")
 for ax, name in zip(axes, ["PCA", "blind", "simplified"], strict=True):
     flat = sc.pp.pca(spaces[name][beta], n_comps=2, random_state=0)
@@ -488,7 +501,6 @@ scores = {
     | {s: metrics.clustering_scores(z, cell_type)[s] for s in ("asw", "kmeans_ari")}
     for name, z in spaces.items()
 }
-large = ["alpha", "beta", "delta", "ductal", "endothelial", "gamma"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(11.5, 3.8), layout="constrained")
 for (name, z), colour, marker in zip(
     spaces.items(), [BLACK, PINK, BLUE, GREEN], "sD^o", strict=True
@@ -504,6 +516,7 @@ table.columns = ["mixing", "ASW", "k-means\nARI"]
 shade = (table - table.min()) / (table.max() - table.min())  # each column has its own scale
 sns.heatmap(shade, annot=table, fmt=".2f", cmap="Blues", cbar=False, linewidths=1, ax=right)
 right.tick_params(left=False, bottom=False, labeltop=True, labelbottom=False, rotation=0)
+_ = right.set_title("Darker is better within a column", pad=10)
 
 # %% [markdown]
 # **Told the mouse, the models mix the mice, and not wholly**: from a third of what chance would
@@ -612,7 +625,7 @@ def draw_switch(name):
 _ = draw_switch("beta")
 
 # %% [markdown]
-# Left, nearly all genes lie on the diagonal, and a few far below. Right, they are the ones that the
+# Left, most genes lie near the diagonal, and a few far below. Right, they are the ones that the
 # counts show: the decoder has found *Gm10263* and its like, gene by gene, without ever seeing one
 # cell in both mice. Some of the largest changes it draws in towards zero.
 #
