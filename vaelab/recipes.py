@@ -258,7 +258,7 @@ _RECIPES = (
         label="known",
         kind=SCANVI,
         model={"n_labels": 10, "likelihood": "nb", "n_latent": 20},
-        fit={"epochs": 25, "learning_rate": 3e-3, "validation_fraction": 0},
+        fit={"epochs": 40, "learning_rate": 2e-3, "validation_fraction": 0},
     ),
     _two_mice_scvi("", "simplified, of counts and mouse"),
     _two_mice_scvi("_blind", "simplified, not told the mouse", batch=None),
