@@ -31,13 +31,13 @@
 #
 # - draw a count as scVI tells its story (a rate, a count, a dropout), and show that it is
 #   zero-inflated negative binomial;
-# - say what a latent library size costs, in nats, and when it is worth it;
+# - say what a latent library size costs, in nats, and why it is not the total;
 # - give a model the batch, and measure whether the batches mix and whether the types survive;
 # - ask what a cell would have expressed in the other batch, and check the answer where it is known;
 # - recognise the design in which no model can tell batch from type.
 #
 # **You need** lessons 04 (the VAE), 05 (count likelihoods) and 06 (the pancreas, and the scores).
-# **Time:** about 60 minutes. **Data:** 4 MB, Baron et al. (2016), mouse 1 and mouse 2.
+# **Time:** about 75 minutes. **Data:** 4 MB, Baron et al. (2016), mouse 1 and mouse 2.
 
 # %%
 import matplotlib.pyplot as plt
@@ -525,9 +525,9 @@ _ = right.set_title("Darker is better within a column", pad=10)
 # explains. A strain's own beta cells *should* stay apart, if we want to find them.
 #
 # **The types are kept, neither better nor worse.** Silhouettes hardly move. k-means finds the types
-# no better with the mouse than without it. And the best clusters in the table are those of the
-# principal components, whose mice are the least mixed of all. The two columns ask different things.
-# Whoever reports one of them owes the other.
+# no better with the mouse than without it. And the best k-means clusters in the table are those of
+# the principal components, whose mice are mixed no better than the blind model's. Mixing and
+# clusters ask different things. Whoever reports one of them owes the other.
 #
 # Simplified and full model do the same here. And a mixing of 0.35 in the blind model is a warning:
 # it is not told the mouse, but who looks only at its types would have seen nothing amiss.
@@ -629,9 +629,8 @@ _ = draw_switch("beta")
 # counts show: the decoder has found *Gm10263* and its like, gene by gene, without ever seeing one
 # cell in both mice. Some of the largest changes it draws in towards zero.
 #
-# Whether such a change is strain, day or droplet, the model can't know. Averaging over both mice
-# removes all three.
-#
+# Whether such a change is strain, handling or droplet, the model can't know. Averaging over both
+# mice removes all three.
 #
 # With a kernel running, look at the other types. Where a type has few cells in one mouse, the
 # summed counts scatter more than the decoder's answer: it has seen the other types, too.
@@ -791,12 +790,13 @@ print(f"simplified, with the total paid for: {simplified - price:.0f} nats")
 #
 # | bound on held-out cells, nats | no dropout | dropout |
 # |---|---|---|
-# | ℓ observed | −551 | −542 |
+# | ℓ observed, total not paid for | −551 | −542 |
 # | ℓ latent | −567 | −564 |
 #
 # Dropout earns 9 nats or 3, of more than five hundred. A latent ℓ costs 16 or 22, of which 8 were
 # the price of the total. The rest may be that the encoder of ℓ has to guess the size of cells that
-# it never saw. And the latent spaces scored alike in §5. For these mice, three networks are enough.
+# it never saw. And the latent spaces scored alike in §5. For the questions of this lesson, three
+# networks are enough, and if there is to be a fourth, it is the one for dropout that pays.
 #
 # ## 9 · Would the model have made these cells?
 #
@@ -861,8 +861,8 @@ _ = left.legend(frameon=False)
 #    mice should stay where it was without γ.</details>
 # 3. *(10 minutes)* Score a space that is all noise, <code>np.random.normal(size=(1886, 10))</code>.
 #    Which of the three columns of §5 likes it best?
-#    <details><summary>Solution</summary>Mixing: it
-#    is 1, up to chance. ASW is near 0 or below, and the ARI near 0.</details>
+#    <details><summary>Solution</summary>Mixing: it is
+#    1, up to chance. ASW is near 0 or below, and the ARI near 0.</details>
 #
 # ## What to take along
 #
