@@ -884,8 +884,8 @@ for ax in axes:
 
 # %% [markdown]
 # **Accuracy** hardly moves between 1 and 100, and falls beyond. **Confidence** moves a great deal:
-# with 1 the model is about as sure as it should be, and the louder the labels, the more it claims
-# beyond what it delivers; averaging over z1 (triangles) takes back a part. **The bound** falls all
+# with 1 the model is about as sure as it should be, and up to 100 it claims the more beyond what it
+# delivers, the louder the labels; averaging over z1 (triangles) takes back a part. **The bound** falls all
 # the way, since z1 has to serve the classifier first and the counts second. The dotted line is α =
 # 0.1·N; the released 50 is, with 400 labels in 1,000 cells, nearly the same. In §6, where the model
 # was too sure, one label weighed 943.
