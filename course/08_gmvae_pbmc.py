@@ -75,8 +75,9 @@ BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 # turns *z* into the share ρ of each gene in the cell's RNA, and of ℓ molecules caught in all we
 # count x_g of gene g. Genes see the kind only through *z*. The tutorial that this lesson follows
 # takes every kind to be as likely as the others, π = 1/K, and so do we. It has zero-inflated
-# counts (ZINB); ours are negative binomial (NB), which over three seeds had the better bound on
-# held-out cells, by 0.3 to 0.5 nats. The model is called **GMVAE**, for Gaussian mixture.
+# counts (ZINB); ours are negative binomial (NB), which in three pairs of trainings, slower than
+# the one shown here, had the better bound on held-out cells, by 0.3 to 0.5 nats. The model is
+# called **GMVAE**, for Gaussian mixture.
 #
 # Going back from *x*, there are two questions now: which kind, and where in it. The encoder
 # answers with **q(y|x)**, K probabilities, and **q(z|x, y)**, a normal for each kind.
@@ -1081,9 +1082,9 @@ _ = right.set_title("filled: information; hatched: imbalance")
 # Now the right side, and the exercise pays off: **clusters in use are not clusters that speak.**
 # What warm-up saved is imbalance; its eight or nine clusters tell no more about a cell than the
 # five of the plain sum. **The first guess** loses clusters as well, but those that are left say
-# about a third more, and the bound is the best of the four, by about a nat. *Drawn*, from the
-# same guess, more clusters stay in use; they say nearly as much, and the bound is about a nat
-# lower, for less than a fifth of the computing. That is why the model of §7 was trained so.
+# about a third more, and the bound is the best of the four, by a nat or two. *Drawn*, from the
+# same guess, more clusters stay in use; they say nearly as much, and the bound is a nat or two
+# lower, for about a fifth of the computing. That is why the model of §7 was trained so.
 #
 # Three remarks. A first guess from k-means is a bet that k-means is not far wrong, and what it
 # does not see may never be found. ARI is printed beside the bound, and must not choose the run:
