@@ -317,7 +317,8 @@ def test_a_first_guess_that_does_not_fit_is_refused(cells, guess):
 @pytest.mark.parametrize(
     ("argument", "value"),
     [("n_clusters", 0), ("estimator", "mean"), ("temperature", (0.0, 1.0)),
-     ("temperature", 1.0), ("annealing_steps", -1), ("likelihood", "gamma")],
+     ("temperature", 1.0), ("temperature", "ab"), ("temperature", (1.0,)),
+     ("annealing_steps", -1), ("likelihood", "gamma")],
 )  # fmt: skip
 def test_arguments_out_of_range_are_refused(argument, value):
     with pytest.raises(ValueError, match=argument):

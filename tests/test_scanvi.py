@@ -327,6 +327,14 @@ def test_it_starts_from_what_scvi_learned(fitted):
     assert start.configuration["classifier_weight"] == 7.0
 
 
+def test_what_it_can_not_start_from_is_refused(fitted):
+    adata, _, cells, scvi, _ = fitted
+    with pytest.raises(TypeError, match="starts from an SCVI, not from a VAE"):
+        vaelab.SCANVI.from_scvi(vaelab.VAE(60), cells)
+    with pytest.raises(ValueError, match="These cells have no labels"):
+        vaelab.SCANVI.from_scvi(scvi, Cells.from_anndata(adata, batch="batch"))
+
+
 def test_there_are_two_embeddings(fitted):
     _, truth, cells, _, model = fitted
     z1, z2 = model.embed(cells), model.embed(cells, of="z2")
@@ -347,6 +355,8 @@ def test_new_cells_are_of_the_type_that_was_asked_for(fitted):
         assert (p.argmax(1) == k).mean() > 0.6  # chance: 0.33
     with pytest.raises(ValueError, match="no label 'type 9': the model has type 1, type 2, type 3"):
         model.generate(3, label="type 9")
+    with pytest.raises(ValueError, match="knows no label by name, 'type 1' or other: fit it first"):
+        vaelab.SCANVI(60, 3).generate(3, label="type 1")
 
 
 # ---------------------------------------------------------------------- cells that do not fit it
@@ -375,6 +385,7 @@ def test_labels_that_it_does_not_know_are_refused(fitted):
         ("prior_c", [0.5, 0.6], "prior_c is .* sum to 1"),
         ("prior_c", [0.5, 0.5, 0.0], "2 probabilities"),
         ("prior_c", "uniform", "prior_c is 'uniform'"),
+        ("prior_c", np.ones(3) / 3, "2 probabilities"),
     ],
 )
 def test_arguments_out_of_range_are_refused(argument, value, says):

@@ -269,6 +269,8 @@ def test_normalized_expression_is_a_share_and_the_mean_over_batches(fitted):
     np.testing.assert_allclose(zeros.normalized_expression(cells).sum(1), 1, rtol=1e-5)
     with pytest.raises(ValueError, match="no batch 'batch 3': the model has batch 1, batch 2"):
         model.normalized_expression(cells, "batch 3")
+    with pytest.raises(ValueError, match="batch names no batch"):
+        model.normalized_expression(cells, [])
 
 
 def test_replicates_are_as_the_cells_were_measured(fitted):
@@ -333,6 +335,8 @@ def test_cells_of_batches_that_it_does_not_know_are_refused(fitted):
     other.obs["batch"] = "batch 3"
     with pytest.raises(ValueError, match="of 'batch 3' it knows nothing"):
         model.embed(Cells.from_anndata(other, batch="batch"))
+    with pytest.raises(ValueError, match=r"and these have none: name their column.*batch=…"):
+        model.embed(Cells.from_anndata(adata))
     one = adata[(adata.obs["batch"] == "batch 2").to_numpy()].copy()
     one.obs["batch"] = one.obs["batch"].astype(str)
     apart = Cells.from_anndata(one, batch="batch")

@@ -117,12 +117,16 @@ def to_scvi(
 
     Raises
     ------
+    TypeError
+        Another kind of model.
     ValueError
         Genes, batches or labels of ``adata`` are not those of the model, or the model has an
         option that scvi-tools does not have.
     """
     import scvi
 
+    if not isinstance(ours, SCVI):
+        raise TypeError(f"This is a {type(ours).__name__}; SCVI and SCANVI can be handed over.")
     options, semi = dict(ours.configuration), isinstance(ours, SCANVI)
     if options["normalization"] != "batch" or options.get("encode_batch_z2"):
         raise ValueError("scvi-tools has batch normalisation, and no batch in q(z2 | z1, c).")

@@ -242,6 +242,8 @@ def test_what_has_no_counterpart_is_refused(adata):
             from_scvi(tools.model.SCVI(adata, **options))
     with pytest.raises(TypeError, match="This is a VAE"):
         from_scvi(vaelab.VAE(60))
+    with pytest.raises(TypeError, match="This is a VAE"):
+        to_scvi(vaelab.VAE(60), adata)
     ours = vaelab.SCVI(60, 2, normalization="layer")
     with pytest.raises(ValueError, match="batch normalisation"):
         to_scvi(ours, adata)

@@ -31,8 +31,7 @@ The KL of y counts once: it stands outside the sum over k. ℓ is observed, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -118,7 +117,9 @@ class GMVAE(Model):
         for name in ("n_genes", "n_clusters", "n_latent"):
             size(name, self.configuration[name])
         what = "two numbers above 0, the first and the last"
-        require("temperature", temperature, Sequence, lambda τ: len(τ) == 2 and min(τ) > 0, what)
+        require("temperature", temperature, (tuple, list), lambda τ: len(τ) == 2, what)
+        for τ in temperature:
+            require("temperature", τ, Real, lambda τ: 0 < τ < np.inf, what)
         what = "a whole number, 0 or more"
         require("annealing_steps", annealing_steps, Integral, lambda n: n >= 0, what)
         _check_estimator(estimator)
@@ -127,7 +128,7 @@ class GMVAE(Model):
             self.encoder = MLP(n_genes, n_layers=n_layers, dropout_rate=dropout_rate, **hidden)
             n_h = self.encoder.n_out
             self.to_y = nn.Linear(n_h, n_clusters)
-            self.to_z = MLP(n_h + n_clusters, 2 * n_latent, dropout_rate=0.0, **hidden)
+            self.to_z = MLP(n_h, 2 * n_latent, dropout_rate=0.0, n_conditions=n_clusters, **hidden)
             self.decoder = MLP(n_latent, n_layers=n_layers, dropout_rate=0.0, **hidden)
             self.likelihood = make_likelihood(likelihood, self.decoder.n_out, n_genes, dispersion)
             self.means = nn.Parameter(torch.randn(n_clusters, n_latent))
@@ -157,8 +158,8 @@ class GMVAE(Model):
 
     def encode_z(self, h: Tensor, y: Tensor) -> Distribution:
         """q(z | x, y) = N(m(x, y), s(x, y)²); y (…, n_cells, K) gives z (…, n_cells, n_latent)."""
-        h_y = torch.cat([h.expand(*y.shape[:-1], -1), y], dim=-1)  # (…, n_cells, n_hidden + K)
-        m, s = self.to_z(h_y).chunk(2, dim=-1)  # each (…, n_cells, n_latent)
+        h = h.expand(*y.shape[:-1], -1)  # (…, n_cells, n_hidden)
+        m, s = self.to_z(h, y).chunk(2, dim=-1)  # each (…, n_cells, n_latent)
         return Normal(m, softplus(s) + 1e-4, validate_args=False)
 
     def encode(self, cells: Cells) -> Distribution:

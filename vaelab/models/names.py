@@ -28,6 +28,11 @@ def check_names(
             f"The model was made for {n_known} {kind} names, these cells have {len(seen)}: make it "
             f"with {'n_batches' if kind == 'batch' else 'n_labels'}=len(cells.{kind}_names)."
         )
+    if seen == ("all",):
+        raise ValueError(
+            f"The model was fitted to cells of {kind} {', '.join(known)}, and these have none: "
+            f"name their column, Cells.from_anndata(adata, {kind}=…)."
+        )
     if new := [name for name in seen if name not in known]:
         raise ValueError(
             f"The model was fitted to cells of {kind} {', '.join(known)}; of {new[0]!r} it knows "
@@ -41,6 +46,8 @@ def check_names(
 
 def index_of(kind: str, name: str, known: tuple[str, ...] | None) -> int:
     """The model's number of a batch or label."""
-    if known is None or name not in known:
-        raise ValueError(f"There is no {kind} {name!r}: the model has {', '.join(known or ())}.")
+    if known is None:
+        raise ValueError(f"The model knows no {kind} by name, {name!r} or other: fit it first.")
+    if name not in known:
+        raise ValueError(f"There is no {kind} {name!r}: the model has {', '.join(known)}.")
     return known.index(name)

@@ -123,6 +123,8 @@ class SCANVI(SCVI):
         classifier_layers: int = 1,
         seed: int = 0,
     ):
+        if not (prior_c is None or isinstance(prior_c, str)):
+            prior_c = [float(p) for p in prior_c]
         configuration = given(locals())
         super().__init__(
             n_genes, n_batches, n_latent, n_hidden, n_layers, dropout_rate, likelihood, dispersion,
@@ -160,7 +162,20 @@ class SCANVI(SCVI):
             Whose labels the types are.
         options
             Of SCANVI, besides what the SCVI has.
+
+        Raises
+        ------
+        TypeError
+            The model is no SCVI.
+        ValueError
+            The cells have no labels.
         """
+        if type(model) is not SCVI:
+            raise TypeError(f"A SCANVI starts from an SCVI, not from a {type(model).__name__}.")
+        if not cells.label_names:
+            raise ValueError(
+                "These cells have no labels: name their column, Cells.from_anndata(adata, label=…)."
+            )
         scanvi = cls(n_labels=len(cells.label_names), **model.configuration | options)
         scanvi.to(model.device, model.dtype).load_state_dict(model.state_dict(), strict=False)
         scanvi.gene_names, scanvi.batch_names = model.gene_names, model.batch_names
@@ -316,8 +331,7 @@ class SCANVI(SCVI):
 def _logits(prior_c, n_labels: int) -> Tensor:
     if prior_c is None or prior_c == "learned":
         return torch.zeros(n_labels)
-    numbers = prior_c if isinstance(prior_c, Sequence) and not isinstance(prior_c, str) else ()
-    p = torch.tensor(numbers, dtype=torch.float64)
+    p = torch.tensor([] if isinstance(prior_c, str) else prior_c, dtype=torch.float64)
     if p.shape != (n_labels,) or not (p > 0).all() or abs(p.sum() - 1) > 1e-6:
         raise ValueError(
             f"prior_c is {prior_c!r}; it must be None, 'learned', or {n_labels} probabilities "

@@ -223,10 +223,12 @@ class SCVI(Model):
         Raises
         ------
         ValueError
-            A batch that the model does not know.
+            No batch, or one that the model does not know.
         """
         size("n_samples", n_samples)
-        asked = [batch] if batch is None or isinstance(batch, str) else batch
+        asked = [batch] if batch is None or isinstance(batch, str) else [*batch]
+        if not asked:
+            raise ValueError("batch names no batch; give one or more, or None for each cell's own.")
 
         def shares(part: Cells) -> Tensor:
             q, total = self.encode(part), 0.0
