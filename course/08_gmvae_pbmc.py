@@ -1042,9 +1042,8 @@ def train(first_guess=False, kl_warmup=0.0, **options):
     settings |= {"validation_fraction": 0, "seed": 0, "progress": False}
     history = vaelab.fit(model, sixth_cells, **settings)
     q = model.cluster(sixth_cells)
-    parts = [v.item() for v in information_and_imbalance(torch.as_tensor(q))]
     ari = metrics.adjusted_rand_index(sixth_type, q.argmax(1))
-    return history, parts, model.bound(sixth_cells).mean(), ari
+    return history, q, model.bound(sixth_cells).mean(), ari
 
 
 WAYS = {
@@ -1058,11 +1057,11 @@ runs = {name: train(**way) for name, way in WAYS.items()}
 # %% tags=["not-in-grading"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained")
 styles = [(RED, "-"), (ORANGE, "-"), (BLUE, "-"), (GREEN, "--")]
-for i, (name, (history, parts, mean_bound, ari)) in enumerate(runs.items()):
+for i, (name, (history, q, mean_bound, ari)) in enumerate(runs.items()):
     colour, dashes = styles[i]
     used = history.usage("y")["used"].to_numpy() + 0.06 * (i - 1.5)  # no line hides another
     left.plot(range(1, 21), used, dashes, color=colour, lw=2, label=name)
-    information, imbalance = parts
+    information, imbalance = (v.item() for v in information_and_imbalance(torch.as_tensor(q)))
     right.barh(i, information, color=colour)
     right.barh(i, imbalance, left=information, color="white", ec=colour, hatch="///")
     note = f"bound −{-mean_bound:.0f}, ARI {ari:.1f}"

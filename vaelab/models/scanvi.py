@@ -5,7 +5,7 @@ Generative model, for each cell with batch γ:
     z2 ~ N(0, I)                            what varies within a type
     c ~ Cat(p(c))                           its type, observed for some cells
     z1 | z2, c ~ N(f(z2, c), diag g(z2, c))
-    log ℓ ~ N(m_γ, v_γ), x | z1, ℓ, γ       as in :mod:`vaelab.models.scvi`, with z1 for z
+    log ℓ ~ N(m_γ, v_γ), x_g | z1, ℓ, γ     as in :mod:`vaelab.models.scvi`, with z1 for z
 
 Variational model:
 
