@@ -174,6 +174,11 @@ def test_every_layer_hears_the_batch():
     model = randomise(vaelab.SCVI(G, 2, n_latent=2, n_layers=2, n_hidden=4, normalization=None))
     first, second = (m for m in model.decoder if isinstance(m, torch.nn.Linear))
     assert (first.in_features, second.in_features) == (2 + 2, 4 + 2)
+    with torch.no_grad():
+        first.weight[:, 2:] = 0  # only the second layer hears it now
+        z, library = torch.zeros(2, 2), torch.ones(2)
+        one, other = model.decode(z, library, torch.tensor([0, 1])).base.mean
+    assert not torch.allclose(one, other)
 
 
 def test_the_order_of_cells_genes_and_batches_means_nothing(cells):
