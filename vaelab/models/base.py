@@ -18,6 +18,7 @@ from ..bounds import Bound
 from ..cells import Cells
 from ..networks import evaluating
 from ..reparametrization import seeded
+from .names import other_genes
 from .saving import Savable
 
 __all__ = ["Model"]
@@ -53,6 +54,18 @@ class Model(Savable, nn.Module):
 
     def elbo(self, cells: Cells, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
         raise NotImplementedError
+
+    # What several models have in them.
+
+    def encoder_input(self, cells: Cells) -> Tensor:
+        """log(1 + x) of counts, and x of other data; shape (n_cells, n_genes)."""
+        return torch.log1p(cells.x) if self.domain == "counts" else cells.x
+
+    @staticmethod
+    def log_likelihood(p: Distribution, cells: Cells) -> Tensor:
+        """log p(x | z) of each cell, over the genes observed in it; shape (…, n_cells)."""
+        log_px = p.log_prob(cells.x)  # (…, n_cells, n_genes)
+        return (log_px if cells.observed is None else log_px.where(cells.observed, 0.0)).sum(-1)
 
     # Questions.
 
@@ -107,8 +120,7 @@ class Model(Savable, nn.Module):
 
         def log_mean_weight(part: Cells) -> Tensor:
             pieces = [
-                self.elbo(part, n_samples=size, analytic_kl=False).iwae() + np.log(size)
-                for size in sizes
+                self.elbo(part, n_samples=n, analytic_kl=False).iwae() + np.log(n) for n in sizes
             ]
             return torch.stack(pieces).logsumexp(0) - np.log(n_samples)
 
@@ -204,7 +216,7 @@ class Model(Savable, nn.Module):
                 f"The model has {n_genes:,} genes, these cells have {cells.n_genes:,}."
             )
         if self.gene_names is not None and cells.gene_names != self.gene_names:
-            raise ValueError(_other_genes(self.gene_names, cells.gene_names))
+            raise ValueError(other_genes(self.gene_names, cells.gene_names))
         cells.check(self.domain)
 
     def adopt(self, cells: Cells) -> None:
@@ -212,17 +224,3 @@ class Model(Savable, nn.Module):
         self.check(cells)
         self.gene_names = cells.gene_names
         self.typical_library.copy_(cells.library.median())
-
-
-def _other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:
-    absent = [name for name in expected if name not in set(seen)]
-    if absent:
-        return (
-            f"The model was fitted to other genes: {len(absent):,} of its {len(expected):,} are "
-            f"not among these ({absent[0]!r} is the first). Select the same genes: "
-            "adata[:, list(model.gene_names)]."
-        )
-    return (
-        "These are the model's genes in another order. Put them in its own: "
-        "adata[:, list(model.gene_names)]."
-    )

@@ -210,10 +210,8 @@ class GMVAE(Model):
         for y, share in ways:  # one decode at a time: all K at once would be slower, and large
             q, p = self.encode_z(h, y), self.prior_given(y)
             z = gaussian(q.mean, q.stddev, n_samples if y.ndim == 2 else None)
-            log_px = self.decode(z, cells.library).log_prob(cells.x)  # (S, n_cells, n_genes)
-            if cells.observed is not None:
-                log_px = log_px.where(cells.observed, 0.0)
-            reconstruction = reconstruction + share * log_px.sum(-1)  # (S, n_cells)
+            log_px = self.log_likelihood(self.decode(z, cells.library), cells)  # (S, n_cells)
+            reconstruction = reconstruction + share * log_px
             kl = kl_divergence(q, p) if analytic_kl else q.log_prob(z) - p.log_prob(z)
             kl_z = kl_z + share * kl.sum(-1)  # (n_cells,), or (S, n_cells) where y was drawn
         if analytic_kl:
@@ -285,8 +283,7 @@ class GMVAE(Model):
         return self.configuration["n_clusters"]
 
     def _hidden(self, cells: Cells) -> Tensor:
-        x = torch.log1p(cells.x) if self.domain == "counts" else cells.x  # (n_cells, n_genes)
-        return self.encoder(x)  # (n_cells, n_hidden)
+        return self.encoder(self.encoder_input(cells))  # (n_cells, n_hidden)
 
 
 def _check_estimator(name: str) -> None:

@@ -1,8 +1,8 @@
-"""The batches and labels that a model knows, by name."""
+"""The genes, batches and labels that a model knows, by name."""
 
 from __future__ import annotations
 
-__all__ = ["check_names", "index_of"]
+__all__ = ["check_names", "index_of", "other_genes"]
 
 
 def check_names(
@@ -51,3 +51,18 @@ def index_of(kind: str, name: str, known: tuple[str, ...] | None) -> int:
     if name not in known:
         raise ValueError(f"There is no {kind} {name!r}: the model has {', '.join(known)}.")
     return known.index(name)
+
+
+def other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:
+    """What to say of cells whose genes are not those of the model, in its order."""
+    absent = [name for name in expected if name not in set(seen)]
+    if absent:
+        return (
+            f"The model was fitted to other genes: {len(absent):,} of its {len(expected):,} are "
+            f"not among these ({absent[0]!r} is the first). Select the same genes: "
+            "adata[:, list(model.gene_names)]."
+        )
+    return (
+        "These are the model's genes in another order. Put them in its own: "
+        "adata[:, list(model.gene_names)]."
+    )

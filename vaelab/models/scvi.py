@@ -142,12 +142,14 @@ class SCVI(Model):
 
     def encode(self, cells: Cells) -> Distribution:
         """q(z | x, γ) = N(m, diag v), of shape (n_cells, n_latent)."""
-        m, v = self.encoder(self._input(cells), self._one_hot(cells.batch)).chunk(2, dim=-1)
+        m, v = self.encoder(self.encoder_input(cells), self._one_hot(cells.batch)).chunk(2, dim=-1)
         return normal_of_log_variance(m, v)
 
     def encode_library(self, cells: Cells) -> Distribution:
         """q(log ℓ | x, γ) = N(m_ℓ, v_ℓ), of shape (n_cells,)."""
-        m, v = self.library_encoder(self._input(cells), self._one_hot(cells.batch)).unbind(-1)
+        m, v = self.library_encoder(self.encoder_input(cells), self._one_hot(cells.batch)).unbind(
+            -1
+        )
         return normal_of_log_variance(m, v)
 
     def decode(self, z: Tensor, library: Tensor, batch: Tensor) -> Distribution:
@@ -173,10 +175,8 @@ class SCVI(Model):
     # The two terms that SCANVI has too.
 
     def _reconstruction(self, cells: Cells, z: Tensor, library: Tensor) -> Term:
-        log_px = self.decode(z, library, cells.batch).log_prob(cells.x)  # (S, n_cells, n_genes)
-        if cells.observed is not None:
-            log_px = log_px.where(cells.observed, 0.0)
-        return Term("reconstruction", "E_q[log p(x|z,ℓ,γ)]", SOURCE, log_px.sum(-1))
+        log_px = self.log_likelihood(self.decode(z, library, cells.batch), cells)  # (S, n_cells)
+        return Term("reconstruction", "E_q[log p(x|z,ℓ,γ)]", SOURCE, log_px)
 
     def _library_terms(
         self, cells: Cells, n_samples: int, analytic_kl: bool
@@ -294,9 +294,6 @@ class SCVI(Model):
         """Shape (n_cells, n_batches); None where there is one batch, which tells nothing."""
         n_batches = self.configuration["n_batches"]
         return one_hot(batch, n_batches).to(self.dtype) if n_batches > 1 else None
-
-    def _input(self, cells: Cells) -> Tensor:
-        return torch.log1p(cells.x) if self.domain == "counts" else cells.x  # (n_cells, n_genes)
 
 
 def normal_of_log_variance(mean: Tensor, log_variance: Tensor) -> Distribution:

@@ -108,8 +108,7 @@ class VAE(Model):
 
     def encode(self, cells: Cells) -> Distribution:
         """q(z | x) = N(m(x), s(x)²), of shape (n_cells, n_latent)."""
-        x = torch.log1p(cells.x) if self.domain == "counts" else cells.x  # (n_cells, n_genes)
-        m, s = self.encoder(x).chunk(2, dim=-1)  # each (n_cells, n_latent)
+        m, s = self.encoder(self.encoder_input(cells)).chunk(2, dim=-1)  # each (n_cells, n_latent)
         return Normal(m, softplus(s) + 1e-4, validate_args=False)
 
     def decode(self, z: Tensor, library: Tensor) -> Distribution:
@@ -132,15 +131,13 @@ class VAE(Model):
         size("n_samples", n_samples)
         q, p = self.encode(cells), self.prior()
         z = gaussian(q.mean, q.stddev, n_samples)  # (n_samples, n_cells, n_latent)
-        log_px = self.decode(z, cells.library).log_prob(cells.x)  # (n_samples, n_cells, n_genes)
-        if cells.observed is not None:
-            log_px = log_px.where(cells.observed, 0.0)
+        log_px = self.log_likelihood(self.decode(z, cells.library), cells)  # (n_samples, n_cells)
         if analytic_kl:
             kl_z = kl_divergence(q, p).sum(-1)  # (n_cells,)
         else:
             kl_z = (q.log_prob(z) - p.log_prob(z)).sum(-1)  # (n_samples, n_cells)
         source = "Kingma & Welling 2014, eq. 3"
         return Bound(
-            Term("reconstruction", "E_q[log p(x|z)]", source, log_px.sum(-1)),
+            Term("reconstruction", "E_q[log p(x|z)]", source, log_px),
             Term("kl_z", "−KL(q(z|x)‖p(z))", source, -kl_z, warm_up=True),
         )
