@@ -341,13 +341,19 @@ def test_interrupted_it_leaves_nothing_and_goes_on(tmp_path):
     assert len(list(results.iterdir())) == 5
 
 
+def command_line(process: psutil.Process) -> str:
+    with suppress(psutil.Error):  # it may end while one looks
+        return " ".join(process.cmdline())
+    return ""
+
+
 def test_killed_it_leaves_no_run_behind(tmp_path):
     mini.write(tmp_path / "editions", "05_mini", real(UNDONE))
     mini.write(tmp_path / "in", "endless", real("while True: pass"))
     process = subprocess.Popen(command(tmp_path), env=os.environ | {"TMPDIR": str(tmp_path)})
     deadline = time.monotonic() + 60
     runs = []
-    while not any("ipykernel" in " ".join(p.cmdline()) for p in runs):
+    while not any("ipykernel" in command_line(p) for p in runs):
         assert time.monotonic() < deadline
         time.sleep(0.2)
         runs = [p for p in psutil.Process(process.pid).children(recursive=True) if p.is_running()]
