@@ -14,13 +14,14 @@ WORKERS = $(shell test `getconf _NPROCESSORS_ONLN` -gt 1 && echo 2 || echo 1)
 # numba would set torch's number of threads too, through the OpenMP that they share.
 ONE_THREAD = OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-.PHONY: help course test lessons format bench clean venv
+.PHONY: help course test lessons format bench portable clean venv
 help:
 	@echo "make course    set up, get the data, and open the course in JupyterLab"
 	@echo "make test      set up, and run every test"
 	@echo "make lessons   run course/*.py anew into their notebooks (LESSONS=course/01_x.py: one)"
 	@echo "make format    put the code into the house's form"
 	@echo "make bench     measure speed and memory beside scvi-tools (BENCH=--quick: see it run)"
+	@echo "make portable  run lessons as on other processors (LESSONS=course/01_x.py: one)"
 	@echo "make clean     remove what tests and tools left behind (the environment: rm -r $(VENV))"
 
 course: $(STAMP)
@@ -56,6 +57,11 @@ bench: $(STAMP)
 	@$(VENV)/bin/python -W ignore -c 'import scvi' 2>/dev/null || \
 	    $(RUN) pip install -c constraints.txt -e ".[dev,parity]"
 	$(ONE_THREAD) $(VENV)/bin/python tests/benchmarks/scvi_tools.py $(BENCH)
+
+# It chooses kernels and threads itself. Lessons named here run alone, without the tests.
+portable: $(STAMP)
+	$(VENV)/bin/python tests/portable.py $(PORTABLE) \
+	    $(if $(filter command line environment,$(origin LESSONS)),$(LESSONS))
 
 clean:
 	rm -rf .pytest_cache .ruff_cache build dist
