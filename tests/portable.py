@@ -97,6 +97,11 @@ class Processor:
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         return f"{self.kernel}, {self.instructions}, {threads}"
 
+    def is_within(self, instructions: str) -> bool:
+        """Whether a machine of these instructions can play it."""
+        known = list(INSTRUCTIONS)
+        return known.index(self.instructions) <= known.index(instructions)
+
     def environment(self, features: list[str]) -> dict[str, str]:
         """Variables that choose its kernels; `features` are those of numpy that are here."""
         off = [name for name in features if re.fullmatch(BEYOND[self.instructions], name)]
@@ -226,24 +231,22 @@ def main(words: list[str]) -> int:
     lessons = asked.lessons or sorted((ROOT / "course").glob("[0-9]*.py"))
     notebooks = [lesson.resolve().with_suffix(".ipynb") for lesson in lessons]
     tests = not (asked.lessons or asked.least_alike)
-    own_look = look(own())
-    results, seen = {}, []
+    machine, results = look(own()), {}
     for processor in [LEAST_ALIKE] if asked.least_alike else PROCESSORS:
         print(f"\n{processor}")
-        known = list(INSTRUCTIONS)
-        if known.index(processor.instructions) > known.index(own_look["torch"]):
-            print(f"    passed over: this machine has no {processor.instructions}")
+        environment = own() | processor.environment(machine["features"])
+        in_use = processor.is_within(machine["torch"]) and look(environment)
+        if not in_use:
+            print("    passed over: this machine has not the instructions")
             continue
-        environment = own() | processor.environment(own_look["features"])
-        there = look(environment)
-        in_use = there and {key: there[key] for key in ("kernels", "torch", "threads")}
-        if in_use is None or in_use in seen:
-            why = f"it gives {in_use}, which ran above" if in_use else "its kernels do not run here"
-            print(f"    passed over: {why}")
-            continue
-        seen.append(in_use)
+        del in_use["features"]
         kernels = ", ".join(f"{library} {kernel}" for library, kernel in in_use["kernels"].items())
         print(f"    in use: {kernels}, torch {in_use['torch']}, threads {in_use['threads']}")
+        if {*in_use["kernels"].values()} != {processor.kernel}:
+            print(f"    no library here has kernels for {processor.kernel}: these are the nearest")
+        if same := [name for name, result in results.items() if in_use.items() <= result.items()]:
+            print(f"    passed over: the same as {same[0]}")
+            continue
         results[str(processor)] = in_use | run_processor(processor, environment, notebooks, tests)
         (OUT / "portable.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     failed = [line for result in results.values() for line in result["failed"]]

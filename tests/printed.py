@@ -33,7 +33,7 @@ class Pair:
 
     @property
     def same_form(self) -> bool:
-        """Whether both are written with as many decimals; nan and inf are of no other's form."""
+        """Whether both are written with as many decimals, or are the same nan or infinity."""
         return _form(self.expected) == _form(self.seen)
 
     @property
@@ -51,8 +51,9 @@ class Pair:
 
     @property
     def unit(self) -> float:
-        """What one more in the last printed digit is worth."""
-        return max(_unit(self.expected), _unit(self.seen))
+        """What one more in the last digit of the notebook's number is worth."""
+        mantissa, _, exponent = _plain(self.expected).partition("e")
+        return 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
 
     @property
     def units(self) -> float:
@@ -96,12 +97,8 @@ def _value(number: str) -> float:
     return float(_plain(number))
 
 
-def _unit(number: str) -> float:
-    mantissa, _, exponent = _plain(number).partition("e")
-    return 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
-
-
 def _form(number: str) -> tuple:
+    """Its decimals, and whether it has a point and an exponent; nan and inf as they are."""
     plain = _plain(number)
     if plain[-1].isalpha():
         return (plain,)

@@ -81,6 +81,7 @@ def test_what_another_processor_may_print(expected, seen):
         pytest.param("2", "2.0", id="an integer became a decimal"),
         pytest.param("1e-10", "1e-9", id="a power of ten"),
         pytest.param("6.7e-03", "6.7e-04", id="an exponent"),
+        pytest.param("9.96e-04", "1.00e-03", id="too far, across a power of ten"),
         pytest.param("p(x|z1)", "p(x|z2)", id="a name"),
         pytest.param("#1f77b4", "#1f77b5", id="a colour"),
         pytest.param("nbval 0.11.0", "nbval 0.11.1", id="a version"),
