@@ -21,7 +21,7 @@ BUILD = build
 PYTHONS ?= python3.11 python3.12 python3.13
 TORCH = 2.13.0
 
-.PHONY: help course test parity lessons format bench lock matrix clean venv
+.PHONY: help course test parity lessons format bench portable lock matrix clean venv
 help:
 	@echo "make course    set up, get the data, and open the course in JupyterLab"
 	@echo "make test      set up, and run every test"
@@ -29,6 +29,7 @@ help:
 	@echo "make lessons   run course/*.py anew into their notebooks (LESSONS=course/01_x.py: one)"
 	@echo "make format    put the code into the house's form"
 	@echo "make bench     measure speed and memory beside scvi-tools (BENCH=--quick: see it run)"
+	@echo "make portable  run lessons as on other processors (LESSONS=course/01_x.py: one)"
 	@echo "make lock      pin every package anew, for each Python: constraints.txt, tests/lowest.txt"
 	@echo "make matrix    every test on each of PYTHONS with the locked, lowest, newest packages"
 	@echo "make clean     remove what tests and tools left behind (the environment: rm -r $(VENV))"
@@ -69,6 +70,11 @@ bench: $(STAMP)
 	@$(VENV)/bin/python -W ignore -c 'import scvi' 2>/dev/null || \
 	    $(RUN) pip install -c $(PINS) -e ".[dev,parity]"
 	$(ONE_THREAD) $(VENV)/bin/python tests/benchmarks/scvi_tools.py $(BENCH)
+
+# It chooses kernels and threads itself. Lessons named here run alone, without the tests.
+portable: $(STAMP)
+	$(VENV)/bin/python tests/portable.py $(PORTABLE) \
+	    $(if $(filter command line environment,$(origin LESSONS)),$(LESSONS))
 
 # One version of torch for everybody, so that seeds give the same numbers.
 RESOLVE = echo "torch==$(TORCH)" | $(BUILD)/lock/bin/uv pip compile pyproject.toml --quiet --universal \
