@@ -482,7 +482,7 @@ def _encode(values, n_cells: int, missing: str | None = None) -> tuple[Tensor, t
 
 def _library(values, cell_names) -> Tensor:
     try:
-        library = torch.as_tensor(np.asarray(values, dtype=np.float64)).to(torch.float32)
+        library = torch.as_tensor(np.array(values, dtype=np.float64)).to(torch.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"library must hold a number for each cell: {error}.") from None
     wrong = ~(library.isfinite() & (library > 0))
