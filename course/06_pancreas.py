@@ -111,7 +111,8 @@ print(pd.Series(ins2).groupby(adata.obs["cell_type"].to_numpy()).mean().round(0)
 # %%
 adata = vaelab.select_genes(adata, n_genes=2000, min_cells=3)
 cell_type = adata.obs["cell_type"].to_numpy().astype(str)
-print(f"{adata.n_obs} cells × {adata.n_vars:,} genes; layers: {', '.join(adata.layers)}")
+layers = ", ".join(filter(None, adata.layers))  # anndata 0.13 has X among them, under None
+print(f"{adata.n_obs} cells × {adata.n_vars:,} genes; layers: {layers}")
 
 # %% [markdown]
 # The result has three versions of the same numbers. Which one a model wants depends on its

@@ -74,7 +74,7 @@ for name in mice:
 
 # %%
 table = pd.crosstab(cell_type, mouse)
-table = table.loc[table.sum(1).sort_values().index]
+table = table.loc[table.sum(axis=1).sort_values().index]
 total = np.asarray(raw.X.sum(1)).ravel()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(10.4, 4.2), layout="constrained")

@@ -575,7 +575,7 @@ _ = ax.legend(frameon=False)
 # | 7 | `kl_divergence_l = torch.zeros_like(kl_divergence)`, where ℓ is taken as observed |
 # | 8 | `loss += ce_loss * classification_ratio`, if there are labelled cells at hand |
 # | 9 | `classification_ratio: int = 50` (in `scvi/train/_trainingplans.py`) |
-# | 10 | `if self.use_labels_groups:` (in the module's `__init__`) |
+# | 10 | `if self.use_labels_groups:` (in the module's `__init__`; scvi-tools 1.4.3 removed it) |
 # | 11 | **no line at all**: which term of your bounds can't be found? |
 #
 # And how they are put together: line 4, and line 3 averaged over types by `probs`, are added to
@@ -655,7 +655,7 @@ vaelab.check("12.5", term_of)
 # | `log_variational` | the encoder reads log(1 + x) in place of x, so that a gene with 10,000 counts does not drown the others. The likelihood still scores the counts themselves |
 # | `dispersion` | what θ depends on: the gene alone ("gene", as in the equations above), or also the batch or the cell. The released code has the type as well, ours does not |
 # | `n_cat_list` | how a network is told categories: their numbers of values, one-hot vectors that are appended to its input. It is how γ reaches the decoder, and c the networks of z2 |
-# | `labels_groups` | types that fall into groups, with a second classifier for the groups. It is not in the assignment, and out of scope here too |
+# | `labels_groups` | types that fall into groups, with a second classifier for the groups. It is not in the assignment, and out of scope here too. scvi-tools removed the classifier in 1.4.3: since then, the argument is kept and nothing reads it |
 #
 # ## 8 · Ten findings, with a switch for each
 #

@@ -296,6 +296,7 @@ def test_types_are_compared(monkeypatch, capsys, right, seconds, says):
 
     monkeypatch.setitem(scanvi.DATA, "pbmc", half_labelled)
     monkeypatch.setattr(scanvi, "theirs", theirs)
+    monkeypatch.setattr(scanvi, "has_scvi_tools", lambda: True)  # `theirs` stands in for it
     status = scanvi.main(["--data", "pbmc", "--seeds", "2", "--quick"])
     table, notes = capsys.readouterr()
     assert says in table and status == 0  # of a few epochs nothing is asked
@@ -304,3 +305,10 @@ def test_types_are_compared(monkeypatch, capsys, right, seconds, says):
     (row,) = (line for line in table.splitlines() if line.startswith("scvi-tools"))
     assert row.count(f"{right:.3f} ± 0.000") == 3
     assert notes.count("vaelab") == notes.count("logistic regression") == 2
+
+
+def test_without_scvi_tools_types_are_not_compared(monkeypatch, capsys):
+    monkeypatch.setattr(scanvi, "has_scvi_tools", lambda: False)
+    assert scanvi.main(["--data", "pbmc"]) == 2
+    out, error = capsys.readouterr()
+    assert out == "" and "[parity]" in error and "--no-scvi-tools" in error

@@ -253,6 +253,17 @@ def test_a_library_that_is_not_above_zero_is_refused(adata, value):
         Cells.from_anndata(adata, library="size")
 
 
+def test_read_only_values_are_taken_without_a_warning(counts):
+    """pandas 3 lends its columns like this."""
+    library, mask = counts.sum(1, dtype=np.float64), np.ones(counts.shape, dtype=bool)
+    x = sparse.csr_matrix(counts)
+    for values in (counts, library, mask, x.data, x.indices, x.indptr):
+        values.flags.writeable = False
+    for matrix in (counts, x):
+        cells = Cells.from_array(matrix, library=library, observed=mask)
+        np.testing.assert_array_equal(cells.to().library, library)
+
+
 def test_a_library_that_is_no_number_is_refused(adata):
     with pytest.raises(ValueError, match=r"library must hold a number.*second"):
         Cells.from_anndata(adata, library="experiment")

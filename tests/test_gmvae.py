@@ -296,7 +296,7 @@ def test_a_cluster_that_there_is_not_is_refused(y):
 
 
 def test_a_first_guess_is_learned_by_q_of_y_alone(cells):
-    x = np.vstack([np.tile([9, 0, 0, 1, 0], (40, 1)), np.tile([0, 1, 0, 0, 9], (40, 1))])
+    x = np.vstack([np.tile([9, 0, 1, 1, 0], (40, 1)), np.tile([0, 1, 0, 0, 9], (40, 1))])
     two, guess = Cells.from_array(x.astype(float)), np.repeat([1, 0], 40)
     model = vaelab.GMVAE(G, 2, n_latent=2, n_hidden=8)
     before = {name: p.clone() for name, p in model.state_dict().items()}

@@ -345,6 +345,7 @@ def test_there_are_two_embeddings(fitted):
         model.embed(cells, of="z3")
 
 
+@pytest.mark.filterwarnings("ignore:. of 60 genes are zero in every cell")  # by chance
 def test_new_cells_are_of_the_type_that_was_asked_for(fitted):
     _, _, cells, _, model = fitted
     for k, name in enumerate(model.label_names):
@@ -364,13 +365,13 @@ def test_new_cells_are_of_the_type_that_was_asked_for(fitted):
 
 def test_labels_that_it_does_not_know_are_refused(fitted):
     adata, _, cells, _, model = fitted
-    other = adata[:40].copy()
+    other = adata.copy()
     other.obs["known"] = "type 7"
     seen = Cells.from_anndata(other, label="known", batch="batch")
     with pytest.raises(ValueError, match="cells of label type 1, type 2, type 3; of 'type 7' it"):
         model.predict(seen)
     unlabelled = Cells.from_anndata(other, batch="batch")
-    assert model.predict(unlabelled).shape == (40, 3)
+    assert model.predict(unlabelled).shape == (400, 3)
     with pytest.raises(ValueError, match="made for 4 label names, these cells have 3"):
         vaelab.fit(vaelab.SCANVI(60, 4, 2), cells, epochs=1, progress=False)
     with pytest.raises(ValueError, match="There are cells of label 'type 7', which is none of"):

@@ -104,18 +104,12 @@ class Cells:
         if not hasattr(adata, "layers"):
             kind = type(adata).__name__
             raise TypeError(f"This is no AnnData but a {kind}: Cells.from_array takes a matrix.")
-        if layer is not None and layer not in adata.layers:
-            raise KeyError(f"No layer {layer!r}: this AnnData has {list(adata.layers) or 'none'}.")
-        if observed is not None and observed not in adata.layers:
-            raise KeyError(
-                f"No layer {observed!r}: this AnnData has {list(adata.layers) or 'none'}."
-            )
         return cls.from_array(
-            adata.X if layer is None else adata.layers[layer],
+            adata.X if layer is None else _layer(adata, layer),
             label=_column(adata, label),
             batch=_column(adata, batch),
             library=_column(adata, library),
-            observed=None if observed is None else adata.layers[observed],
+            observed=None if observed is None else _layer(adata, observed),
             unlabelled=unlabelled,
             gene_names=adata.var_names,
             cell_names=adata.obs_names,
@@ -455,6 +449,13 @@ def _mask(observed, shape, may_stay: bool = False) -> Tensor | OnDisk:
     return torch.from_numpy(observed.astype(bool))
 
 
+def _layer(adata, name: str):
+    names = [key for key in adata.layers if key is not None]  # anndata 0.13 has X under None
+    if name not in names:
+        raise KeyError(f"No layer {name!r}: this AnnData has {names or 'none'}.")
+    return adata.layers[name]
+
+
 def _column(adata, name: str | None):
     if name is None:
         return None
@@ -475,13 +476,13 @@ def _encode(values, n_cells: int, missing: str | None = None) -> tuple[Tensor, t
     order = dict.fromkeys(map(str, values.astype("category").cat.categories))
     if missing is not None:
         order.pop(str(missing), None)
-    codes = pd.Categorical(names, categories=list(order)).codes
+    codes = pd.Index(list(order), dtype=object).get_indexer(names)  # −1 for any other
     return torch.as_tensor(codes.astype(np.int64)), tuple(order)
 
 
 def _library(values, cell_names) -> Tensor:
     try:
-        library = torch.as_tensor(np.asarray(values, dtype=np.float64)).to(torch.float32)
+        library = torch.as_tensor(np.array(values, dtype=np.float64)).to(torch.float32)
     except (TypeError, ValueError) as error:
         raise ValueError(f"library must hold a number for each cell: {error}.") from None
     wrong = ~(library.isfinite() & (library > 0))

@@ -183,7 +183,7 @@ def pbmc_sorted_full(populations: str | Iterable[str] | None = None) -> AnnData:
     """
     import pandas as pd
     from scipy.io import mmread
-    from scipy.sparse import vstack
+    from scipy.sparse import csr_matrix, vstack
 
     asked = [populations] if isinstance(populations, str) else list(populations or _SORTED)
     if unknown := [name for name in asked if name not in _SORTED]:
@@ -192,7 +192,8 @@ def pbmc_sorted_full(populations: str | Iterable[str] | None = None) -> AnnData:
     for cell_type in dict.fromkeys(asked):
         file = _ARCHIVES[cell_type]
         members = _members(_content(file, _obtain("pbmc_sorted_full", file)))
-        matrices.append(mmread(io.BytesIO(members["matrix.mtx"])).T.astype("float32").tocsr())
+        counts = mmread(io.BytesIO(members["matrix.mtx"]), spmatrix=False)
+        matrices.append(csr_matrix(counts.T, dtype="float32"))
         barcode = members["barcodes.tsv"].decode().split()
         index = [f"{code}-{_SORTED[cell_type][1]}" for code in barcode]
         cells.append(pd.DataFrame({"cell_type": cell_type, "barcode": barcode}, index))

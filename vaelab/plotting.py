@@ -222,9 +222,10 @@ def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name
     import seaborn as sns
 
     table = pd.crosstab(np.asarray(truth).astype(str), np.asarray(found).astype(str))
-    table = table.loc[table.sum(1).sort_values(ascending=False, kind="stable").index]
-    names = [f"{name} ({n:,})" for name, n in table.sum(1).items()]
-    share = table.div(table.sum(1), axis=0)
+    table = table.loc[table.sum(axis=1).sort_values(ascending=False, kind="stable").index]
+    size = table.sum(axis=1)
+    names = [f"{name} ({n:,})" for name, n in size.items()]
+    share = table.div(size, axis=0)
     if not set(share.columns) <= set(share.index):  # clusters have no order of their own
         share = share[share.columns[np.argsort(share.to_numpy().argmax(0), kind="stable")]]
     else:

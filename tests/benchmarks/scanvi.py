@@ -87,6 +87,10 @@ def theirs(adata, batch: str | None, epochs: tuple[int, int], seed: int) -> tupl
     return model.predict(), seconds
 
 
+def has_scvi_tools() -> bool:
+    return importlib.util.find_spec("scvi") is not None
+
+
 def compare(name: str, seeds: int, scvi_tools: bool, quick: bool) -> bool:
     """Print the table of one data set; whether ours is as good, and fast enough."""
     recipe, runs = RECIPES[f"{name}_scanvi"], []
@@ -137,8 +141,12 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="few epochs, to see it run")
     arguments = parser.parse_args(words)
     scvi_tools = not arguments.no_scvi_tools
-    if scvi_tools and importlib.util.find_spec("scvi") is None:
-        print('scvi-tools is not here: pip install -e ".[bench]".', file=sys.stderr)
+    if scvi_tools and not has_scvi_tools():
+        print(
+            'scvi-tools is not installed. Run pip install -e ".[parity]", or compare without it: '
+            "--no-scvi-tools.",
+            file=sys.stderr,
+        )
         return 2
     as_good = [
         compare(name, arguments.seeds, scvi_tools, arguments.quick) for name in arguments.data

@@ -152,7 +152,7 @@ class Model(Savable, nn.Module):
     def _generate(self, decode, n_cells: int, library, seed: int, **of_prior) -> np.ndarray:
         require("n_cells", n_cells, Integral, lambda n: n >= 0, "a whole number, 0 or more")
         if library is not None:
-            library = np.asarray(library)
+            library = np.array(library)  # a copy: what pandas lends may be read-only
             fits = library.dtype.kind in "uif" and library.shape in ((), (n_cells,))
             if not (fits and np.isfinite(library).all() and (library > 0).all()):
                 raise ValueError(
