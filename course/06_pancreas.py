@@ -333,7 +333,7 @@ fig.tight_layout()
 # the top to train them here.
 
 # %%
-from vaelab.recipes import RECIPES
+from vaelab.teaching.recipes import RECIPES
 
 names = ["normal", "continuous_bernoulli", "poisson", "zip", "nb", "zinb", "nb_wide"]
 models, bounds, latents = {}, {}, {}

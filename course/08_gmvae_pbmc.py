@@ -653,7 +653,7 @@ print(f"{cells.n_cells:,} cells × {cells.n_genes:,} genes; the prior has ten cl
 # pbmc_gmvae`, is kept in `saved_model_parameters/`, and `LIVE = True` at the top trains it here.
 
 # %%
-from vaelab.recipes import RECIPES
+from vaelab.teaching.recipes import RECIPES
 
 recipe = RECIPES["pbmc_gmvae"]
 if LIVE:

@@ -50,8 +50,8 @@ from scipy import stats
 
 import vaelab
 from vaelab import distributions, metrics, plotting
-from vaelab.recipes import RECIPES
 from vaelab.reparametrization import gaussian, seeded
+from vaelab.teaching.recipes import RECIPES
 
 torch.set_num_threads(1)
 LIVE = False  # True: train the three models of the mice here (a few minutes), not load them

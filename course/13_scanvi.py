@@ -56,7 +56,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import vaelab
 from vaelab import plotting
-from vaelab.recipes import RECIPES, label_scores
+from vaelab.teaching.recipes import RECIPES, label_scores
 
 torch.set_num_threads(1)  # a machine with many cores sums in another order: other last digits
 LIVE = False  # True: train both large models here (a minute or two) in place of loading them

@@ -20,9 +20,10 @@ from typer.testing import CliRunner
 
 import vaelab
 from vaelab import __main__ as cli
-from vaelab import datasets, recipes
+from vaelab import datasets
 from vaelab.datasets import DataFile
-from vaelab.recipes import Recipe
+from vaelab.teaching import recipes
+from vaelab.teaching.recipes import Recipe
 
 ROOT = Path(__file__).parents[1]
 TINY = Recipe(

@@ -14,6 +14,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 
+from vaelab._internal.negative_binomial import log_rising_factorial
 from vaelab.distributions import (
     ContinuousBernoulli,
     CountDistribution,
@@ -21,7 +22,6 @@ from vaelab.distributions import (
     Poisson,
     ZeroInflated,
 )
-from vaelab.special import log_rising_factorial
 
 from . import oracles
 

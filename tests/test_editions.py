@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 import vaelab
 from vaelab import __main__ as cli
 from vaelab import datasets
-from vaelab.editions import EditionError, is_untouched, release, to_text
+from vaelab.teaching.editions import EditionError, is_untouched, release, to_text
 
 ROOT = Path(__file__).parents[1]
 COMMITTED = ROOT / "course" / "exercises"
@@ -66,7 +66,7 @@ vaelab.check("05.1", nb_log_prob)
 
 # %%
 print("On we go.", "../counts.csv")
-'''.replace("POINTS", str(vaelab.exercises.find("05.1").points))  # noqa: E501
+'''.replace("POINTS", str(vaelab.teaching.exercises.find("05.1").points))  # noqa: E501
 MARKED = re.compile(r"^# %% nbgrader=.*$", re.M)
 
 
@@ -169,7 +169,8 @@ def test_metadata_say_which_lesson_and_release(tmp_path):
 def test_a_release_is_the_same_byte_for_byte(tmp_path):
     lesson = write(tmp_path)
     code = (
-        "import sys; from pathlib import Path; from vaelab.editions import release, to_text;"
+        "import sys; from pathlib import Path;"
+        "from vaelab.teaching.editions import release, to_text;"
         "sys.stdout.buffer.write(to_text(release(Path(sys.argv[1]))).encode())"
     )
     elsewhere = subprocess.run(
@@ -232,7 +233,7 @@ DISORDER = {
     "points": (
         CHECK,
         re.sub(r'"points": \d+', '"points": 50', CHECK),
-        r"\(05-1-check\): it says points 50, and vaelab.exercises says \d",
+        r"\(05-1-check\): it says points 50, and vaelab.teaching.exercises says \d",
     ),
     "unlocked": ('"locked": true', '"locked": false', "a check cell is locked"),
     "another lesson": ("05-1", "06-1", r"\(06-1\): the grade_id of this lesson's answers is 05-1"),
@@ -296,7 +297,7 @@ def test_an_undone_value_is_no_fault_of_its_check(tmp_path):
 LOUD = """
 import sys, warnings
 import vaelab
-from vaelab.exercises import find
+from vaelab.teaching.exercises import find
 
 def loud(x, mean, theta):
     warnings.warn("this may be slow")
@@ -348,7 +349,7 @@ def test_no_edition_is_left_over():
 @each_lesson
 def test_each_declared_exercise_stands_in_its_lesson(lesson):
     number = lesson.stem.partition("_")[0]
-    declared = import_module(f"vaelab.exercises.lesson_{number}").EXERCISES
+    declared = import_module(f"vaelab.teaching.exercises.lesson_{number}").EXERCISES
     ids = [c.metadata.get("nbgrader", {}).get("grade_id", "") for c in edition_of(lesson).cells]
     stand = [grade_id.replace("-", ".", 1) for grade_id in ids]
     assert [name for name in stand if name in declared] == [*declared]

@@ -1,7 +1,8 @@
 """Every exercise: its solution, its mistakes, its messages, and its place in the lesson.
 
 Generic over all lessons that have exercises. What an exercise owes is in
-``vaelab/exercises/core.py``; whether learners' editions and marks are right is tested elsewhere.
+``vaelab/teaching/exercises/core.py``; whether learners' editions and marks are right is tested
+elsewhere.
 """
 
 import ast
@@ -10,6 +11,7 @@ import time
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import jupytext
@@ -23,9 +25,9 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics.cluster import contingency_matrix
 
 import vaelab
-from vaelab.exercises import SEED, CheckFailed, find, lessons
-from vaelab.exercises.calls import Outcome, as_data
-from vaelab.exercises.core import Verdict
+from vaelab.teaching.exercises import SEED, CheckFailed, find, lessons
+from vaelab.teaching.exercises.calls import Outcome, as_data
+from vaelab.teaching.exercises.core import Verdict
 
 from . import oracles
 
@@ -33,7 +35,7 @@ matplotlib.use("agg")
 COURSE = Path(__file__).parents[1] / "course"
 SEEDS = [SEED, 1, 2, 3]
 DECLARED = {
-    lesson: vaelab.exercises.import_module(f"vaelab.exercises.lesson_{lesson}").EXERCISES
+    lesson: import_module(f"vaelab.teaching.exercises.lesson_{lesson}").EXERCISES
     for lesson in lessons()
 }
 NAMES = [name for exercises in DECLARED.values() for name in exercises]
@@ -622,7 +624,7 @@ def test_pictures_can_be_drawn_of_every_comparable_mistake(name, monkeypatch):
     verdicts = [judged(exercise, m.wrong) for m in exercise.misconceptions]
     for verdict in verdicts:
         if exercise.picture is not None and verdict.comparable:
-            vaelab.exercises._draw(verdict)
+            vaelab.teaching.exercises._draw(verdict)
             assert shown.pop(), "a picture without a legend"
     for other in (np.float64(1), "word", (np.zeros(2), np.zeros(2)), None):
         assert not replace(verdicts[0], expected=np.zeros(3), got=other).comparable

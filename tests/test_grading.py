@@ -16,10 +16,10 @@ import numpy as np
 import psutil
 import pytest
 
-from vaelab import exercises, grading, report
-from vaelab.exercises.calls import Outcome
-from vaelab.exercises.graded import pack, unpack
-from vaelab.sandbox import Ending, Limits, Sandbox, read_untrusted
+from vaelab.teaching import exercises, grading, report
+from vaelab.teaching.exercises.calls import Outcome
+from vaelab.teaching.exercises.graded import pack, unpack
+from vaelab.teaching.sandbox import Ending, Limits, Sandbox, read_untrusted
 
 from .tamper import mini
 
@@ -242,11 +242,13 @@ def test_outcomes_are_read_only_from_ordinary_files(tmp_path):
 
 def test_the_package_of_a_run_knows_no_answer(tmp_path):
     folder = grading._stripped(tmp_path / "vaelab")
-    files = {path.name for path in (folder / "exercises").iterdir() if path.is_file()}
-    assert files == {"__init__.py", "calls.py"}
+    teaching = {str(path.relative_to(folder)) for path in (folder / "teaching").rglob("*.py")}
+    kept = "__init__.py recipes.py exercises/__init__.py exercises/calls.py"
+    assert teaching == {f"teaching/{name}" for name in kept.split()}
+    assert not (folder / "__main__.py").exists()
     text = "".join(path.read_text() for path in folder.rglob("*.py"))
     assert "misconception" not in text.lower()
-    for line in (grading.PACKAGE / "exercises" / "lesson_05.py").read_text().splitlines():
+    for line in (grading.TEACHING / "exercises" / "lesson_05.py").read_text().splitlines():
         assert "scipy" not in line or line not in text.splitlines()
 
 

@@ -13,8 +13,8 @@ import jupytext
 import nbformat
 import pytest
 
-from vaelab.editions import release
-from vaelab.exercises import find
+from vaelab.teaching.editions import release
+from vaelab.teaching.exercises import find
 
 nbgrader = pytest.importorskip("nbgrader", reason="nbgrader is not installed")
 

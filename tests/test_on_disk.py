@@ -16,8 +16,9 @@ import zarr
 from anndata.io import read_elem, sparse_dataset
 from scipy import sparse
 
-from vaelab import VAE, Cells, cells, fit, on_disk, training
-from vaelab.on_disk import OnDisk, UnreadableError
+from vaelab import VAE, Cells, cells, fit, training
+from vaelab._internal import on_disk
+from vaelab._internal.on_disk import OnDisk, UnreadableError
 from vaelab.training import TrainingError
 
 N_CELLS, N_GENES = 300, 12

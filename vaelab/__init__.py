@@ -1,18 +1,25 @@
 """vaelab: variational autoencoders for single-cell RNA-seq, to learn from and to use.
 
-From the ground up: ``distributions``, ``reparametrization``, ``networks``, ``plotting``;
-``likelihoods``, ``bounds``, ``cells``; ``models``; ``training`` and the questions asked of a
-fitted model. A module imports only from those before it.
+Five rooms, from the ground up. A module imports only from those before it.
+
+- The mathematics: ``distributions``, ``likelihoods``, ``bounds``, ``reparametrization``,
+  ``networks``.
+- The data: ``cells``, ``datasets``, ``preprocessing``, ``simulate``.
+- The models: ``models``.
+- Use: ``plotting``, ``metrics``, ``training``, ``interop``.
+- The course's tools: ``teaching``.
+
+``_internal`` supports all of them, and ``__main__`` is the command ``vaelab``.
 """
 
 from . import datasets, interop, metrics, plotting, simulate
 from .bounds import Bound, Term
 from .cells import Cells
-from .exercises import check
 from .likelihoods import LIKELIHOODS
 from .models import GMVAE, SCANVI, SCVI, VAE
 from .networks import MLP
 from .preprocessing import log_normalize, select_genes
+from .teaching.exercises import check
 from .training import History, fit
 
 __all__ = [

@@ -168,7 +168,7 @@ def train(
     list_: Annotated[bool, typer.Option("--list", help="Only list the recipes.")] = False,
 ) -> None:
     """Train by a recipe; writes NAME.safetensors and its card NAME.json. Without NAME: a list."""
-    from .recipes import RECIPES
+    from .teaching.recipes import RECIPES
     from .training import TrainingError
 
     if name is None or list_:
@@ -205,8 +205,8 @@ def release(
     ] = False,
 ) -> None:
     """Make the learner's editions: solutions out, stubs in. Without LESSON.py: of all lessons."""
-    from . import editions
-    from .machine import write_atomically
+    from ._internal.machine import write_atomically
+    from .teaching import editions
 
     masters = lessons or sorted((REPOSITORY / "course").glob("[0-9]*.py"))
     if not masters:
@@ -267,9 +267,9 @@ def grade(
     editions: Annotated[Path, typer.Option(show_default="course/exercises")] = EDITIONS,
 ) -> None:
     """Grade learners' notebooks: files, or folders of them. Interrupted, it goes on next time."""
-    from . import grading
-    from .report import NOT_CONTAINED
-    from .sandbox import Limits
+    from .teaching import grading
+    from .teaching.report import NOT_CONTAINED
+    from .teaching.sandbox import Limits
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
     limits = Limits(seconds=seconds, cell_seconds=min(60, seconds))

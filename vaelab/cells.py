@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .on_disk import OnDisk, UnreadableError, is_on_disk
+from ._internal.on_disk import OnDisk, UnreadableError, is_on_disk
 
 __all__ = ["Cells"]
 

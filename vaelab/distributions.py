@@ -25,7 +25,7 @@ from torch.distributions import Distribution, constraints
 from torch.distributions.utils import broadcast_all
 from torch.nn.functional import logsigmoid
 
-from .special import log_rising_factorial, negative_binomial_log_prob
+from ._internal.negative_binomial import log_rising_factorial, negative_binomial_log_prob
 
 __all__ = [
     "ContinuousBernoulli",

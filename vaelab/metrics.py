@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .machine import steady_threads
+from ._internal.machine import steady_threads
 
 __all__ = [
     "ACTIVE",

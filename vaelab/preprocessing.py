@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .machine import steady_threads
+from ._internal.machine import steady_threads
 
 __all__ = ["log_normalize", "select_genes"]
 

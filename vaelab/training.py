@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from . import plotting
-from .arguments import require, size
+from ._internal.arguments import require, size
+from ._internal.machine import find_device, to_json, write_atomically
+from ._internal.on_disk import OnDisk, UnreadableError
 from .cells import Cells
-from .machine import find_device, to_json, write_atomically
 from .metrics import usage
 from .models.base import Model
-from .on_disk import OnDisk, UnreadableError
 from .reparametrization import seeded
 
 __all__ = ["History", "TrainingError", "fit", "minibatches"]

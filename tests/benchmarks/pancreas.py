@@ -13,7 +13,7 @@ import pandas as pd
 import scanpy as sc
 
 import vaelab
-from vaelab.recipes import RECIPES
+from vaelab.teaching.recipes import RECIPES
 
 SCVI_TOOLS = {"asw": 0.219, "kmeans_ari": 0.654, "kmeans_nmi": 0.800, "leiden_ari": 0.602}
 

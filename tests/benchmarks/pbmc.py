@@ -17,7 +17,7 @@ import torch
 
 from vaelab import metrics
 from vaelab.preprocessing import select_genes
-from vaelab.recipes import RECIPES
+from vaelab.teaching.recipes import RECIPES
 
 SCVI_TOOLS = {  # k-means and Leiden on the latent space: ARI, NMI, ARI, NMI
     "pbmc_gmvae": (0.605, 0.708, 0.719, 0.740),

@@ -31,7 +31,7 @@ import torch
 from contenders import clock, quiet_scvi
 
 import vaelab
-from vaelab.recipes import RECIPES, label_scores, predicted_types, sorted_blood, two_mice
+from vaelab.teaching.recipes import RECIPES, label_scores, predicted_types, sorted_blood, two_mice
 
 DATA = {"pancreas": lambda seed: two_mice(), "pbmc": lambda seed: sorted_blood(seed=seed)}
 SCORES = ["accuracy", "balanced_accuracy", "macro_f1"]

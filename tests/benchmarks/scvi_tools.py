@@ -95,7 +95,7 @@ class Report:
 
     def write(self, folder: Path) -> None:
         """scvi_tools.json and scvi_tools.png."""
-        from vaelab.machine import to_json, write_atomically
+        from vaelab._internal.machine import to_json, write_atomically
 
         content = {
             "machine": machine(),

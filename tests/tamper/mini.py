@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from vaelab import exercises, grading
-from vaelab.exercises.core import Exercise, Misconception
-from vaelab.sandbox import Limits, Sandbox
+from vaelab.teaching import exercises, grading
+from vaelab.teaching.exercises.core import Exercise, Misconception
+from vaelab.teaching.sandbox import Limits, Sandbox
 
 find = exercises.find
 LIMITS = Limits(seconds=120, cell_seconds=15)

@@ -13,8 +13,8 @@ import time
 import psutil
 import pytest
 
-from vaelab import grading
-from vaelab.sandbox import Limits, Sandbox
+from vaelab.teaching import grading
+from vaelab.teaching.sandbox import Limits, Sandbox
 
 from . import mini
 
@@ -97,7 +97,7 @@ REACHES = {
         for top in ({package!r}, *sys.path, "/"):
             for where, folders, files in os.walk(top):
                 folders[:] = [f for f in folders if os.path.join(where, f) not in ("/proc", "/usr")]
-                if where.endswith("vaelab/exercises") and "lesson_05.py" in files:
+                if where.endswith("vaelab/teaching/exercises") and "lesson_05.py" in files:
                     text = open(os.path.join(where, "lesson_05.py")).read()
                     text = text.partition("EXERCISES = ")[0].replace("from .core import", "#")
                     exec(text, names)

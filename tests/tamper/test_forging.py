@@ -13,8 +13,8 @@ IN_AN_ANSWER = {
     "SystemExit in the answer": "def nb_log_prob(x, mean, theta):\n    raise SystemExit(0)",
     "check redefined": mini.ZERO
     + "import vaelab\nvaelab.check = lambda name, answer: print('✔', name, '(3 points)')",
-    "check's own module changed": mini.ZERO
-    + "import numpy, vaelab.exercises as e\nfrom vaelab.exercises.calls import Outcome\n"
+    "check's own module changed": mini.ZERO + "import numpy, vaelab.teaching.exercises as e\n"
+    "from vaelab.teaching.exercises.calls import Outcome\n"
     "e.apply = lambda *a: Outcome('value', numpy.ones(1), 'passed')",
     "judge in the module changed": mini.ZERO + "import sys\nfor m in list(sys.modules.values()):\n"
     "    for n in ('judge', 'passed', '_agree', 'points'):\n        setattr(m, n, lambda *a: True)",
@@ -85,11 +85,11 @@ os.symlink("/etc/passwd", here / "05.1.partial")""",
 def nb_log_prob(x, mean, theta):
     return ("deep",) * 10**6""",
     "oracle imported": """def nb_log_prob(x, mean, theta):
-    from vaelab.exercises.lesson_05 import nb
+    from vaelab.teaching.exercises.lesson_05 import nb
     return nb(x, mean, theta)""",
     "oracle called": """def nb_log_prob(x, mean, theta):
     import vaelab
-    return vaelab.exercises.find("05.1").oracle(x, mean, theta)""",
+    return vaelab.teaching.exercises.find("05.1").oracle(x, mean, theta)""",
     "oracle in memory": """def nb_log_prob(x, mean, theta):
     import gc
     for thing in gc.get_objects():

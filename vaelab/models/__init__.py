@@ -1,8 +1,8 @@
 """The models, each a page or two."""
 
+from ._saving import ParameterFileError
 from .base import Model
 from .gmvae import GMVAE
-from .saving import ParameterFileError
 from .scanvi import SCANVI
 from .scvi import SCVI
 from .vae import VAE

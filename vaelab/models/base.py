@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from ..arguments import require, size
+from .._internal.arguments import require, size
 from ..bounds import Bound
 from ..cells import Cells
 from ..networks import evaluating
 from ..reparametrization import seeded
-from .names import other_genes
-from .saving import Savable
+from ._names import other_genes
+from ._saving import Savable
 
 __all__ = ["Model"]
 

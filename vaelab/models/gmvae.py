@@ -46,7 +46,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import nll_loss, softplus
 
-from ..arguments import given, require, size
+from .._internal.arguments import given, require, size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import make_likelihood

@@ -48,12 +48,12 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
-from ..arguments import given, require, size
+from .._internal.arguments import given, require, size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..networks import MLP
 from ..reparametrization import gaussian, gumbel_softmax, seeded
-from .names import check_names, index_of
+from ._names import check_names, index_of
 from .scvi import SCVI, normal_of_log_variance
 
 __all__ = ["SCANVI"]

@@ -45,14 +45,14 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
-from ..arguments import given, size
+from .._internal.arguments import given, size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
+from ._names import check_names, index_of
 from .base import Model
-from .names import check_names, index_of
 
 __all__ = ["SCVI"]
 

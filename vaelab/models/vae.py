@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import softplus
 
-from ..arguments import given, size
+from .._internal.arguments import given, size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import make_likelihood

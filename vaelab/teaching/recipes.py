@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from . import datasets, metrics
-from .cells import Cells
-from .models import GMVAE, SCANVI, SCVI, VAE, Model
-from .preprocessing import select_genes
-from .training import History, fit
+from .. import datasets, metrics
+from ..cells import Cells
+from ..models import GMVAE, SCANVI, SCVI, VAE, Model
+from ..preprocessing import select_genes
+from ..training import History, fit
 
 __all__ = ["RECIPES", "Recipe"]
 

@@ -1,9 +1,9 @@
 """Runs a notebook that nobody vouches for, and comes back whatever the notebook does.
 
-Three parts. :class:`Sandbox`, in the grader's process, starts a run and watches it from outside:
-time, memory, processes, disk; it kills all of it when one runs over. ``_enter`` is the door: this
-very file, run as a script, shuts itself in and becomes pytest. The hooks at the end watch nbval
-from within, since nbval itself waits long for a kernel that is dead.
+This package holds three programs. :class:`Sandbox`, in the grader's process, starts a run and
+watches it from outside: time, memory, processes, disk; it kills all of it when one runs over. It
+starts ``jail.py``, a script that shuts itself in and becomes pytest. ``plugin.py`` is a plugin of
+that pytest: it watches nbval from within, since nbval itself waits long for a kernel that is dead.
 
 On Linux, where the system lets ordinary users make namespaces (or for root), a run has no network,
 sees no process but its own, and of the files only the system's, Python's and its own folder. Where
@@ -30,7 +30,9 @@ __all__ = ["Ending", "Limits", "Sandbox", "read_untrusted"]
 ETC = "alternatives fonts group hosts ld.so.cache ld.so.conf ld.so.conf.d localtime nsswitch.conf"
 VISIBLE = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/passwd"]
 VISIBLE += [f"/etc/{name}" for name in ETC.split()]
-DEVICES = ("null", "zero", "full", "random", "urandom")
+USERS = range(61184, 65184)  # systemd leaves these to passing users, as we do
+JAIL = Path(__file__).with_name("jail.py").resolve()
+PLUGIN = Path(__file__).with_name("plugin.py")
 PROBE = "import os, socket; socket.create_server(('127.0.0.1', 0)); print('shut in', os.getpid())"
 
 
@@ -135,9 +137,9 @@ class Sandbox:
         report.touch()
         arguments = [sys.executable, "-m", "pytest", notebook, "-q", "--nbval-lax", "-s"]
         arguments += ["--nbval-current-env", "--nbval-cell-timeout", cell_seconds, "--tb=no"]
-        arguments += ["-p", "nbval.plugin", "-p", "sandbox", "-p", "no:cacheprovider"]
+        arguments += ["-p", "nbval.plugin", "-p", "sandbox_plugin", "-p", "no:cacheprovider"]
         arguments += ["-c", "/dev/null", "--rootdir=."]
-        (folder / "sandbox.py").write_bytes(Path(__file__).read_bytes())
+        (folder / "sandbox_plugin.py").write_bytes(PLUGIN.read_bytes())
         with open(folder / "pytest.log", "wb") as log:
             process = self._start(folder, arguments, seconds, number, stdout=log, stderr=log)
             try:
@@ -154,7 +156,7 @@ class Sandbox:
         own = Path(tempfile.mkdtemp(prefix="root-", dir=folder.parent))
         user = None
         if self.contained and self.contained["drop"]:
-            user = 61184 + number % 4000  # systemd leaves these to passing users, as we do
+            user = USERS[number % len(USERS)]
             for path in (folder, *folder.rglob("*")):  # made by us, no link among it
                 os.chown(path, user, user, follow_symlinks=False)
         elif not self.contained:
@@ -200,7 +202,7 @@ class Sandbox:
         }
         environment |= {f"{k}_NUM_THREADS": "1" for k in ("OMP", "MKL", "OPENBLAS", "NUMBA")}
         command = [*(self.contained or {"command": []})["command"]]
-        command += [sys.executable, "-I", "-S", str(Path(__file__).resolve()), json.dumps(spec)]
+        command += [sys.executable, "-I", "-S", str(JAIL), json.dumps(spec)]
         return subprocess.Popen(
             command,
             cwd=folder,
@@ -356,196 +358,3 @@ def _read_report(path: Path) -> Ending:
             if entry.get("reason") in ("died", "hung", "output"):
                 ending.reason = entry["reason"]
     return ending
-
-
-# ------------------------------------------------------------------------------------ the door
-
-
-def _enter(spec: dict) -> None:
-    """Shut this process in, and become pytest."""
-    limits = spec["limits"]
-    if spec["contained"]:
-        _shut_in(spec)
-    else:
-        _prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans stay in the tree that is watched
-    with suppress(OSError):
-        os.nice(10)
-    import resource
-
-    for name, value in {
-        "CORE": 0,
-        "CPU": int(2 * limits["seconds"]) + 10,
-        "DATA": limits["memory"] + 1_000_000_000,
-        "FSIZE": limits["disk"],
-        "NOFILE": 512,
-        "NPROC": spec["threads"] + limits["processes"],
-    }.items():
-        with suppress(AttributeError, OSError, ValueError):
-            resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
-    if spec["contained"]:
-        for capability in range(64):
-            _prctl(24, capability)  # PR_CAPBSET_DROP: whatever is executed now gets none
-        if spec["user"]:
-            os.setgroups([])
-            os.setresgid(*[spec["user"]] * 3)
-            os.setresuid(*[spec["user"]] * 3)
-        _prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
-    os.execv(spec["arguments"][0], spec["arguments"])
-
-
-def _prctl(*arguments: int) -> None:
-    import ctypes
-
-    with suppress(AttributeError):
-        ctypes.CDLL(None).prctl(*arguments, *[0] * (5 - len(arguments)))
-
-
-def _shut_in(spec: dict) -> None:
-    """A root folder of our own, with little in it, and a network that leads nowhere."""
-    import ctypes
-    import fcntl
-    import socket
-    import struct
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    read_only, no_suid, no_devices, no_exec, remount, bind, recursive = 1, 2, 4, 8, 32, 4096, 16384
-
-    def mount(source, target, kind, flags, data=None):
-        parts = [part if part is None else part.encode() for part in (source, target, kind, data)]
-        if libc.mount(*parts[:3], ctypes.c_ulong(flags), parts[3]) != 0:
-            raise OSError(ctypes.get_errno(), f"mount of {source} at {target}")
-
-    def show(source, target, flags=read_only | no_suid | no_devices):
-        if os.path.isdir(source):
-            os.makedirs(target, exist_ok=True)
-        elif not os.path.exists(target):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            open(target, "x").close()
-        mount(source, target, None, bind | recursive)
-        try:
-            mount(None, target, None, remount | bind | flags)
-        except PermissionError:  # what was mounted so has to stay so
-            mount(None, target, None, remount | bind | flags | no_exec)
-
-    def empty(target, size, mode):
-        os.makedirs(target, exist_ok=True)
-        mount("tmpfs", target, "tmpfs", no_suid | no_devices, f"size={size},mode={mode}")
-
-    root = spec["root"]
-    empty(root, "1m", "755")
-    covers = []
-    places = [(path, True) for path in spec["visible"]] + [(path, False) for path in spec["hidden"]]
-    for path, visible in sorted(places, key=lambda place: (place[0].count("/"), place)):
-        if not visible:
-            if os.path.isdir(root + path):
-                empty(root + path, "1m", "755")
-                covers.append(root + path)
-        elif os.path.islink(path) and not os.path.lexists(root + path):
-            os.symlink(os.readlink(path), root + path)
-        elif os.path.exists(path):
-            show(path, root + path)
-    for path in covers:
-        mount(None, path, None, remount | bind | read_only | no_suid | no_devices)
-    for device in DEVICES:
-        os.makedirs(f"{root}/dev", exist_ok=True)
-        open(f"{root}/dev/{device}", "x").close()
-        mount(f"/dev/{device}", f"{root}/dev/{device}", None, bind)
-    os.symlink("/proc/self/fd", f"{root}/dev/fd")
-    for path in ("/dev/shm", "/tmp"):
-        empty(root + path, "64m", "1777")
-    os.makedirs(root + "/proc")
-    mount("proc", root + "/proc", "proc", no_suid | no_devices | no_exec)
-    for path in ("/proc/sys", "/proc/sysrq-trigger", "/proc/irq", "/proc/bus"):
-        if os.path.exists(root + path):
-            show(root + path, root + path, read_only | no_suid | no_devices | no_exec)
-    show(spec["folder"], root + "/grading", no_suid | no_devices)
-    for name, path in spec["lent"].items():
-        show(path, f"{root}/grading/{name}")
-    with socket.socket() as wire:  # SIOCSIFFLAGS, IFF_UP: the kernel is spoken to over loopback
-        fcntl.ioctl(wire, 0x8914, struct.pack("16sh14x", b"lo", 1))
-    mount(None, root, None, remount | bind | read_only | no_suid | no_devices)
-    os.chroot(root)
-    os.chdir("/grading")
-
-
-# ------------------------------------------------------------------- within: a plugin of pytest
-
-
-class _Reporter:
-    """Says which cell runs, and ends the run when there is no kernel any more."""
-
-    def __init__(self):
-        self.file = Path("report.jsonl").open("a", encoding="utf-8")  # noqa: SIM115
-        self.cell, self.printed = 0, 0
-        self.waiting, self.running = [], False
-        self.limit = int(os.environ["SANDBOX_OUTPUT"])
-
-    def say(self, **entry):
-        self.file.write(json.dumps({"cell": self.cell, **entry}) + "\n")
-        self.file.flush()
-
-    def stop(self, reason: str):
-        self.say(reason=reason)
-        os._exit(1)  # the kernel, if there is one, is killed from outside
-
-    def take(self, message) -> None:
-        content = message["content"]
-        if message["msg_type"] == "error":
-            self.say(error=f"{content['ename']}: {content['evalue']}"[:500])
-        if message["msg_type"] in ("stream", "display_data", "execute_result"):
-            self.printed += len(content.get("text", "")) + len(str(content.get("data", "")))
-            if self.printed > self.limit:
-                self.stop("output")
-        else:
-            self.waiting.append(message)
-
-
-def pytest_configure(config):
-    import queue
-    import threading
-
-    from nbval.kernel import RunningKernel
-
-    reporter = config.reporter = _Reporter()
-
-    def get_message(kernel, stream, timeout=None):
-        """nbval's, but it sees that the kernel is dead, and reads as it is written to."""
-        deadline = time.monotonic() + (timeout or 60)
-        while True:
-            while kernel.kc.iopub_channel.is_alive() and kernel.kc.iopub_channel.msg_ready():
-                reporter.take(kernel.kc.get_iopub_msg(timeout=1))
-            if stream == "iopub" and reporter.waiting:
-                return reporter.waiting.pop(0)
-            with suppress(queue.Empty):
-                if stream == "shell":
-                    return kernel.kc.get_shell_msg(timeout=0.1)
-                reporter.take(kernel.kc.get_iopub_msg(timeout=0.1))
-                continue
-            if not kernel.is_alive():
-                reporter.stop("died")
-            if time.monotonic() > deadline:
-                raise queue.Empty
-
-    stop = RunningKernel.stop
-    RunningKernel.get_message = get_message
-    RunningKernel.stop = lambda kernel: reporter.stop("hung") if reporter.running else stop(kernel)
-
-    def end_with_the_grader():
-        os.read(0, 1)
-        os._exit(1)
-
-    threading.Thread(target=end_with_the_grader, daemon=True).start()
-
-
-def pytest_runtest_call(item):
-    reporter = item.config.reporter
-    reporter.cell, reporter.running = item.cell_num, True
-    reporter.say()
-
-
-def pytest_runtest_teardown(item):
-    item.config.reporter.running = False
-
-
-if __name__ == "__main__":
-    _enter(json.loads(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""``vaelab.exercises`` as a submission meets it: it takes answers down and judges nothing.
+"""``vaelab.teaching.exercises`` as a submission meets it: it takes answers down and judges nothing.
 
 The grader puts this file in the place of ``__init__.py`` of the package that a submission runs
 with. The other files of the folder stay outside, with all that knows a right answer.

@@ -13,8 +13,8 @@ from collections import Counter
 from html import escape
 from pathlib import Path
 
-from .machine import write_atomically
-from .plotting import COLOURS
+from .._internal.machine import write_atomically
+from ..plotting import COLOURS
 
 __all__ = ["write"]
 

@@ -168,7 +168,7 @@ def _wrong_with_check(source: str, name: str, marked: dict) -> str | None:
     except KeyError as error:
         return error.args[0].rstrip(".")
     if marked.get("points") != points:
-        return f"it says points {marked.get('points')}, and vaelab.exercises says {points}"
+        return f"it says points {marked.get('points')}, and vaelab.teaching.exercises says {points}"
     return None if marked.get("locked") else "a check cell is locked"
 
 

@@ -24,17 +24,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from threading import Event
 
+from .._internal.machine import write_atomically
 from . import exercises
 from .exercises.calls import Outcome
 from .exercises.core import Verdict
 from .exercises.graded import pack, unpack
-from .machine import write_atomically
 from .report import write
 from .sandbox import Limits, Sandbox, read_untrusted
 
 __all__ = ["GradingError", "grade"]
 
-PACKAGE = Path(__file__).parent
+TEACHING = Path(__file__).parent
+PACKAGE = TEACHING.parent
+KEPT = {  # a submission gets nothing else of these folders
+    TEACHING: {"__init__.py", "exercises", "recipes.py"},
+    TEACHING / "exercises": {"calls.py"},
+}
 LARGEST = 20_000_000  # bytes of a submission
 LARGEST_OUTCOMES = 32_000_000  # bytes of what an exercise's answer gave
 LEFT_OUT = "not-in-grading"  # the tag of a lesson's cells that are long and that no answer needs
@@ -568,7 +573,7 @@ def _edition(folder: Path, read: list[Submission], lesson: str | None) -> Editio
 
 
 def _sandbox(limits: Limits | None, hidden: list[Path], contain: bool) -> Sandbox:
-    from . import datasets
+    from .. import datasets
 
     lent = {
         "data": datasets.cache_folder(),
@@ -581,22 +586,19 @@ def _stripped(folder: Path) -> Path:
     """This package without oracles, misconceptions and grader: what a submission runs with."""
     import compileall
 
-    outside = {"grading.py", "report.py", "editions.py", "sandbox.py", "__main__.py"}
-
     def ignore(where: str, names: list[str]) -> set[str]:
-        if Path(where) == PACKAGE / "exercises":
-            return {*names} - {"calls.py"}
-        return {name for name in names if name in outside or name == "__pycache__"}
+        return {*names} - KEPT.get(Path(where), {*names} - {"__main__.py", "__pycache__"})
 
     shutil.copytree(PACKAGE, folder, ignore=ignore)
-    shutil.copy(PACKAGE / "exercises" / "graded.py", folder / "exercises" / "__init__.py")
+    check = folder / "teaching" / "exercises" / "__init__.py"
+    shutil.copy(TEACHING / "exercises" / "graded.py", check)
     compileall.compile_dir(folder, quiet=2)
     return folder
 
 
 def _version() -> str:
     """Of all that a verdict depends on here."""
-    files = [Path(__file__), *sorted((PACKAGE / "exercises").glob("*.py"))]
+    files = [Path(__file__), *sorted((TEACHING / "exercises").glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -1,0 +1,1 @@
+"""Support: what the other modules use and no lesson shows."""

@@ -1,0 +1,1 @@
+"""The course's tools: exercises and their checks, learners' editions, grading, trainings."""
