@@ -284,6 +284,11 @@ class Cells:
                 )
         return replace(self, **changes, _passed=set(self._passed))
 
+    def unlabelled(self) -> Cells:
+        """The same cells without their labels."""
+        label = torch.full_like(self.label, -1)
+        return replace(self, label=label, _passed=set(self._passed))
+
     def in_memory(self) -> Cells:
         """The same cells, their values read if these are in a file.
 

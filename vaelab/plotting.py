@@ -69,7 +69,7 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     bound.legend(frameon=False)
     kl = [c for c in frame.columns if c not in known and c != "reconstruction"]
     for colour, name in zip(cycle(COLOURS), kl, strict=False):
-        terms.plot(frame.index, -frame[name], color=colour, marker=marker, label=f"−{name}")
+        terms.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
     terms.set(xlabel="epoch", ylabel="nats per cell", title="KL, and the weight it has in the loss")
     weight = terms.twinx()
     weight.plot(

@@ -66,7 +66,8 @@ SOURCE = "Lopez 2018; Xu et al. 2021"
 class SCANVI(SCVI):
     """scVI with cell types, for cells of which some are labelled.
 
-    Parameters that are not listed are the same as in :class:`vaelab.SCVI`; z1 and z2 both have n_latent dimensions.
+    Parameters that are not listed are the same as in :class:`vaelab.SCVI`; z1 and z2 both have
+    n_latent dimensions.
 
     Parameters
     ----------

@@ -53,8 +53,8 @@ from ..cells import Cells
 from ..likelihoods import make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
-from .base import Model
 from ._names import check_names, index_of
+from .base import Model
 
 __all__ = ["SCVI"]
 
@@ -135,7 +135,7 @@ class SCVI(Model):
         self.domain = self.likelihood.domain
         if library == "latent" and self.domain != "counts":
             raise ValueError(
-                f"library='latent' needs a likelihood of counts; {likelihood!r} has no library size."
+                f"library='latent' needs a likelihood of counts, and {likelihood!r} is not one."
             )
 
     def prior(self) -> Distribution:

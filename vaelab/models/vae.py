@@ -113,7 +113,10 @@ class VAE(Model):
         return Normal(m, softplus(s) + 1e-4, validate_args=False)
 
     def decode(self, z: Tensor, cells: Cells) -> Distribution:
-        """p(x | z, ℓ) at ℓ = cells.library; z (…, n_cells, n_latent) gives (…, n_cells, n_genes)."""
+        """p(x | z, ℓ) at ℓ = cells.library, of shape (…, n_cells, n_genes).
+
+        ``z`` has shape (…, n_cells, n_latent); ``blank_cells`` makes cells for any z.
+        """
         return self.likelihood(self.decoder(z), cells.library)
 
     def elbo(self, cells: Cells, *, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
