@@ -178,7 +178,7 @@ def test_a_missing_layer_is_named_beside_those_there_are(adata, argument):
 
 
 def test_what_is_no_anndata_is_refused(counts):
-    with pytest.raises(TypeError, match=r"no AnnData but a ndarray.*from_array"):
+    with pytest.raises(TypeError, match=r"Expected an AnnData, got a ndarray.*from_array"):
         Cells.from_anndata(counts)
 
 
