@@ -198,7 +198,7 @@ class Model(Savable, nn.Module):
         return self._generate(n_cells, lambda: self.prior().sample((n_cells,)), library, seed)
 
     def _generate(
-        self, n_cells: int, draw_z: Callable[[], Tensor], library, seed: int, batch=None
+        self, n_cells: int, draw_z: Callable[[], Tensor], library, seed: int, batch=0
     ) -> np.ndarray:
         require("n_cells", n_cells, Integral, lambda n: n >= 0, "a whole number, 0 or more")
         if library is not None:

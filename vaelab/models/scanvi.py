@@ -41,6 +41,7 @@ samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from numbers import Real
 from typing import Self
 
@@ -109,16 +110,9 @@ class SCANVI(SCVI):
         n_genes: int,
         *,
         n_labels: int,
-        n_batches: int = 1,
-        n_latent: int = 10,
-        n_hidden: int = 128,
-        n_layers: int = 1,
-        dropout_rate: float = 0.1,
-        likelihood: str = "zinb",
-        dispersion: str = "gene",
-        library: str = "observed",
-        encode_batch: bool = False,
-        normalization: str | None = "batch",
+        n_batches: int = 1, n_latent: int = 10, n_hidden: int = 128, n_layers: int = 1,
+        dropout_rate: float = 0.1, likelihood: str = "zinb", dispersion: str = "gene",
+        library: str = "observed", encode_batch: bool = False, normalization: str | None = "batch",
         prior_c: str | Sequence[float] | None = None,
         classifier_weight: float = 50.0,
         classifier_mean: bool = True,
@@ -126,21 +120,12 @@ class SCANVI(SCVI):
         encode_batch_z2: bool = False,
         classifier_layers: int = 1,
         seed: int = 0,
-    ):
+    ):  # fmt: skip
         super().__init__(
-            n_genes,
-            n_batches=n_batches,
-            n_latent=n_latent,
-            n_hidden=n_hidden,
-            n_layers=n_layers,
-            dropout_rate=dropout_rate,
-            likelihood=likelihood,
-            dispersion=dispersion,
-            library=library,
-            encode_batch=encode_batch,
-            normalization=normalization,
-            seed=seed,
-        )
+            n_genes, n_batches=n_batches, n_latent=n_latent, n_hidden=n_hidden, n_layers=n_layers,
+            dropout_rate=dropout_rate, likelihood=likelihood, dispersion=dispersion,
+            library=library, encode_batch=encode_batch, normalization=normalization, seed=seed,
+        )  # fmt: skip
         require_size("n_labels", n_labels)
         what = "a number, 0 or more"
         require("classifier_weight", classifier_weight, Real, lambda w: 0 <= w < np.inf, what)
@@ -158,9 +143,7 @@ class SCANVI(SCVI):
                 n_latent, 2 * n_latent, n_layers=n_layers, n_conditions=n_labels,
                 dropout_rate=0.0, **hidden,
             )  # fmt: skip
-        self.logits_c = nn.Parameter(
-            _logits(prior_c, n_labels), requires_grad=isinstance(prior_c, str)
-        )
+        self.logits_c = nn.Parameter(_logits(prior_c, n_labels), requires_grad=prior_c == "learned")
 
     @classmethod
     def from_scvi(cls, model: SCVI, cells: Cells, **options) -> Self:
@@ -236,15 +219,14 @@ class SCANVI(SCVI):
         z1 = gaussian(q_z1.mean, q_z1.stddev, n_samples)  # (S, n_cells, n_latent)
         cells, kl_library = self._draw_library(cells, n_samples, analytic_kl)
         log_q_c = self.classify(z1)  # (S, n_cells, C)
-        uses_label = (cells.label >= 0) & bool(self.configuration["label_bound"])  # (n_cells,)
+        uses_label = (cells.label >= 0) & bool(self.configuration["label_bound"])
         uses_label = uses_label.unsqueeze(-1)  # (n_cells, 1)
         label = one_hot(cells.label.clamp(min=0), C).to(z1)  # (n_cells, C)
         guess = log_q_c.exp() if analytic_kl else gumbel_softmax(log_q_c.detach(), 1.0, hard=True)
         ω = torch.where(uses_label, label, guess)  # (S, n_cells, C)
         log_ω = torch.where(uses_label, 0.0, log_q_c)  # 0 log 0 = 0 for observed types
 
-        c = torch.eye(C).to(z1)[:, None, None].expand(-1, *z1.shape[:-1], -1)  # (C, S, n_cells, C)
-        each_z1 = z1.expand(C, *z1.shape)  # (C, S, n_cells, n_latent)
+        c, each_z1 = self._every_type(z1)  # (C, S, n_cells, C) and (C, S, n_cells, n_latent)
         q_z2 = self.encode_z2(each_z1, c, cells)
         z2 = gaussian(q_z2.mean, q_z2.stddev)  # (C, S, n_cells, n_latent)
         kl_z2 = kl_divergence(q_z2, p_z2) if analytic_kl else q_z2.log_prob(z2) - p_z2.log_prob(z2)
@@ -269,6 +251,12 @@ class SCANVI(SCVI):
             posteriors={"c": ω.mean(0)},
         )
 
+    def _every_type(self, z1: Tensor) -> tuple[Tensor, Tensor]:
+        """Each type one-hot, (C, …, C), beside a copy of z1, (C, …, n_latent)."""
+        C = self.configuration["n_labels"]
+        c = torch.eye(C).to(z1).view(C, *[1] * (z1.ndim - 1), C).expand(-1, *z1.shape[:-1], -1)
+        return c, z1.expand(C, *z1.shape)
+
     def _cross_entropy(self, cells: Cells, log_q_c: Tensor) -> Term:
         """−log q(c | z1) of the labelled cells, from log_q_c of shape (S, n_cells, C)."""
         labelled = (cells.label >= 0).to(log_q_c)  # (n_cells,)
@@ -276,23 +264,16 @@ class SCANVI(SCVI):
         value = -log_q_c.gather(-1, index.unsqueeze(-1)).squeeze(-1) * labelled  # (S, n_cells)
         if self.configuration["classifier_mean"]:  # the loss averages over all cells: undo that
             value = value * len(labelled) / labelled.sum().clamp(min=1)
-        weight = self.configuration["classifier_weight"]
-        symbol = "−log q(c|z1) if labelled"
-        return Term("cross_entropy", symbol, -1, value, SOURCE, weight=weight, in_bound=False)
+        besides = {"weight": self.configuration["classifier_weight"], "in_bound": False}
+        return Term("cross_entropy", "−log q(c|z1) if labelled", -1, value, SOURCE, **besides)
 
     def generate(
-        self,
-        n_cells: int,
-        *,
-        label: str | None = None,
-        batch: str | None = None,
-        library: float | np.ndarray | None = None,
-        seed: int = 0,
-    ) -> np.ndarray:
+        self, n_cells: int, *, label: str | None = None, batch: str | None = None,
+        library: float | np.ndarray | None = None, seed: int = 0,
+    ) -> np.ndarray:  # fmt: skip
         """New cells of one type, or of all types by p(c): see ``SCVI.generate``."""
-        return self._generate_in_batch(
-            n_cells, lambda: self._draw_z1(n_cells, label), library, seed, batch
-        )
+        draw = partial(self._draw_z1, n_cells, label)
+        return self._generate_in_batch(n_cells, draw, library, seed, batch)
 
     def _draw_z1(self, n_cells: int, label: str | None) -> Tensor:
         """z1 from p(z1), or from p(z1 | c) of one type: c and z2 first; (n_cells, n_latent)."""
@@ -343,9 +324,8 @@ class SCANVI(SCVI):
 
         def mean_of_z2(part: Cells) -> Tensor:
             z1 = self.encode(part).mean
-            C = self.configuration["n_labels"]
-            c = torch.eye(C).to(z1).unsqueeze(1).expand(-1, len(z1), -1)  # (C, n_cells, C)
-            means = self.encode_z2(z1.expand(C, *z1.shape), c, part).mean
+            c, each_z1 = self._every_type(z1)  # (C, n_cells, C) and (C, n_cells, n_latent)
+            means = self.encode_z2(each_z1, c, part).mean
             return torch.einsum("nc,cnd->nd", self.classify(z1).exp(), means)
 
         return self._over_minibatches(cells, mean_of_z2)
