@@ -71,6 +71,28 @@ def test_the_ledger_says_name_sign_symbol_value_and_source():
     assert ledger.source["kl_z"] == "a paper, eq. 3"
 
 
+def test_two_terms_of_one_name_are_refused():
+    term = Term("kl_z", "KL", -1, torch.ones(5))
+    with pytest.raises(ValueError, match="Two terms of this bound are named 'kl_z'"):
+        Bound(term, Term("reconstruction", "E_q[log p]", +1, drawn(0)), replace(term))
+
+
+@pytest.mark.parametrize("sign", [0, 2, -0.5, "−", None])
+def test_a_sign_that_is_neither_plus_nor_minus_one_is_refused(sign):
+    with pytest.raises(ValueError, match=r"The sign of 'kl_z' is .*; it must be"):
+        Term("kl_z", "KL", sign, torch.ones(5))
+
+
+def test_a_term_that_is_only_trained_is_in_the_loss_and_in_no_bound():
+    trained = Term("error", "E", -1, torch.full((5,), 2.0), weight=3.0, in_bound=False)
+    bound = Bound(Term("reconstruction", "E_q[log p]", +1, drawn(0)), trained)
+    reconstruction = drawn(0).mean(0)
+    np.testing.assert_allclose(bound.per_cell(), reconstruction)
+    assert bound.loss().item() == pytest.approx(-reconstruction.mean().item() + 6, rel=1e-12)
+    np.testing.assert_allclose(bound.iwae(), drawn(0).logsumexp(0) - math.log(7))
+    assert list(bound.ledger().nats)[1] == 2.0
+
+
 def test_the_loss_differentiates_each_term_by_its_weight():
     value = torch.zeros(4, 5, requires_grad=True)
     kl = torch.zeros(5, requires_grad=True)

@@ -406,8 +406,9 @@ def test_a_file_that_dies_ends_training_with_the_model_so_far(tmp_path, kind, lo
     at_step(model, 30, lambda: lose(path, adata))  # the second epoch: 17 steps each
     with pytest.raises(
         TrainingError, match=r"(can't be read|changed).* in epoch 2 of 3; the model"
-    ):
+    ) as caught:
         quick(model, there)
+    assert len(caught.value.history.records) == 1
     assert not model.training
     assert not same(state(model), before)
     assert np.isfinite(model.elbo_per_cell(here)).all()

@@ -24,10 +24,11 @@ NAMES = tuple(f"gene {g}" for g in range(N_GENES))
 
 
 class OtherModel(Model):
-    """A model that is not a VAE, but has its parameters."""
+    """A model that is not a VAE."""
 
-    def __init__(self, n_genes, **rest):
-        super().__init__(n_genes=n_genes)
+    def __init__(self, n_genes):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(n_genes))
 
 
 def some_cells(likelihood="nb", names=NAMES):

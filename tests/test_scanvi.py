@@ -183,7 +183,11 @@ def test_log_marginal_tends_to_the_evidence(cells, options):
     model = tiny(seed=2, **options)
     cells = three_types(cells) if options.get("C") == 3 else cells
     log_p = model.log_marginal(cells, n_samples=30_000)
-    np.testing.assert_allclose(log_p, evidence(model, cells.x.numpy()), atol=0.06)
+    with_labels, without = (evidence(model, cells.x.numpy(), n) for n in (LABEL, np.full(N, -1)))
+    np.testing.assert_allclose(log_p, with_labels, atol=0.06)
+    log_p = model.log_marginal(cells.unlabelled(), n_samples=30_000)
+    np.testing.assert_allclose(log_p, without, atol=0.06)
+    assert (without - with_labels)[LABEL >= 0].min() > 0.15  # another quantity, not another guess
 
 
 def test_u_is_the_mean_of_l_over_types_and_the_entropy(cells):
@@ -273,6 +277,45 @@ def test_a_given_prior_is_kept_and_a_learned_one_learned(cells):
         np.testing.assert_allclose(before, expected, rtol=1e-6)
         vaelab.fit(model, cells, epochs=2, progress=False)
         assert (not torch.equal(model.log_prior_c.exp(), before)) is learned
+
+
+def test_with_labels_log_marginal_is_of_x_and_c_and_without_of_x(fitted):
+    adata, _, cells, _, model = fitted
+    never = Cells.from_anndata(adata, batch="batch")  # a data set without labels
+    hidden = (cells.label < 0).numpy()
+    for ask in (
+        lambda c: model.log_marginal(c, n_samples=20),
+        lambda c: model.elbo_per_cell(c, seed=1),
+    ):
+        with_labels, without = ask(cells), ask(cells.unlabelled())
+        np.testing.assert_array_equal(without, ask(never))
+        np.testing.assert_array_equal(with_labels[hidden], without[hidden])
+        assert (with_labels[~hidden] != without[~hidden]).all()
+
+
+def test_held_out_cells_are_judged_without_their_labels():
+    adata = vaelab.simulate.cells(120, 30, n_types=3, seed=0)
+    cells, asked = Cells.from_anndata(adata, label="cell_type"), []
+    model = vaelab.SCANVI(30, n_labels=3, n_latent=2, n_hidden=8)
+    elbo_per_cell = model.elbo_per_cell
+
+    def watched(cells, **options):
+        asked.append(cells)
+        return elbo_per_cell(cells, **options)
+
+    model.elbo_per_cell = watched
+    history = vaelab.fit(model, cells, epochs=4, kl_warmup=0.0, validation_fraction=0.25,
+                         seed=3, progress=False)  # fmt: skip
+    assert [len(c) for c in asked] == [30] * 4
+    assert all((c.label == -1).all() for c in asked)
+    assert (cells.label >= 0).all()  # the cells themselves keep theirs
+    kept = history.records[history.best_epoch - 1]["held_out_bound"]
+    libraries = asked[0].library
+    held_out = cells[np.flatnonzero(np.isin(cells.library, libraries))]
+    if len(held_out) == 30:  # no other cell has the library of one that is held out
+        assert kept == pytest.approx(elbo_per_cell(held_out.unlabelled(), seed=3).mean(), rel=1e-6)
+        assert kept != pytest.approx(elbo_per_cell(held_out, seed=3).mean(), rel=1e-4)
+    assert kept == pytest.approx(elbo_per_cell(asked[0], seed=3).mean(), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------- questions
@@ -378,7 +421,7 @@ def test_labels_that_it_does_not_know_are_refused(fitted):
     assert model.predict(unlabelled).shape == (40, 3)
     with pytest.raises(ValueError, match="made for 4 label names, these cells have 3"):
         vaelab.fit(vaelab.SCANVI(60, n_labels=4, n_batches=2), cells, epochs=1, progress=False)
-    with pytest.raises(ValueError, match="There are cells of label 'type 7', which is none of"):
+    with pytest.raises(ValueError, match="There are cells of label 'type 7', which is not one of"):
         seen.named(model.batch_names, model.label_names)
 
 

@@ -355,7 +355,7 @@ def test_cells_of_batches_that_it_does_not_know_are_refused(fitted):
     together = Cells.from_anndata(adata, batch="batch")
     here = (together.batch == 1).numpy()
     np.testing.assert_allclose(model.embed(named), model.embed(together)[here], atol=1e-5)
-    with pytest.raises(ValueError, match="There are cells of batch 'batch 2', which is none of"):
+    with pytest.raises(ValueError, match="There are cells of batch 'batch 2', which is not one of"):
         apart.named(("batch 1",))
     blind = vaelab.SCVI(40, n_hidden=8)  # knows no batches, so that their one name says nothing
     vaelab.fit(blind, Cells.from_anndata(adata), epochs=1, progress=False)
@@ -371,6 +371,32 @@ def test_cells_of_batches_that_it_does_not_know_are_refused(fitted):
 def test_arguments_out_of_range_are_refused(argument, value):
     with pytest.raises(ValueError, match=argument):
         vaelab.SCVI(G, **{argument: value})
+
+
+@pytest.mark.parametrize("likelihood", ["normal", "continuous_bernoulli"])
+def test_a_latent_library_needs_counts(likelihood):
+    with pytest.raises(
+        ValueError, match=f"'latent' needs a likelihood of counts, and '{likelihood}'"
+    ):
+        vaelab.SCVI(G, library="latent", likelihood=likelihood)
+    vaelab.SCVI(G, library="observed", likelihood=likelihood)
+
+
+def test_cells_to_decode_at_are_made_without_counts():
+    model = tiny(likelihood="zinb")
+    model.typical_library.fill_(50.0)
+    z = torch.randn(3, 1).double()
+    with torch.no_grad():
+        typical, given = (
+            model.decode(z, model.blank_cells(3, library, batch)).base.mean.sum(-1)
+            for library, batch in ((None, 0), (np.array([1.0, 2.0, 3.0]), torch.tensor([1, 0, 1])))
+        )
+        of_batch = [model.decode(z, model.blank_cells(3, 1.0, b)).base.mean for b in (0, 1)]
+        mixed = model.decode(z, model.blank_cells(3, 1.0, torch.tensor([1, 0, 1]))).base.mean
+    np.testing.assert_allclose(typical, [50.0] * 3)
+    np.testing.assert_allclose(given, [1.0, 2.0, 3.0])
+    assert not torch.allclose(*of_batch)
+    assert torch.equal(mixed, torch.stack([of_batch[b][i] for i, b in enumerate((1, 0, 1))]))
 
 
 def test_it_is_saved_with_its_batches(tmp_path, fitted):

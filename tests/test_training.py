@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from vaelab import VAE, Cells, fit, metrics, simulate, training
-from vaelab.training import History, TrainingError
+from vaelab.training import History, StopReason, TrainingError
 
 N_GENES = 8
 
@@ -50,7 +50,7 @@ def same(a, b):
 def assert_same_history(a, b):
     """Bit for bit, but for the seconds."""
     assert a.frame.drop(columns="seconds").equals(b.frame.drop(columns="seconds"))
-    assert (a.best_epoch, a.stopped) == (b.best_epoch, b.stopped)
+    assert (a.best_epoch, a.stopped, a.reason) == (b.best_epoch, b.stopped, b.reason)
 
 
 def at_step(model, step, do):
@@ -281,6 +281,8 @@ def test_the_history_has_a_row_an_epoch_whose_terms_add_up():
     assert (history.frame["kl_z"] > 0).all()
     assert (history.frame["seconds"] > 0).all()
     assert history.stopped == "all 5 epochs done"
+    assert history.reason is StopReason.ALL_EPOCHS
+    assert History().reason is StopReason.NOT_STARTED
     assert "5 epochs" in repr(history)
 
 
@@ -362,6 +364,7 @@ def test_training_stops_when_patience_ends_and_the_best_parameters_come_back():
     assert history.best_epoch == 5
     assert len(history.frame) == 8
     assert history.stopped == "no better held-out bound for 3 epochs"
+    assert history.reason is StopReason.NO_PROGRESS
     assert same(state(model), at_epoch[4])
     assert not same(state(model), at_epoch[7])
     assert not model.training
@@ -472,6 +475,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, uninterrupte
         torch.manual_seed(step)
         stopped = quick(at_step(some_model(dropout_rate=0.3), step, ctrl_c), **arguments)
         assert "Ctrl-C" in stopped.stopped
+        assert stopped.reason is StopReason.INTERRUPTED
     model = some_model(dropout_rate=0.3)
     history = quick(model, **arguments)
     assert same(state(model), uninterrupted[0])
@@ -627,8 +631,9 @@ def test_the_checkpoint_of_another_run_is_refused_and_names_what_differs(
     arguments = {"model": some_model()} | arguments
     before = dict(arguments["model"].named_parameters())
     before = {name: p.detach().clone() for name, p in before.items()}
-    with pytest.raises(TrainingError, match=rf"run is of another run: {named}"):
+    with pytest.raises(TrainingError, match=rf"run is of another run: {named}") as caught:
         quick(**arguments, checkpoint=checkpoint)
+    assert caught.value.history.records == []
     assert same(before, {n: p.detach() for n, p in arguments["model"].named_parameters()})
     assert checkpoint.read_bytes() == content
 
@@ -726,7 +731,11 @@ def test_a_loss_that_is_not_finite_stops_training_and_sets_the_model_back(value,
     assert f"infinite values in {' and '.join(map(repr, names))}." in message
     assert "set back to the end of epoch 3" in message
     assert "A possible cause is" in message
+    assert "count likelihood" not in message  # the model has one
     assert same(state(model), at_epoch[2])
+    frame = caught.value.history.frame  # the three epochs that were finished
+    assert list(frame.index) == [1, 2, 3]
+    np.testing.assert_allclose(frame["bound"], frame["reconstruction"] - frame["kl_z"])
     assert not model.training
 
 
@@ -758,7 +767,8 @@ def test_values_that_overflow_are_named_as_the_cause(sign, normalization):
     model = VAE(N_GENES, n_hidden=4, likelihood="normal", normalization=normalization)
     largest = f"{np.abs(x).max():.3g}".replace("+", r"\+")
     with pytest.raises(
-        TrainingError, match=rf"epoch 1: .*overflow \(the largest here is {largest}"
+        TrainingError,
+        match=rf"epoch 1: .*overflow \(the largest here is {largest}\).*choose a count likelihood",
     ):
         quick(model, cells)
 
