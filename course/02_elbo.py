@@ -941,14 +941,16 @@ torch.manual_seed(0)
 with torch.no_grad():
     q = model.encode(cells)  # q(z | x)
     z = q.mean + q.stddev * torch.randn(1, 100, 5)  # one draw for each cell: lesson 03
-    reconstruction = model.decode(z, cells.library).log_prob(cells.x).sum(-1).mean(0)
+    reconstruction = model.decode(z, cells).log_prob(cells.x).sum(-1).mean(0)
     by_hand = reconstruction - kl_to_prior(q.mean, q.stddev)
 print("the same for each of 100 cells:", torch.allclose(by_hand, bound.per_cell(), atol=1e-9))
 bound.ledger().round({"nats": 1})
 
 # %% [markdown]
-# The **ledger** lists a bound term by term. (The model is not trained yet.) Every model of this
-# package gives its bound in this form, however many terms it has. The bound is their sum.
+# The **ledger** lists a bound term by term: each row is a quantity, its sign in the bound, and its
+# value. A KL is never below zero, and its sign is −. (The model is not trained yet.) Every model of
+# this package gives its bound in this form, however many terms it has. The bound is the sum of the
+# values, each with its sign.
 #
 # ## What was not used, and why
 #

@@ -873,9 +873,9 @@ torch.manual_seed(0)
 with torch.no_grad():
     dense = blood_cells.to(dtype=torch.float64)
     z_prior = generator.prior().sample((700,))
-    means = generator.decode(z_prior, dense.library).mean.numpy()
+    means = generator.decode(z_prior, dense).mean.numpy()
     z_cells = generator.encode(dense).sample()
-    resampled = generator.decode(z_cells, dense.library).sample().numpy()
+    resampled = generator.decode(z_cells, dense).sample().numpy()
 for name, values in {"real cells": observed, "drawn": generated, "means only": means}.items():
     print(f"{name:11s} {(values == 0).mean():.2f} of the counts are zero")
 

@@ -531,7 +531,7 @@ for ax, gene in zip(axes, ["Gsdma", "Spp1", "Sst"], strict=True):
     for name in ["poisson", "nb", "zinb"]:
         with torch.no_grad():
             z = torch.as_tensor(latents[name][cell_type == "beta"])
-            draws[name] = models[name].decode(z, beta.library).sample((20,))[..., g].numpy()
+            draws[name] = models[name].decode(z, beta).sample((20,))[..., g].numpy()
     plotting.count_histogram(beta.x[:, g].numpy(), draws, gene=gene, ax=ax)
 axes[1].set_title("343 beta cells, and draws from three models")
 fig.tight_layout()
@@ -568,7 +568,7 @@ def walk(dimension, steps=25, n_changing=8):
     z = middle.repeat(steps, 1)  # (steps, n_latent)
     z[:, dimension] = torch.linspace(low[dimension], high[dimension], steps)
     with torch.no_grad():
-        mean = walker.decode(z, walker.typical_library.expand(steps)).mean.numpy()
+        mean = walker.decode(z, walker.blank_cells(steps)).mean.numpy()
     change = np.log2((mean + 0.5) / (mean[:1] + 0.5))  # half a count keeps rare genes quiet
     changing = np.argsort(-np.abs(change).max(0))[:n_changing]
     return z[:, dimension].numpy(), mean[:, changing], adata.var_names[changing]

@@ -144,8 +144,9 @@ def tabulate(cell):
     q_l, γ = small.encode_library(cell), cell.batch
     at = log_ℓ + q_l.mean  # the grid of log ℓ lies around its posterior mean
     p_z1 = small.decode_z1(z2[:, None, None].expand(-1, 3, 1), types.expand(41, 3, 3))
-    q_z2 = small.encode_z2(z1[:, None, None].expand(-1, 3, 1), types.expand(141, 3, 3), γ)
-    p_x = small.decode(z1[:, None].expand(31, -1, 1), at.exp()[:, None].expand(-1, 141), γ)
+    q_z2 = small.encode_z2(z1[:, None, None].expand(-1, 3, 1), types.expand(141, 3, 3), cell)
+    at_each_ℓ = replace(cell, library=at.exp()[:, None].expand(-1, 141))
+    p_x = small.decode(z1[:, None].expand(31, -1, 1), at_each_ℓ)
     return {
         "log_p_x": p_x.log_prob(cell.x).sum(-1)[:, :, None, None],
         "log_p_library": (small.prior_library(γ).log_prob(at) + log_step["ℓ"])[:, None, None, None],
@@ -507,7 +508,7 @@ def by_hand(cell, n_draws):
         at_z1 = gaussian(q_z1.mean, q_z1.stddev, n_draws)  # (n_draws, 1, 1)
         gaussian(q_l.mean, q_l.stddev, n_draws)  # ℓ, which the latent terms do not need
         c, each_z1 = types[:, None, None].expand(-1, n_draws, 1, 3), at_z1.expand(3, -1, -1, -1)
-        q_z2 = small.encode_z2(each_z1, c, cell.batch)
+        q_z2 = small.encode_z2(each_z1, c, cell)
         at_z2 = gaussian(q_z2.mean, q_z2.stddev)  # (3, n_draws, 1, 1)
     log_p_z1 = small.decode_z1(at_z2, c).log_prob(each_z1)[..., 0, 0].T  # (n_draws, 3)
     omega = small.classify(at_z1[:, 0]).exp()  # (n_draws, 3)
@@ -523,7 +524,7 @@ for name, label in (("U", -1), ("L, type 3", 2)):
     cell = cell_of(3, label)
     with torch.no_grad(), seeded(0):
         bound = small.elbo(cell, n_samples=4000)
-    ledger = [bound["log_q_z1"] + bound["log_p_z1"], bound["kl_z2"], bound["log_c"]]
+    ledger = [bound["log_p_z1"] - bound["log_q_z1"], -bound["kl_z2"], -bound["kl_c"]]
     for term, a, b in zip(["z1", "z2", "c"], by_hand(cell, 4000), ledger, strict=True):
         torch.testing.assert_close(a.mean(), b[0])
         rows[f"{name}: {term}"] = {"yours": a.mean().item(), "ledger": b.item()}
@@ -533,9 +534,11 @@ print((pd.DataFrame(rows).T[["yours", "ledger", "tables"]].round(1) + 0.0).to_st
 
 # %% [markdown]
 # Yours and the ledger's agree to the last digit, and both agree with the tables but for the luck of
-# 4,000 draws. The ledger splits the z1 term into two lines, `log_q_z1` and `log_p_z1`, since its
-# halves will be needed apart in a moment. In so small a world nothing is left for z2 to say: its KL
-# is 0. For a label, the third term is log p(c) = log 0.4.
+# 4,000 draws. The ledger of the package holds each quantity without its sign, and the sign beside
+# it: `kl_z2` and `kl_c` are KLs, not below zero, with sign −. It splits the z1 term into two rows,
+# `log_q_z1` with sign − and `log_p_z1` with sign +, since its halves will be needed apart in a
+# moment. In so small a world nothing is left for z2 to say: its KL is 0. For a label, KL(ω‖p(c)) is
+# −log p(c), so that the third term is log p(c) = log 0.4.
 #
 # Is the term of z1 a KL in disguise? A KL costs, always. Take the simplest case: q(z1|x) is
 # N(0, 1), and z2 is a blurred copy of z1, with p(z1|z2) = N(z2, σ²) and q(z2|z1) = N(z1, σ²). Both
@@ -597,7 +600,8 @@ _ = ax.legend(frameon=False)
 # `beside`, for what the assignment says is trained besides the bounds; and `unknown`, the honest
 # answer, for what no equation of the assignment gives a reason for.
 #
-# Not every name is needed, and some are needed twice.
+# Not every name is needed, and some are needed twice. (The names of quantities are those of the
+# package's ledger. `kl_z1` and `log_p_c` are not in it.)
 #
 # <details><summary>Hint</summary>Begin with the three lines whose distributions are named after the
 # variable. Then ask of each line which variables it would change with.</details>
@@ -670,7 +674,7 @@ vaelab.check("12.5", term_of)
 
 # %%
 def terms(model, cells, label):
-    """The terms of L (label ≥ 0) and U (label −1) of each cell, from one draw; and log q(c|z1)."""
+    """The terms of L (label ≥ 0) and U (label −1) without their signs, and log q(c|z1)."""
     n, C = len(cells), model.configuration["n_labels"]
     q_z1 = model.encode(cells)
     z1 = gaussian(q_z1.mean, q_z1.stddev)  # (n, n_latent)
@@ -680,17 +684,20 @@ def terms(model, cells, label):
     log_ω = torch.where(is_seen, 0.0, log_q_c)  # a gradient would not survive log 0
 
     c, each_z1 = torch.eye(C)[:, None].expand(-1, n, -1), z1.expand(C, -1, -1)
-    q_z2 = model.encode_z2(each_z1, c, cells.batch)
+    q_z2 = model.encode_z2(each_z1, c, cells)
     z2 = gaussian(q_z2.mean, q_z2.stddev)  # (C, n, n_latent)
     log_p_z1 = model.decode_z1(z2, c).log_prob(each_z1).sum(-1)  # (C, n)
     kl_z2 = kl_divergence(q_z2, model.prior()).sum(-1)  # (C, n)
     return {
-        "reconstruction": model.decode(z1, cells.library, cells.batch).log_prob(cells.x).sum(-1),
-        "log_q_z1": -q_z1.log_prob(z1).sum(-1),
+        "reconstruction": model.decode(z1, cells).log_prob(cells.x).sum(-1),
+        "log_q_z1": q_z1.log_prob(z1).sum(-1),
         "log_p_z1": (ω * log_p_z1.T).sum(-1),
-        "kl_z2": -(ω * kl_z2.T).sum(-1),
-        "log_c": (ω * (model.log_prior_c - log_ω)).sum(-1),
+        "kl_z2": (ω * kl_z2.T).sum(-1),
+        "kl_c": (ω * (log_ω - model.log_prior_c)).sum(-1),
     }, log_q_c
+
+
+SIGN = {"reconstruction": +1, "log_q_z1": -1, "log_p_z1": +1, "kl_z2": -1, "kl_c": -1}
 
 
 def loss(
@@ -701,7 +708,8 @@ def loss(
     label = truth if leak else cells.label if train_L else torch.full_like(cells.label, -1)
     by_name, log_q_c = terms(model, cells, label)
     always = {"reconstruction"} if z1_warms_up else {"reconstruction", "log_q_z1", "log_p_z1"}
-    bound = sum((1 if k in always else kl_weight) * value for k, value in by_name.items())
+    weights = {name: 1 if name in always else kl_weight for name in by_name}
+    bound = sum(SIGN[name] * weights[name] * value for name, value in by_name.items())
     is_seen = cells.label >= 0
     scores = log_q_c.exp() if softmax_twice else log_q_c  # cross_entropy takes a log-softmax
     of_seen = cross_entropy(scores[is_seen], cells.label[is_seen], reduction="sum")
@@ -855,8 +863,8 @@ for z1_warms_up in (True, False):
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
 for ax, (z1_warms_up, frame) in zip(axes, frames.items(), strict=True):
-    ax.plot(frame["log_q_z1"] + frame["log_p_z1"], color=RED, label="z1 term")
-    ax.plot(frame["kl_z2"], color=BLUE, label="−KL of z2")
+    ax.plot(frame["log_p_z1"] - frame["log_q_z1"], color=RED, label="z1 term")
+    ax.plot(-frame["kl_z2"], color=BLUE, label="−KL of z2")
     ax.axhline(0, color=BLACK, lw=0.8)
     title = "all latent terms have weight 0" if z1_warms_up else "only the KLs have weight 0"
     ax.set(xlabel="step, all with kl_weight = 0", title=title)
@@ -905,14 +913,13 @@ ways = {
     "5: cross-entropy summed, weight 1": ({}, {"weight": 1.0, "mean_over_labelled": False}),
     "7: q(z1|x, γ), told the batch": ({"encode_batch": True}, {}),
 }
-no_label = replace(cells, label=torch.full_like(cells.label, -1))
 fits, results = {}, []
 for name, (options, switches) in ways.items():
     for seed in (0, 1):
         fits[name, seed] = model = train(new_model(seed, **options), seed=seed, **switches)
         found = model.predict(cells)
         with torch.no_grad(), seeded(0):
-            u = model.elbo(no_label, n_samples=10).per_cell().mean().item()
+            u = model.elbo(cells.unlabelled(), n_samples=10).per_cell().mean().item()
         is_right = found.argmax(1) == truth.numpy()
         results.append((name, u, is_right[~is_seen].mean(), found.max(1)[~is_seen].mean()))
 

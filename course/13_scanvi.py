@@ -41,7 +41,6 @@
 
 # %%
 import math
-from dataclasses import replace
 from functools import cache
 
 import anndata
@@ -183,7 +182,7 @@ judge(named, truth[is_new])
 # What can't be seen is guessed by q(z1|x), q(c|z1) and q(z2|z1, c). A cell with a label is trained
 # on the bound **L** of log p(x, c), one without on the bound **U** of log p(x), in which the type
 # is summed out by q(c|z1). Beside the bounds stands a third term that is part of neither, the
-# classifier's cross-entropy: without it, a label would never teach q(c|z1) directly.
+# classifier's cross-entropy (`cross_entropy` in the ledger): without it, a label would never teach q(c|z1) directly.
 
 # %%
 fig, axes = plt.subplots(1, 2, figsize=(9, 5), layout="constrained")
@@ -258,7 +257,9 @@ mended_cells = vaelab.Cells.from_array(
     mended.X, label=both.obs["known"], batch=both.obs["mouse"], unlabelled="unknown",
     gene_names=mended.var_names,
 )  # fmt: skip
-mended_model = vaelab.SCANVI(mended_cells.n_genes, 13, 2, likelihood="nb", n_latent=20)
+mended_model = vaelab.SCANVI(
+    mended_cells.n_genes, n_labels=13, n_batches=2, likelihood="nb", n_latent=20
+)
 vaelab.fit(mended_model, mended_cells, epochs=15, learning_rate=5e-3, validation_fraction=0,
            patience=None, progress=False)  # fmt: skip
 on_reference = LogisticRegression(max_iter=2000).fit(mended_pca[~is_new], truth[~is_new])
@@ -599,7 +600,7 @@ def train(labels, seed=0, **options):
         small.layers["counts"], label=labels, unlabelled="unknown", gene_names=small.var_names
     )
     model = vaelab.SCANVI(
-        cells.n_genes, len(cells.label_names), likelihood="nb", seed=seed, **options
+        cells.n_genes, n_labels=len(cells.label_names), likelihood="nb", seed=seed, **options
     )
     vaelab.fit(model, cells, epochs=20, learning_rate=5e-3, batch_size=100, seed=seed,
                validation_fraction=0, patience=None, progress=False)  # fmt: skip
@@ -857,8 +858,7 @@ for name, (n_cells, n_labelled) in scenes.items():
 weighed, given = [], tuple(np.where(has_label, small_truth, "unknown"))
 for weight in (1.0, 10.0, 100.0, 1000.0):
     trained, its_cells = train(given, 0, classifier_weight=weight, classifier_mean=False)
-    no_label = replace(its_cells, label=torch.full_like(its_cells.label, -1))
-    u = trained.bound(no_label).mean()  # U, for every cell
+    u = trained.elbo_per_cell(its_cells.unlabelled()).mean()  # U, for every cell
     for n_samples, way in ((None, "mean of z1"), (25, "25 draws of z1")):
         p = trained.predict(its_cells, n_samples=n_samples)[~has_label]
         found = np.array(trained.label_names)[p.argmax(1)] == small_truth[~has_label]

@@ -22,10 +22,15 @@ def some_bound():
     """Two drawn terms and an averaged one, as of a model with an analytic KL."""
     kl = torch.tensor([1.0, 0.5, 7.0, 0.0, 2.25], dtype=torch.float64)
     return Bound(
-        Term("reconstruction", "E_q[log p(x|z)]", "a paper, eq. 1", drawn(0)),
-        Term("entropy", "H(q)", "a paper, eq. 2", drawn(1), warm_up=True),
-        Term("kl_z", "−KL(q(z|x)‖p(z))", "a paper, eq. 3", -kl, warm_up=True),
+        Term("reconstruction", "E_q[log p(x|z)]", +1, drawn(0), "a paper, eq. 1"),
+        Term("entropy", "H(q)", +1, drawn(1), "a paper, eq. 2", warm_up=True),
+        Term("kl_z", "KL(q(z|x)‖p(z))", -1, kl, "a paper, eq. 3", warm_up=True),
     )
+
+
+def signed(ledger):
+    """What each row of a ledger adds to the bound, by its weight in the loss."""
+    return ledger.sign.map({"+": 1, "−": -1}) * ledger.weight * ledger.nats
 
 
 def test_the_bound_of_a_cell_is_the_sum_of_its_terms_averaged_over_draws():
@@ -34,7 +39,8 @@ def test_the_bound_of_a_cell_is_the_sum_of_its_terms_averaged_over_draws():
     by_hand = [v.mean(0) if v.ndim == 2 else v for v in values]
     for name, value in zip(bound.terms, by_hand, strict=True):
         np.testing.assert_allclose(bound[name], value, rtol=1e-14)
-    np.testing.assert_allclose(bound.per_cell(), sum(by_hand), rtol=1e-14)
+    reconstruction, entropy, kl_z = by_hand
+    np.testing.assert_allclose(bound.per_cell(), reconstruction + entropy - kl_z, rtol=1e-14)
     assert bound.per_cell().shape == (5,)
 
 
@@ -43,10 +49,10 @@ def test_the_loss_is_read_off_the_ledger(kl_weight):
     bound = some_bound()
     loss, ledger = bound.loss(kl_weight), bound.ledger(kl_weight)
     assert loss.shape == ()
-    assert loss.item() == pytest.approx(-(ledger.weight * ledger.nats).sum(), abs=1e-6)
+    assert loss.item() == pytest.approx(-signed(ledger).sum(), abs=1e-6)
     # and by hand: only terms that warm up are weighted
     means = [term.value.mean().item() for term in bound.terms.values()]
-    assert loss.item() == pytest.approx(-(means[0] + kl_weight * (means[1] + means[2])), abs=1e-9)
+    assert loss.item() == pytest.approx(-(means[0] + kl_weight * (means[1] - means[2])), abs=1e-9)
     assert list(ledger.weight) == [1.0, kl_weight, kl_weight]
 
 
@@ -61,14 +67,36 @@ def test_the_ledger_says_name_sign_symbol_value_and_source():
     assert list(ledger.columns) == ["sign", "symbol", "weight", "nats", "source"]
     assert list(ledger.sign) == ["+", "+", "−"]
     assert list(ledger.symbol) == ["E_q[log p(x|z)]", "H(q)", "KL(q(z|x)‖p(z))"]
-    assert ledger.nats["kl_z"] == -2.15  # signed: what is subtracted is negative
+    assert ledger.nats["kl_z"] == 2.15  # the KL itself: its sign is in the column beside it
     assert ledger.source["kl_z"] == "a paper, eq. 3"
+
+
+def test_two_terms_of_one_name_are_refused():
+    term = Term("kl_z", "KL", -1, torch.ones(5))
+    with pytest.raises(ValueError, match="Two terms of this bound are named 'kl_z'"):
+        Bound(term, Term("reconstruction", "E_q[log p]", +1, drawn(0)), replace(term))
+
+
+@pytest.mark.parametrize("sign", [0, 2, -0.5, "−", None])
+def test_a_sign_that_is_neither_plus_nor_minus_one_is_refused(sign):
+    with pytest.raises(ValueError, match=r"The sign of 'kl_z' is .*; it must be"):
+        Term("kl_z", "KL", sign, torch.ones(5))
+
+
+def test_a_term_that_is_only_trained_is_in_the_loss_and_in_no_bound():
+    trained = Term("error", "E", -1, torch.full((5,), 2.0), weight=3.0, in_bound=False)
+    bound = Bound(Term("reconstruction", "E_q[log p]", +1, drawn(0)), trained)
+    reconstruction = drawn(0).mean(0)
+    np.testing.assert_allclose(bound.per_cell(), reconstruction)
+    assert bound.loss().item() == pytest.approx(-reconstruction.mean().item() + 6, rel=1e-12)
+    np.testing.assert_allclose(bound.iwae(), drawn(0).logsumexp(0) - math.log(7))
+    assert list(bound.ledger().nats)[1] == 2.0
 
 
 def test_the_loss_differentiates_each_term_by_its_weight():
     value = torch.zeros(4, 5, requires_grad=True)
     kl = torch.zeros(5, requires_grad=True)
-    bound = Bound(Term("a", "a", "", value), Term("b", "−b", "", -kl, warm_up=True))
+    bound = Bound(Term("a", "a", +1, value), Term("b", "b", -1, kl, warm_up=True))
     bound.loss(0.3).backward()
     assert torch.allclose(value.grad, torch.full((4, 5), -1 / 20))
     assert torch.allclose(kl.grad, torch.full((5,), 0.3 / 5))
@@ -79,14 +107,18 @@ def test_the_loss_differentiates_each_term_by_its_weight():
 
 def drawn_bound(n_samples, seed=0):
     return Bound(
-        Term("reconstruction", "E_q[log p(x|z)]", "", drawn(seed, n_samples)),
-        Term("kl_z", "−KL", "", drawn(seed + 1, n_samples), warm_up=True),
+        Term("reconstruction", "E_q[log p(x|z)]", +1, drawn(seed, n_samples)),
+        Term("kl_z", "KL", -1, -drawn(seed + 1, n_samples), warm_up=True),
     )
+
+
+def log_weights(bound):
+    return bound.terms["reconstruction"].value - bound.terms["kl_z"].value
 
 
 def test_iwae_is_the_log_of_the_mean_weight():
     bound = drawn_bound(7)
-    log_w = sum(term.value for term in bound.terms.values()).numpy()
+    log_w = log_weights(bound).numpy()
     by_hand = logsumexp(log_w, axis=0) - math.log(7)
     np.testing.assert_allclose(bound.iwae(), by_hand, rtol=1e-14)
     direct = np.log(np.exp(log_w + 80).mean(0)) - 80
@@ -101,10 +133,10 @@ def test_iwae_of_one_draw_is_the_elbo_of_that_draw():
 def test_iwae_never_falls_when_groups_of_draws_are_put_together():
     # Jensen on the same draws: the mean over groups of the log of a mean rises as groups join.
     # So it rises in expectation too, with no error of sampling to allow for.
-    log_w = sum(term.value for term in drawn_bound(64).terms.values())
+    log_w = log_weights(drawn_bound(64))
     bounds = []
     for size in (1, 2, 4, 8, 16, 32, 64):
-        groups = [Bound(Term("log_w", "log w", "", part)).iwae() for part in log_w.split(size)]
+        groups = [Bound(Term("log_w", "log w", +1, part)).iwae() for part in log_w.split(size)]
         bounds.append(torch.stack(groups).mean(0))
     rises = torch.stack(bounds).diff(dim=0)
     assert (rises > 0).all()
@@ -114,14 +146,14 @@ def test_iwae_tends_to_the_log_of_the_expected_weight():
     # log w ~ N(−σ²/2, σ²) has E[w] = 1, so log E[w] = 0 and the ELBO is −σ²/2.
     σ = 1.5
     log_w = -(σ**2) / 2 + σ * torch.tensor(np.random.default_rng(3).standard_normal((1000, 400)))
-    elbo, bound = (Bound(Term("w", "log w", "", part)) for part in (log_w[:1], log_w))
+    elbo, bound = (Bound(Term("w", "log w", +1, part)) for part in (log_w[:1], log_w))
     assert elbo.iwae().mean().item() == pytest.approx(-(σ**2) / 2, abs=5 * σ / 20)
     assert -0.05 < bound.iwae().mean().item() < 0.01
 
 
 def test_iwae_survives_weights_that_no_float_holds():
     log_w = torch.tensor([[-1e4, -800.0], [-1e4, -801.0]], dtype=torch.float64)
-    iwae = Bound(Term("w", "log w", "", log_w)).iwae()
+    iwae = Bound(Term("w", "log w", +1, log_w)).iwae()
     np.testing.assert_allclose(iwae, [-1e4, -800 + math.log((1 + math.exp(-1)) / 2)], rtol=1e-14)
 
 
@@ -162,25 +194,29 @@ def test_a_models_ledger_sums_to_its_loss(model, cells, kl_weight, analytic_kl):
         bound = model.elbo(seen, n_samples=3, analytic_kl=analytic_kl)
         ledger = bound.ledger(kl_weight)
         loss = bound.loss(kl_weight).item()
-        assert loss == pytest.approx(-(ledger.weight * ledger.nats).sum(), rel=1e-6)
-        per_cell = sum(bound[name] * weight for name, weight in ledger.weight.items())
+        assert loss == pytest.approx(-signed(ledger).sum(), rel=1e-6)
+        per_cell = sum(
+            term.sign * bound[name] * ledger.weight[name] for name, term in bound.terms.items()
+        )
         assert loss == pytest.approx(-per_cell.mean().item(), rel=1e-6)
 
 
-def test_a_models_terms_are_signed(model, cells):
+def test_a_models_kls_are_subtracted_and_not_below_zero(model, cells):
     bound = model.elbo(cells)
     assert (bound["reconstruction"] < 0).all()  # log-probabilities of counts
     for name, row in bound.ledger().iterrows():
+        assert row.symbol[0] not in "−-+" or not bound.terms[name].in_bound
         if "KL" in row.symbol:
-            assert (bound[name] < 0).all()
+            assert (bound[name] > 0).all()
             assert row.sign == "−"
+            assert name.startswith("kl_")
 
 
 def test_only_a_models_kl_warms_up(model, cells):
     bound = model.elbo(cells)
     for kl_weight in (0.0, 0.3, 1.0):
         latent = sum(
-            bound[name] for name, term in bound.terms.items()
+            term.sign * bound[name] for name, term in bound.terms.items()
             if term.in_bound and name != "reconstruction"
         )  # fmt: skip
         expected = -(bound["reconstruction"] + kl_weight * latent).mean()

@@ -178,7 +178,7 @@ def test_a_missing_layer_is_named_beside_those_there_are(adata, argument):
 
 
 def test_what_is_no_anndata_is_refused(counts):
-    with pytest.raises(TypeError, match=r"no AnnData but a ndarray.*from_array"):
+    with pytest.raises(TypeError, match=r"Expected an AnnData, got a ndarray.*from_array"):
         Cells.from_anndata(counts)
 
 
@@ -436,3 +436,14 @@ def test_the_library_of_half_observed_cells_is_that_of_all_their_genes():
 def test_hidden_values_are_not_judged():
     x = np.array([[3.0, -1.0], [2.0, 5.0]])
     Cells.from_array(x, observed=x > 0).check("counts")
+
+
+def test_cells_without_their_labels_are_the_same_cells_otherwise(adata):
+    cells = Cells.from_anndata(adata, label="cell_type", batch="experiment")
+    hidden = cells.unlabelled()
+    assert (hidden.label == -1).all()
+    assert (cells.label >= 0).any()
+    assert hidden.label_names == cells.label_names
+    for name in ("library", "batch"):
+        assert torch.equal(getattr(hidden, name), getattr(cells, name))
+    assert hidden.x is cells.x

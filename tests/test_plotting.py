@@ -35,8 +35,8 @@ def history(epochs=40, held_out=True):
         {
             "kl_weight": np.minimum(1, epoch / 10),
             "reconstruction": -900 / epoch - 200,
-            "kl_z": -5 - np.sqrt(epoch),
-            "kl_y": -1 / epoch,
+            "kl_z": 5 + np.sqrt(epoch),
+            "kl_y": 1 / epoch,
             "bound": -900 / epoch - 206,
             "held_out_bound": -950 / epoch - 220 if held_out else np.nan,
             "seconds": 0.5,
@@ -172,11 +172,11 @@ def test_the_history_shows_bounds_terms_and_weight():
     assert legend(bound) == ["training cells", "held-out cells", "kept: epoch 30"]
     assert bound.get_ylabel() == "bound (nats per cell)"
     for line, column in zip(terms.get_lines(), ("kl_z", "kl_y"), strict=True):
-        np.testing.assert_array_equal(line.get_ydata(), -frame[column])
+        np.testing.assert_array_equal(line.get_ydata(), frame[column])
     assert terms.get_ylabel() == "nats per cell"
     (weight,) = [ax for ax in bound.figure.axes if ax not in (bound, terms)]
     np.testing.assert_array_equal(weight.get_lines()[0].get_ydata(), frame["kl_weight"])
-    assert legend(terms) == ["−kl_z", "−kl_y", "KL weight"]
+    assert legend(terms) == ["kl_z", "kl_y", "KL weight"]
     colours = [to_hex(line.get_color()) for ax in (bound, terms) for line in ax.get_lines()]
     assert len({*colours[:2]}) == len({*colours[3:5]}) == 2
 

@@ -24,10 +24,11 @@ NAMES = tuple(f"gene {g}" for g in range(N_GENES))
 
 
 class OtherModel(Model):
-    """A model that is not a VAE, but has its parameters."""
+    """A model that is not a VAE."""
 
-    def __init__(self, n_genes, **rest):
-        super().__init__(n_genes=n_genes)
+    def __init__(self, n_genes):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.ones(n_genes))
 
 
 def some_cells(likelihood="nb", names=NAMES):
@@ -61,7 +62,7 @@ def change_card(path, **changes):
 def assert_same_model(a, b, cells):
     assert all(torch.equal(t, b.state_dict()[name]) for name, t in a.state_dict().items())
     assert np.array_equal(a.embed(cells), b.embed(cells))
-    assert np.array_equal(a.bound(cells), b.bound(cells))
+    assert np.array_equal(a.elbo_per_cell(cells), b.elbo_per_cell(cells))
 
 
 # ------------------------------------------------------------------------------- what comes back
@@ -145,7 +146,7 @@ def test_another_class_refuses_the_file_and_names_the_right_one(saved):
 def test_other_genes_are_refused_with_the_first_that_is_absent(saved):
     model = VAE.load(saved)
     others = some_cells(names=[*NAMES[:4], "x", "y", "z"])
-    for question in (model.embed, model.bound, model.reconstruct, model.log_marginal):
+    for question in (model.embed, model.elbo_per_cell, model.reconstruct, model.log_marginal):
         with pytest.raises(ValueError, match=r"other genes: 3 of its 7 .*'gene 4' is the first"):
             question(others)
     with pytest.raises(ValueError, match="other genes"):
@@ -340,7 +341,7 @@ def test_no_cells_give_no_rows(fitted):
     none = some_cells()[[]]
     assert fitted.embed(none).shape == (0, 3)
     assert fitted.reconstruct(none).shape == (0, N_GENES)
-    assert fitted.bound(none).shape == fitted.log_marginal(none, n_samples=2).shape == (0,)
+    assert fitted.elbo_per_cell(none).shape == fitted.log_marginal(none, n_samples=2).shape == (0,)
     assert fitted.generate(0).shape == (0, N_GENES)
 
 

@@ -24,7 +24,9 @@ BATCH = np.array([0, 0, 1, 1, 0, 1])
 
 def tiny(C=2, seed=0, **options):
     options = {"likelihood": "nb"} | options
-    model = vaelab.SCANVI(G, C, 2, n_latent=1, n_hidden=6, normalization=None, seed=seed, **options)
+    model = vaelab.SCANVI(
+        G, n_labels=C, n_batches=2, n_latent=1, n_hidden=6, normalization=None, seed=seed, **options
+    )
     randomise(model.double(), seed, 0.2)
     with torch.no_grad():  # deviations that differ by less than e³, for quadrature to converge
         for mlp in (model.encoder_z2, model.decoder_z1):
@@ -78,9 +80,9 @@ def by_quadrature(model, x, label=LABEL, batch=BATCH):
     log_q_c = log_softmax(network(model.classifier, z1[..., None]))  # (n_cells, S, C)
     terms = {
         "reconstruction": log_p_x(model, x, z1, log_library, batch) @ WEIGHTS,
-        "log_q_z1": -norm.logpdf(z1, m[:, None], s[:, None]) @ WEIGHTS,
+        "log_q_z1": norm.logpdf(z1, m[:, None], s[:, None]) @ WEIGHTS,
     }
-    terms |= dict.fromkeys(("log_p_z1", "kl_z2", "log_c"), 0.0)
+    terms |= dict.fromkeys(("log_p_z1", "kl_z2", "kl_c"), 0.0)
     for k, log_p in enumerate(log_p_c(model)):
         known = (label >= 0) & model.configuration["label_bound"]
         ω = np.where(known[:, None], (label == k)[:, None], np.exp(log_q_c[..., k]))
@@ -90,9 +92,14 @@ def by_quadrature(model, x, label=LABEL, batch=BATCH):
         log_p_z1 = norm.logpdf(z1[..., None], *z1_given(model, z2, k)) @ WEIGHTS
         kl = (norm.logpdf(z2, mean[..., None], std[..., None]) - norm.logpdf(z2)) @ WEIGHTS
         terms["log_p_z1"] += (ω * log_p_z1) @ WEIGHTS
-        terms["kl_z2"] -= (ω * kl) @ WEIGHTS
-        terms["log_c"] += (ω * (log_p - log_ω)) @ WEIGHTS
+        terms["kl_z2"] += (ω * kl) @ WEIGHTS
+        terms["kl_c"] += (ω * (log_ω - log_p)) @ WEIGHTS
     return terms
+
+
+def total(terms):
+    log_q, log_p = terms["log_q_z1"], terms["log_p_z1"]
+    return terms["reconstruction"] - log_q + log_p - terms["kl_z2"] - terms["kl_c"]
 
 
 def evidence(model, x, label=LABEL, batch=BATCH):
@@ -167,7 +174,7 @@ def three_types(cells):
 def test_l_and_u_are_never_above_the_evidence(cells, options, seed):
     model, x = tiny(seed=seed, **options), cells.x.numpy()
     label = LABEL if model.configuration["label_bound"] else np.full(N, -1)
-    bound = sum(by_quadrature(model, x).values())
+    bound = total(by_quadrature(model, x))
     assert (bound < evidence(model, x, label)).all()
 
 
@@ -176,12 +183,16 @@ def test_log_marginal_tends_to_the_evidence(cells, options):
     model = tiny(seed=2, **options)
     cells = three_types(cells) if options.get("C") == 3 else cells
     log_p = model.log_marginal(cells, n_samples=30_000)
-    np.testing.assert_allclose(log_p, evidence(model, cells.x.numpy()), atol=0.06)
+    with_labels, without = (evidence(model, cells.x.numpy(), n) for n in (LABEL, np.full(N, -1)))
+    np.testing.assert_allclose(log_p, with_labels, atol=0.06)
+    log_p = model.log_marginal(cells.unlabelled(), n_samples=30_000)
+    np.testing.assert_allclose(log_p, without, atol=0.06)
+    assert (without - with_labels)[LABEL >= 0].min() > 0.15  # another quantity, not another guess
 
 
 def test_u_is_the_mean_of_l_over_types_and_the_entropy(cells):
     """U = E_q(z1) Σ_c q(c | z1) l(z1, c) + E H(q(c | z1)) (Kingma et al. 2014), draw by draw."""
-    model, unknown = tiny(3, seed=1), replace(three_types(cells), label=torch.full((N,), -1))
+    model, unknown = tiny(3, seed=1), three_types(cells).unlabelled()
 
     def of(label):
         torch.manual_seed(0)
@@ -227,11 +238,10 @@ def test_the_classifiers_term_is_in_the_loss_and_in_no_bound(cells):
         torch.manual_seed(0)
         bound = model.elbo(cells)
         ledger = bound.ledger()
-        assert ledger.weight["classifier"] == weight
-        in_bound = [name for name in bound.terms if name != "classifier"]
-        total = sum(bound[name] for name in in_bound)
-        np.testing.assert_allclose(bound.per_cell().detach(), total.detach(), rtol=1e-12)
-        expected = -total.mean() - weight * bound["classifier"].mean()
+        assert ledger.weight["cross_entropy"] == weight
+        in_bound = total({name: bound[name] for name in bound.terms})
+        np.testing.assert_allclose(bound.per_cell().detach(), in_bound.detach(), rtol=1e-12)
+        expected = -in_bound.mean() + weight * bound["cross_entropy"].mean()
         assert bound.loss().item() == pytest.approx(expected.item(), rel=1e-10)
 
 
@@ -240,34 +250,72 @@ def test_the_cross_entropy_is_a_mean_over_the_labelled_or_a_sum(monkeypatch, cel
     model = tiny(classifier_mean=mean)
     monkeypatch.setattr(scanvi, "gaussian", lambda m, s, n=None: m if n is None else m[None])
     with torch.no_grad():
-        term = model.elbo(cells)["classifier"].mean().item()
+        term = model.elbo(cells)["cross_entropy"].mean().item()
         log_q = model.classify(model.encode(cells).mean).numpy()
     cross_entropy = -log_q[LABEL >= 0, LABEL[LABEL >= 0]]
     expected = cross_entropy.mean() if mean else cross_entropy.sum() / N
-    assert -term == pytest.approx(expected, rel=1e-10)
+    assert term == pytest.approx(expected, rel=1e-10)
 
 
 def test_without_any_label_there_is_no_cross_entropy(cells):
-    unknown = replace(cells, label=torch.full((N,), -1))
-    bound = tiny().elbo(unknown)
-    assert (bound["classifier"] == 0).all()
+    bound = tiny().elbo(cells.unlabelled())
+    assert (bound["cross_entropy"] == 0).all()
     assert bound.loss().isfinite()
 
 
 def test_released_code_gives_labelled_cells_the_bound_of_the_others(cells):
-    model, unknown = tiny(label_bound=False), replace(cells, label=torch.full((N,), -1))
-    bounds = [model.bound(c) for c in (cells, unknown)]
+    model = tiny(label_bound=False)
+    bounds = [model.elbo_per_cell(c) for c in (cells, cells.unlabelled())]
     np.testing.assert_array_equal(*bounds)
 
 
 def test_a_given_prior_is_kept_and_a_learned_one_learned(cells):
     for prior_c, learned in ((None, False), ([0.7, 0.3], False), ("learned", True)):
-        model = vaelab.SCANVI(G, 2, 2, n_latent=2, n_hidden=8, prior_c=prior_c)
+        model = vaelab.SCANVI(G, n_labels=2, n_batches=2, n_latent=2, n_hidden=8, prior_c=prior_c)
         before = model.log_prior_c.exp().detach().clone()
         expected = [0.7, 0.3] if isinstance(prior_c, list) else [0.5, 0.5]
         np.testing.assert_allclose(before, expected, rtol=1e-6)
         vaelab.fit(model, cells, epochs=2, progress=False)
         assert (not torch.equal(model.log_prior_c.exp(), before)) is learned
+
+
+def test_with_labels_log_marginal_is_of_x_and_c_and_without_of_x(fitted):
+    adata, _, cells, _, model = fitted
+    never = Cells.from_anndata(adata, batch="batch")  # a data set without labels
+    hidden = (cells.label < 0).numpy()
+    for ask in (
+        lambda c: model.log_marginal(c, n_samples=20),
+        lambda c: model.elbo_per_cell(c, seed=1),
+    ):
+        with_labels, without = ask(cells), ask(cells.unlabelled())
+        np.testing.assert_array_equal(without, ask(never))
+        np.testing.assert_array_equal(with_labels[hidden], without[hidden])
+        assert (with_labels[~hidden] != without[~hidden]).all()
+
+
+def test_held_out_cells_are_judged_without_their_labels():
+    adata = vaelab.simulate.cells(120, 30, n_types=3, seed=0)
+    cells, asked = Cells.from_anndata(adata, label="cell_type"), []
+    model = vaelab.SCANVI(30, n_labels=3, n_latent=2, n_hidden=8)
+    elbo_per_cell = model.elbo_per_cell
+
+    def watched(cells, **options):
+        asked.append(cells)
+        return elbo_per_cell(cells, **options)
+
+    model.elbo_per_cell = watched
+    history = vaelab.fit(model, cells, epochs=4, kl_warmup=0.0, validation_fraction=0.25,
+                         seed=3, progress=False)  # fmt: skip
+    assert [len(c) for c in asked] == [30] * 4
+    assert all((c.label == -1).all() for c in asked)
+    assert (cells.label >= 0).all()  # the cells themselves keep theirs
+    kept = history.records[history.best_epoch - 1]["held_out_bound"]
+    libraries = asked[0].library
+    held_out = cells[np.flatnonzero(np.isin(cells.library, libraries))]
+    if len(held_out) == 30:  # no other cell has the library of one that is held out
+        assert kept == pytest.approx(elbo_per_cell(held_out.unlabelled(), seed=3).mean(), rel=1e-6)
+        assert kept != pytest.approx(elbo_per_cell(held_out, seed=3).mean(), rel=1e-4)
+    assert kept == pytest.approx(elbo_per_cell(asked[0], seed=3).mean(), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------- questions
@@ -279,7 +327,7 @@ def fitted():
     truth = adata.obs["cell_type"].astype(str).to_numpy()
     adata.obs["known"] = np.where(np.arange(400) % 4 == 0, truth, "unknown")
     cells = Cells.from_anndata(adata, label="known", batch="batch", unlabelled="unknown")
-    scvi = vaelab.SCVI(60, 2, n_latent=3, n_hidden=32)
+    scvi = vaelab.SCVI(60, n_batches=2, n_latent=3, n_hidden=32)
     options = {"batch_size": 32, "learning_rate": 5e-3, "progress": False}
     vaelab.fit(scvi, cells, epochs=15, **options)
     model = vaelab.SCANVI.from_scvi(scvi, cells)
@@ -302,7 +350,7 @@ def test_prediction_does_not_look_at_labels(fitted):
     _, _, cells, _, model = fitted
     for n_samples in (None, 5):
         wrong = replace(cells, label=(cells.label + 1) % 3)
-        p = [model.predict(c, n_samples) for c in (cells, wrong)]
+        p = [model.predict(c, n_samples=n_samples) for c in (cells, wrong)]
         np.testing.assert_array_equal(*p)
 
 
@@ -357,7 +405,7 @@ def test_new_cells_are_of_the_type_that_was_asked_for(fitted):
     with pytest.raises(ValueError, match="no label 'type 9': the model has type 1, type 2, type 3"):
         model.generate(3, label="type 9")
     with pytest.raises(ValueError, match="knows no label by name, 'type 1' or other: fit it first"):
-        vaelab.SCANVI(60, 3).generate(3, label="type 1")
+        vaelab.SCANVI(60, n_labels=3).generate(3, label="type 1")
 
 
 # ---------------------------------------------------------------------- cells that do not fit it
@@ -373,8 +421,8 @@ def test_labels_that_it_does_not_know_are_refused(fitted):
     unlabelled = Cells.from_anndata(other, batch="batch")
     assert model.predict(unlabelled).shape == (400, 3)
     with pytest.raises(ValueError, match="made for 4 label names, these cells have 3"):
-        vaelab.fit(vaelab.SCANVI(60, 4, 2), cells, epochs=1, progress=False)
-    with pytest.raises(ValueError, match="There are cells of label 'type 7', which is none of"):
+        vaelab.fit(vaelab.SCANVI(60, n_labels=4, n_batches=2), cells, epochs=1, progress=False)
+    with pytest.raises(ValueError, match="There are cells of label 'type 7', which is not one of"):
         seen.named(model.batch_names, model.label_names)
 
 
@@ -400,4 +448,4 @@ def test_it_is_saved_with_batches_and_labels(tmp_path, fitted):
     loaded = vaelab.SCANVI.load(tmp_path / "m")
     assert loaded.label_names == model.label_names
     np.testing.assert_array_equal(loaded.predict(cells), model.predict(cells))
-    np.testing.assert_array_equal(loaded.bound(cells), model.bound(cells))
+    np.testing.assert_array_equal(loaded.elbo_per_cell(cells), model.elbo_per_cell(cells))

@@ -5,6 +5,7 @@ stops early: by Ctrl-C, by a kill, by a loss that is no longer finite.
 import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from vaelab import VAE, Cells, fit, metrics, simulate, training
-from vaelab.training import History, TrainingError
+from vaelab.training import History, StopReason, TrainingError
 
 N_GENES = 8
 
@@ -49,7 +50,7 @@ def same(a, b):
 def assert_same_history(a, b):
     """Bit for bit, but for the seconds."""
     assert a.frame.drop(columns="seconds").equals(b.frame.drop(columns="seconds"))
-    assert (a.best_epoch, a.stopped) == (b.best_epoch, b.stopped)
+    assert (a.best_epoch, a.stopped, a.reason) == (b.best_epoch, b.stopped, b.reason)
 
 
 def at_step(model, step, do):
@@ -92,7 +93,7 @@ def script(model, held_out_bounds):
         at_epoch.append(state(model))
         return np.array([held_out_bounds[len(at_epoch) - 1]])
 
-    model.bound = bound
+    model.elbo_per_cell = bound
     return at_epoch
 
 
@@ -275,11 +276,13 @@ def test_the_history_has_a_row_an_epoch_whose_terms_add_up():
     assert history.frame.columns.tolist() == [
         "kl_weight", "reconstruction", "kl_z", "bound", "held_out_bound", "seconds",
     ]  # fmt: skip
-    terms = history.frame["reconstruction"] + history.frame["kl_z"]
+    terms = history.frame["reconstruction"] - history.frame["kl_z"]
     np.testing.assert_allclose(history.frame["bound"], terms, rtol=1e-12)
-    assert (history.frame["kl_z"] < 0).all()
+    assert (history.frame["kl_z"] > 0).all()
     assert (history.frame["seconds"] > 0).all()
     assert history.stopped == "all 5 epochs done"
+    assert history.reason is StopReason.ALL_EPOCHS
+    assert History().reason is StopReason.NOT_STARTED
     assert "5 epochs" in repr(history)
 
 
@@ -287,7 +290,7 @@ def test_the_history_holds_the_mean_over_cells_in_nats():
     # With a learning rate of nearly 0 and no dropout, all minibatches see one and the same model.
     model = some_model(dropout_rate=0.0)
     history = quick(model, learning_rate=1e-12, epochs=1, validation_fraction=0.2, batch_size=7)
-    bounds = [model.bound(some_cells(), seed=seed).mean() for seed in range(30)]
+    bounds = [model.elbo_per_cell(some_cells(), seed=seed).mean() for seed in range(30)]
     error = 4 * np.std(bounds)
     assert history.frame["bound"].iloc[0] == pytest.approx(np.mean(bounds), abs=max(error, 0.5))
 
@@ -310,8 +313,9 @@ def test_a_history_of_no_epoch_is_an_empty_frame():
 def test_a_bar_shows_the_bound_and_its_terms_and_no_bar_shows_nothing(capsys):
     quick(some_model(), progress=True)
     shown = "".join(capsys.readouterr())
-    for part in ("8/8", "bound=-", "reconstruction=-", "kl_z=-", "held_out_bound=-"):
+    for part in ("8/8", "bound=-", "reconstruction=-", "held_out_bound=-"):
         assert part in shown
+    assert re.search(r"kl_z=\d", shown)
     quick(some_model(), progress=False)
     assert capsys.readouterr() == ("", "")
 
@@ -326,9 +330,9 @@ def test_training_raises_the_bound_and_finds_the_types(normalization):
     adata = simulate.cells(n_cells=400, n_genes=60, n_types=4, separation=4.0, seed=0)
     cells = Cells.from_anndata(adata, label="cell_type")
     model = VAE(60, n_latent=4, n_hidden=32, likelihood="nb", normalization=normalization)
-    before = model.bound(cells).mean()
+    before = model.elbo_per_cell(cells).mean()
     history = fit(model, cells, epochs=50, learning_rate=5e-3, progress=False)
-    assert model.bound(cells).mean() > before + 60
+    assert model.elbo_per_cell(cells).mean() > before + 60
     assert history.frame["held_out_bound"].iloc[-1] > history.frame["held_out_bound"].iloc[0] + 60
     clusters = metrics.kmeans(model.embed(cells), 4)
     assert metrics.adjusted_rand_index(cells.labels, clusters) > 0.9
@@ -360,6 +364,7 @@ def test_training_stops_when_patience_ends_and_the_best_parameters_come_back():
     assert history.best_epoch == 5
     assert len(history.frame) == 8
     assert history.stopped == "no better held-out bound for 3 epochs"
+    assert history.reason is StopReason.NO_PROGRESS
     assert same(state(model), at_epoch[4])
     assert not same(state(model), at_epoch[7])
     assert not model.training
@@ -394,7 +399,7 @@ def test_the_model_that_comes_back_has_the_best_held_out_bound_of_the_history():
     after_warmup = history.frame["held_out_bound"][history.frame["kl_weight"] == 1]
     assert after_warmup.idxmax() == history.best_epoch < len(history.frame)
     held_out = cells[seen["held out"][0]]
-    assert float(model.bound(held_out, seed=0).mean()) == after_warmup.max()
+    assert float(model.elbo_per_cell(held_out, seed=0).mean()) == after_warmup.max()
 
 
 def test_without_held_out_cells_nothing_is_put_back():
@@ -445,7 +450,7 @@ def test_ctrl_c_at_the_first_step_leaves_the_model_as_it_was():
 
 def test_ctrl_c_while_held_out_cells_are_scored_is_a_stop_too():
     model = some_model()
-    model.bound = lambda cells, seed: ctrl_c(None)
+    model.elbo_per_cell = lambda cells, seed: ctrl_c(None)
     history = quick(model)
     assert history.stopped == "stopped by Ctrl-C in epoch 1"
     assert not model.training
@@ -470,6 +475,7 @@ def test_an_interrupted_run_ends_as_the_uninterrupted_one(tmp_path, uninterrupte
         torch.manual_seed(step)
         stopped = quick(at_step(some_model(dropout_rate=0.3), step, ctrl_c), **arguments)
         assert "Ctrl-C" in stopped.stopped
+        assert stopped.reason is StopReason.INTERRUPTED
     model = some_model(dropout_rate=0.3)
     history = quick(model, **arguments)
     assert same(state(model), uninterrupted[0])
@@ -625,8 +631,9 @@ def test_the_checkpoint_of_another_run_is_refused_and_names_what_differs(
     arguments = {"model": some_model()} | arguments
     before = dict(arguments["model"].named_parameters())
     before = {name: p.detach().clone() for name, p in before.items()}
-    with pytest.raises(TrainingError, match=rf"run is of another run: {named}"):
+    with pytest.raises(TrainingError, match=rf"run is of another run: {named}") as caught:
         quick(**arguments, checkpoint=checkpoint)
+    assert caught.value.history.records == []
     assert same(before, {n: p.detach() for n, p in arguments["model"].named_parameters()})
     assert checkpoint.read_bytes() == content
 
@@ -655,13 +662,13 @@ def test_what_is_no_whole_checkpoint_is_refused_and_left_there(tmp_path, checkpo
     content = broken(checkpoint.read_bytes())
     (tmp_path / "broken").write_bytes(content)
     model = some_model()
-    with pytest.raises(TrainingError, match=r"broken can't be read as a checkpoint of vaelab: "):
+    with pytest.raises(TrainingError, match=r"broken cannot be read as a checkpoint of vaelab: "):
         quick(model, checkpoint=tmp_path / "broken")
     assert (tmp_path / "broken").read_bytes() == content
 
 
 def test_a_folder_or_a_saved_model_is_no_checkpoint(tmp_path):
-    with pytest.raises(TrainingError, match="can't be read as a checkpoint"):
+    with pytest.raises(TrainingError, match="cannot be read as a checkpoint"):
         quick(some_model(), checkpoint=tmp_path)
     saved = some_model().save(tmp_path / "model")
     with pytest.raises(TrainingError, match="it holds no training"):
@@ -723,8 +730,12 @@ def test_a_loss_that_is_not_finite_stops_training_and_sets_the_model_back(value,
     assert "no longer finite in epoch 4" in message
     assert f"infinite values in {' and '.join(map(repr, names))}." in message
     assert "set back to the end of epoch 3" in message
-    assert "likely cause" in message
+    assert "A possible cause is" in message
+    assert "count likelihood" not in message  # the model has one
     assert same(state(model), at_epoch[2])
+    frame = caught.value.history.frame  # the three epochs that were finished
+    assert list(frame.index) == [1, 2, 3]
+    np.testing.assert_allclose(frame["bound"], frame["reconstruction"] - frame["kl_z"])
     assert not model.training
 
 
@@ -745,7 +756,7 @@ def test_a_learning_rate_far_too_high_is_named_and_the_parameters_stay_finite(ep
             model, learning_rate=1e38, epochs=epochs, batch_size=batch_size, validation_fraction=0
         )
     assert all(torch.isfinite(t).all() for t in model.state_dict().values())
-    assert np.isfinite(model.bound(some_cells())).all()
+    assert np.isfinite(model.elbo_per_cell(some_cells())).all()
 
 
 @pytest.mark.parametrize("normalization", ["layer", "batch", None])
@@ -756,7 +767,8 @@ def test_values_that_overflow_are_named_as_the_cause(sign, normalization):
     model = VAE(N_GENES, n_hidden=4, likelihood="normal", normalization=normalization)
     largest = f"{np.abs(x).max():.3g}".replace("+", r"\+")
     with pytest.raises(
-        TrainingError, match=rf"epoch 1: .*overflow \(the largest here is {largest}"
+        TrainingError,
+        match=rf"epoch 1: .*overflow \(the largest here is {largest}\).*choose a count likelihood",
     ):
         quick(model, cells)
 
@@ -823,8 +835,12 @@ def test_a_device_that_is_not_there_is_refused_in_a_sentence(device, tmp_path):
 
 
 def test_what_is_no_model_or_no_cells_is_refused():
-    with pytest.raises(TypeError, match="takes a model, then cells; the first is Cells"):
+    with pytest.raises(
+        TypeError, match=r"model must be a vaelab\.models\.base\.Model, but is a Cells"
+    ):
         fit(some_cells(), some_model())
+    with pytest.raises(TypeError, match="but is a Linear"):
+        fit(torch.nn.Linear(2, 2), some_cells())
     with pytest.raises(TypeError, match=r"reads Cells, not AnnData.*from_anndata"):
         fit(some_model(), simulate.cells(10, N_GENES))
 

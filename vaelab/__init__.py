@@ -6,7 +6,7 @@ Five rooms, from the ground up. A module imports only from those before it.
   ``networks``.
 - The data: ``cells``, ``datasets``, ``preprocessing``, ``simulate``.
 - The models: ``models``.
-- Use: ``plotting``, ``metrics``, ``training``, ``interop``.
+- Use: ``plotting``, ``metrics``, ``history``, ``training``, ``interop``.
 - The course's tools: ``teaching``.
 
 ``_internal`` supports all of them, and ``__main__`` is the command ``vaelab``.

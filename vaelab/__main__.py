@@ -169,7 +169,7 @@ def train(
 ) -> None:
     """Train by a recipe; writes NAME.safetensors and its card NAME.json. Without NAME: a list."""
     from .teaching.recipes import RECIPES
-    from .training import TrainingError
+    from .training import StopReason, TrainingError
 
     if name is None or list_:
         for recipe in RECIPES.values():
@@ -183,7 +183,7 @@ def train(
         model, history, card = RECIPES[name].train(seed, epochs, progress=sys.stdout.isatty())
         if not history.records:
             _fail("Stopped before the first epoch was over; there is nothing to save.")
-        if "Ctrl-C" in history.stopped:  # half a training must not replace a whole one
+        if history.reason is StopReason.INTERRUPTED:  # half a training must not replace a whole one
             name += "_interrupted"
         path = model.save(out / name, half=True, **card)
     except (OSError, ValueError, TrainingError) as error:

@@ -1,11 +1,12 @@
 """Lower bounds on log p(x), kept as their terms.
 
-A model returns its bound as named terms, signed so that the bound is their sum:
+A model returns its bound as named terms. A term's value is the quantity that its name says (a KL
+is not below zero); its sign stands apart:
 
-    log p(x) ≥ ELBO = Σ terms
+    log p(x) ≥ ELBO = Σ sign · value
 
-The loss, the importance-weighted bound and the ledger are all read off these terms, so none of
-them can hold a term that the others do not.
+The loss, the importance-weighted bound, the ledger and the history are all computed from these
+terms, so none of them can contain a term that the others lack.
 """
 
 from __future__ import annotations
@@ -28,52 +29,76 @@ class Term:
     Parameters
     ----------
     name
-        As it is called in histories and ledgers.
+        The name in bounds, histories and ledgers, such as "kl_z".
     symbol
-        The term in mathematics, with its sign.
+        The quantity in mathematics, without its sign, such as "KL(q(z|x)‖p(z))".
+    sign
+        +1 or −1: how the quantity enters the bound.
+    value
+        The quantity itself, nats: shape (n_cells,), or (n_samples, n_cells) if it was drawn.
     source
         Paper and equation.
-    value
-        Nats, signed: shape (n_cells,), or (n_samples, n_cells) where the term was drawn.
     warm_up
-        Whether the loss multiplies the term by the KL weight.
+        True if the loss multiplies the term by the KL weight.
     weight
-        Its factor in the loss.
+        Factor of the term in the loss.
     in_bound
-        False for what is trained besides the bound, such as a classifier's cross-entropy: it is in
-        the loss and in the ledger, and in no bound.
+        False if the term is trained but is not part of the bound, such as a classifier's
+        cross-entropy: it is in the loss, the history and the ledger only.
+
+    Raises
+    ------
+    ValueError
+        The sign is neither +1 nor −1.
     """
 
     name: str
     symbol: str
-    source: str
+    sign: int
     value: Tensor
+    source: str = ""
     warm_up: bool = False
     weight: float = 1.0
     in_bound: bool = True
 
+    def __post_init__(self):
+        if self.sign not in (1, -1):
+            raise ValueError(f"The sign of {self.name!r} is {self.sign!r}; it must be +1 or −1.")
+
 
 class Bound:
-    """A lower bound on log p(x) for each cell of a minibatch, as a sum of terms.
+    """A lower bound on log p(x) for each cell of a minibatch, as a signed sum of terms.
 
-    Terms with ``in_bound=False`` are added to the loss alone.
+    Parameters
+    ----------
+    terms
+        Terms of different names. Those with ``in_bound=False`` are added to the loss alone.
+    posteriors
+        q of each discrete latent variable, by the variable's name, shape (n_cells, n_values). They
+        are reported in the history; they are not added to the bound.
 
-    ``posteriors`` are to be watched, not added: q of each discrete latent variable by name, shape
-    (n_cells, n_values).
+    Raises
+    ------
+    ValueError
+        Two terms have the same name.
     """
 
     def __init__(self, *terms: Term, posteriors: Mapping[str, Tensor] = MappingProxyType({})):
-        self.terms = {term.name: term for term in terms}
+        self.terms: dict[str, Term] = {}
+        for term in terms:
+            if term.name in self.terms:
+                raise ValueError(f"Two terms of this bound are named {term.name!r}.")
+            self.terms[term.name] = term
         self.posteriors = {name: q.detach() for name, q in posteriors.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        """A term's value for each cell, averaged over draws; shape (n_cells,)."""
+        """The value of a term for each cell, averaged over draws; nats, shape (n_cells,)."""
         value = self.terms[name].value
         return value.mean(0) if value.ndim == 2 else value
 
     def per_cell(self) -> Tensor:
         """The bound of each cell, averaged over draws; nats, shape (n_cells,)."""
-        return sum(self[name] for name, term in self.terms.items() if term.in_bound)
+        return sum(term.sign * self[name] for name, term in self.terms.items() if term.in_bound)
 
     def loss(self, kl_weight: float = 1.0) -> Tensor:
         """What training minimises: minus the bound, averaged over cells; nats, a scalar.
@@ -81,7 +106,9 @@ class Bound:
         ``kl_weight`` multiplies the terms that warm up; below 1 the loss is not a bound.
         """
         weights = self.weights(kl_weight)
-        return -sum(weights[name] * self[name].mean() for name in self.terms)
+        return -sum(
+            weights[name] * term.sign * self[name].mean() for name, term in self.terms.items()
+        )
 
     def weights(self, kl_weight: float = 1.0) -> dict[str, float]:
         """The factor of each term in the loss."""
@@ -93,8 +120,8 @@ class Bound:
     def iwae(self) -> Tensor:
         """log (1/S) Σ_s w_s, the importance-weighted bound of each cell; nats, shape (n_cells,).
 
-        Burda et al. (2016), equation 8. Never below the ELBO in expectation, never above
-        log p(x), and rising with S.
+        Burda et al. (2016), equation 8. In expectation it is not below the ELBO, not above
+        log p(x), and it rises with S.
 
         Raises
         ------
@@ -102,14 +129,14 @@ class Bound:
             A term was not drawn: an analytic KL is an average, not the weight of one draw. Call
             ``elbo(cells, n_samples=S, analytic_kl=False)``.
         """
-        terms = {name: term for name, term in self.terms.items() if term.in_bound}
-        averaged = [name for name, term in terms.items() if term.value.ndim != 2]
+        terms = [term for term in self.terms.values() if term.in_bound]
+        averaged = [term.name for term in terms if term.value.ndim != 2]
         if averaged:
             raise ValueError(
                 f"The term {averaged[0]!r} is an average over q, not a draw: "
-                "ask for elbo(cells, n_samples=…, analytic_kl=False)."
+                "call elbo(cells, n_samples=…, analytic_kl=False)."
             )
-        log_weights = sum(term.value for term in terms.values())  # (n_samples, n_cells)
+        log_weights = sum(term.sign * term.value for term in terms)  # (n_samples, n_cells)
         return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
 
     def ledger(self, kl_weight: float = 1.0):
@@ -117,8 +144,8 @@ class Bound:
 
         Returns
         -------
-        A pandas DataFrame, one row a term. ``nats`` is the mean over cells, so that the loss is
-        −Σ weight · nats.
+        A pandas DataFrame, one row per term. ``nats`` is the mean of the value over cells, so that
+        the loss is −Σ sign · weight · nats.
         """
         import pandas as pd
 
@@ -126,8 +153,8 @@ class Bound:
         rows = [
             {
                 "term": term.name,
-                "sign": "−" if term.symbol.startswith("−") else "+",
-                "symbol": term.symbol.lstrip("−"),
+                "sign": "+" if term.sign > 0 else "−",
+                "symbol": term.symbol,
                 "weight": weights[term.name],
                 "nats": self[term.name].mean().item(),
                 "source": term.source,

@@ -440,14 +440,20 @@ def _bring(at: str | Path, new: Path, progress: bool) -> str | None:
             return get(at, new, None)
         except requests.RequestException as error:
             said = _plainly(error)
-            if said.startswith("HTTP 4"):
+            if 400 <= _status(error) < 500:  # asking again would change nothing
                 break
     return said
 
 
+def _status(error: Exception) -> int:
+    """The HTTP status of an answer; 0 if there was none."""
+    response = getattr(error, "response", None)
+    return 0 if response is None else response.status_code
+
+
 def _plainly(error: Exception) -> str:
-    if getattr(error, "response", None) is not None:
-        return f"HTTP {error.response.status_code}"
+    if _status(error):
+        return f"HTTP {_status(error)}"
     clues = {
         "timed out": "timed out",
         "refused": "connection refused",

@@ -6,10 +6,12 @@ and so on; ours ends in one layer that holds their rows one after another.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .models import SCANVI, SCVI
+from .networks import MLP
 
 __all__ = ["from_scvi", "to_scvi"]
 
@@ -74,8 +76,8 @@ def from_scvi(theirs) -> SCVI | SCANVI:
     state, found = module.state_dict(), {}
     for name, value in ours.state_dict().items():
         if name == "typical_library":
-            value = torch.tensor(float(theirs.adata_manager.get_from_registry("X").sum(1).mean()))
-            found[name] = value
+            totals = np.asarray(theirs.adata_manager.get_from_registry("X").sum(1)).ravel()
+            found[name] = torch.tensor(totals, dtype=torch.float32).median()
             continue
         names = _theirs(ours, name)
         missing = [n for n in names if n not in state]
@@ -146,10 +148,12 @@ def to_scvi(
         encode_covariates=options["encode_batch"],
     )
     registry = theirs.adata_manager.get_state_registry
-    known = {"batch": ours.batch_names, "labels": ours.label_names if semi else None}
+    known = {"labels": ours.label_names if semi else None}
+    if batch is not None or options["n_batches"] > 1:
+        known["batch"] = ours.batch_names
     for field, names in known.items():
         seen = tuple(map(str, registry(field)["categorical_mapping"]))
-        if names is not None and batch is not None and seen[: len(names)] != names:
+        if names is not None and seen[: len(names)] != names:
             raise ValueError(
                 f"scvi-tools numbers the {field} {', '.join(seen)}, the model {', '.join(names)}."
             )
@@ -189,7 +193,7 @@ def _theirs(model: SCVI, name: str) -> list[str]:
             heads.append("decoder.px_r_decoder")
         return [f"{head}.{rest[-1]}" for head in heads]
     hidden, heads = NETWORKS[network]
-    i, part = divmod(int(rest[0]), 4)  # linear, normalisation, ReLU, dropout
+    i, part = divmod(int(rest[0]), MLP.layers_per_block)
     if i < getattr(model, network).n_hidden_layers:
         return [f"{hidden}.fc_layers.Layer {i}.{part}.{rest[1]}"]
     if network == "classifier" and i == 0:

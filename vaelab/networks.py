@@ -1,4 +1,4 @@
-"""The one network that everything is built from, and networks in use."""
+"""The MLP that all models are built from, and a context manager for evaluation mode."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class MLP(nn.Sequential):
     dropout_rate
         Probability that a hidden unit is set to zero while training.
     n_conditions
-        Numbers that every hidden layer is given beside its input, such as a one-hot batch: scVI's
-        "deeply injected covariates". They are ``forward``'s second argument.
+        Number of values that every hidden layer receives in addition to its input, such as a
+        one-hot batch: scVI's "deeply injected covariates". They are ``forward``'s second argument.
     normalization
         "batch" (over the minibatch, as scVI has it: while training, the result for one cell
         depends on the others), "layer" (each cell on its own) or None.
@@ -35,13 +35,17 @@ class MLP(nn.Sequential):
     Raises
     ------
     ValueError
-        An unknown normalisation, a size or rate out of range, or neither a layer nor an output.
+        An unknown normalisation, a size or rate out of range, neither a hidden layer nor an
+        output, or conditions without a hidden layer that could receive them.
     """
+
+    layers_per_block = 4  # linear, normalisation, ReLU, dropout
 
     def __init__(
         self,
         n_in: int,
         n_out: int | None = None,
+        *,
         n_hidden: int = 128,
         n_layers: int = 1,
         dropout_rate: float = 0.1,
@@ -57,10 +61,15 @@ class MLP(nn.Sequential):
             raise ValueError(f"normalization is {normalization!r}; choose from {[*NORMALIZATIONS]}")
         if n_layers == 0 and n_out is None:
             raise ValueError("An MLP without hidden layers needs n_out.")
+        if n_layers == 0 and n_conditions > 0:
+            raise ValueError(
+                f"An MLP without hidden layers cannot use its {n_conditions} conditions: hidden "
+                "layers receive them."
+            )
         layers: list[nn.Module] = []
         for _ in range(n_layers):
             layers += [
-                nn.Linear(n_in + n_conditions, n_hidden),
+                Conditioned(n_in + n_conditions, n_hidden),
                 NORMALIZATIONS[normalization](n_hidden),
                 nn.ReLU(),
                 nn.Dropout(dropout_rate),
@@ -73,18 +82,31 @@ class MLP(nn.Sequential):
         self.n_hidden_layers, self.n_conditions = n_layers, n_conditions
 
     def forward(self, x: Tensor, conditions: Tensor | None = None) -> Tensor:
-        """From x (…, n_in), and conditions (…, n_conditions) if there are any; (…, n_out)."""
-        if self.n_conditions == 0:
-            return super().forward(x)
-        for i, layer in enumerate(self):
-            if isinstance(layer, nn.Linear) and i // 4 < self.n_hidden_layers:
+        """The output for x of shape (…, n_in) and conditions (…, n_conditions); (…, n_out).
+
+        Raises
+        ------
+        ValueError
+            Conditions that the network has no input for, or missing ones.
+        """
+        n_given = 0 if conditions is None else conditions.shape[-1]
+        if n_given != self.n_conditions:
+            raise ValueError(
+                f"This MLP has {self.n_conditions} conditions, and got {n_given}: see n_conditions."
+            )
+        for layer in self:
+            if conditions is not None and isinstance(layer, Conditioned):
                 x = torch.cat([x, conditions.expand(*x.shape[:-1], -1)], dim=-1)
             x = layer(x)
         return x
 
 
+class Conditioned(nn.Linear):
+    """The linear part of a hidden layer, whose input ends with the conditions."""
+
+
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that takes a minibatch of one cell: by the running statistics."""
+    """Batch normalisation that normalises a minibatch of one cell by the running statistics."""
 
     def __init__(self, n_features: int):
         super().__init__(n_features, eps=1e-3, momentum=0.01)  # scVI's
@@ -105,7 +127,7 @@ NORMALIZATIONS = {"batch": BatchNorm, "layer": nn.LayerNorm, None: nn.Identity}
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, dropout and batch normalisation are as in use, and no gradients are kept."""
+    """Evaluation mode: no dropout, running statistics, no gradients."""
     training = model.training
     model.eval()
     try:

@@ -27,7 +27,9 @@ MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 
 
 def training_history(frame, best_epoch: int | None = None, axes=None):
-    """The bound, and the terms it is made of, against epochs.
+    """The bound, and its terms apart from the reconstruction, against epochs.
+
+    A term is drawn as the quantity that its name says: a KL is not below zero.
 
     Parameters
     ----------
@@ -50,7 +52,7 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     if len(frame) == 0:
         raise ValueError("No epoch of this training was finished: there is nothing to draw.")
     if axes is None:
-        axes = _figure(1, 2, figsize=(9, 3.2))
+        axes = _figure(1, 2, figsize=(10, 3.2))
     known = {"kl_weight", "bound", "held_out_bound", "seconds"}
     bound, terms = axes
     marker = "o" if len(frame) == 1 else None  # a line of one point is none
@@ -67,10 +69,10 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
         bound.set_ylim(bottom=late.min() - 0.1 * (late.max() - late.min() + 1))
     bound.set(xlabel="epoch", ylabel="bound (nats per cell)", title="The bound")
     bound.legend(frameon=False)
-    kl = [c for c in frame.columns if c not in known and c != "reconstruction"]
-    for colour, name in zip(cycle(COLOURS), kl, strict=False):
-        terms.plot(frame.index, -frame[name], color=colour, marker=marker, label=f"−{name}")
-    terms.set(xlabel="epoch", ylabel="nats per cell", title="KL, and the weight it has in the loss")
+    others = [c for c in frame.columns if c not in known and c != "reconstruction"]
+    for colour, name in zip(cycle(COLOURS), others, strict=False):
+        terms.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
+    terms.set(xlabel="epoch", ylabel="nats per cell", title="The other terms, and the KL weight")
     weight = terms.twinx()
     weight.plot(
         frame.index, frame["kl_weight"], color="0.5", ls=":", marker=marker, label="KL weight"
@@ -78,7 +80,10 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     weight.set_ylim(0, 1.05)
     weight.set_ylabel("KL weight")
     handles = terms.get_lines() + weight.get_lines()
-    terms.legend(handles, [h.get_label() for h in handles], frameon=False, loc="lower right")
+    terms.legend(  # beside the curves, which may be anywhere
+        handles, [h.get_label() for h in handles], frameon=False,
+        loc="center left", bbox_to_anchor=(1.16, 0.5), fontsize=9,
+    )  # fmt: skip
     for panel in axes:
         panel.xaxis.get_major_locator().set_params(integer=True)
         if marker:

@@ -51,15 +51,15 @@ def train_ours(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # genes without a count: the same on both sides
         cells = vaelab.Cells.from_anndata(adata)
-    model = vaelab.VAE(cells.n_genes, n_latent, likelihood="zinb", seed=seed, **SHAPE)
+    model = vaelab.VAE(cells.n_genes, n_latent=n_latent, likelihood="zinb", seed=seed, **SHAPE)
     if plain:
         make_plain(model)
     with marks(device) as ends:
         history = vaelab.fit(
-            model, cells, epochs, batch_size, kl_warmup=KL_WARMUP, validation_fraction=0,
-            patience=None, seed=seed, device=device, progress=False,
+            model, cells, epochs=epochs, batch_size=batch_size, kl_warmup=KL_WARMUP,
+            validation_fraction=0, patience=None, seed=seed, device=device, progress=False,
         )  # fmt: skip
-    if "Ctrl-C" in history.stopped:
+    if history.reason is vaelab.training.StopReason.INTERRUPTED:
         raise KeyboardInterrupt
     return model, cells, np.diff(ends)
 
@@ -162,7 +162,7 @@ def bound_ours(model, adata, draws: int) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         cells = vaelab.Cells.from_anndata(adata)
-    return float(np.mean([model.bound(cells, seed=draw) for draw in range(draws)]))
+    return float(np.mean([model.elbo_per_cell(cells, seed=draw) for draw in range(draws)]))
 
 
 def bound_theirs(model, adata, draws: int) -> float:

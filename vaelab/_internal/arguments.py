@@ -1,10 +1,10 @@
-"""Arguments that do not fit get one sentence."""
+"""Argument checks. Each raises a ValueError with one clear sentence."""
 
 from __future__ import annotations
 
 from numbers import Integral
 
-__all__ = ["given", "require", "size"]
+__all__ = ["require", "require_size"]
 
 
 def require(name: str, value, kind: type, fits, what: str) -> None:
@@ -19,11 +19,6 @@ def require(name: str, value, kind: type, fits, what: str) -> None:
         raise ValueError(f"{name} is {value!r}; it must be {what}.")
 
 
-def size(name: str, value) -> None:
-    """Refuse what is not a whole number, at least 1."""
+def require_size(name: str, value) -> None:
+    """Refuse an argument that is not a whole number, at least 1."""
     require(name, value, Integral, lambda n: n >= 1, "a whole number, at least 1")
-
-
-def given(local: dict) -> dict:
-    """The arguments of a constructor, if its first line hands over its ``locals()``."""
-    return {name: value for name, value in local.items() if name not in ("self", "__class__")}

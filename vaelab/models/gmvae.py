@@ -22,11 +22,12 @@ symbol         where
 p(z | y)       ``prior_given(y)``; Σ_k π_k p(z | k) is ``prior()``
 r(x)           ``encode_y(h)``, from ``encoder`` and ``to_y``
 m, s           ``encode_z(h, y)``, from ``encoder`` and ``to_z``
-p(x | z, ℓ)    ``decode(z, library)``, from ``decoder`` and ``likelihood``
+p(x | z, ℓ)    ``decode(z, cells)``, from ``decoder`` and ``likelihood``
 the bound      ``elbo(cells)``
 =============  ================================================================
 
-The KL of y counts once: it stands outside the sum over k. ℓ is observed, and not modelled.
+The KL of y counts once: it stands outside the sum over k. ℓ is ``cells.library``, observed and not
+modelled.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from torch.distributions import (
 )
 from torch.nn.functional import nll_loss, softplus
 
-from .._internal.arguments import given, require, size
+from .._internal.arguments import require, require_size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import make_likelihood
@@ -65,21 +66,21 @@ class GMVAE(Model):
     Parameters
     ----------
     n_genes, n_latent, n_hidden, n_layers, dropout_rate, likelihood, dispersion, normalization
-        As of :class:`vaelab.VAE`.
+        Same as in :class:`vaelab.VAE`.
     n_clusters
-        K, components of the mixture.
+        K, number of components of the mixture.
     learn_weights
-        Whether π is learned; else it is 1/K.
+        True to learn π; otherwise it is 1/K.
     estimator
-        How training takes the mean over y: "sum" over all K (exact, K decodes a cell), "gumbel"
-        (one relaxed draw; biased) or "straight-through" (one hard draw, its gradient relaxed).
-        Outside training y is summed out, unless ``elbo`` is told otherwise.
+        How training averages over y: "sum" over all K (exact; K decoder passes per cell), "gumbel"
+        (one relaxed draw; biased) or "straight-through" (one hard draw with a relaxed gradient).
+        Outside training y is summed out, unless ``elbo`` gets another estimator.
     temperature
-        τ of a relaxed draw: at the start of training, and what it falls to.
+        τ of a relaxed draw, at the start of training and at the end of the annealing.
     annealing_steps
-        Minibatches over which τ falls, by the same factor in each.
+        Optimiser steps over which ``fit`` lowers τ, by the same factor in each.
     seed
-        Of the initial weights.
+        Random seed for the initial weights.
 
     Raises
     ------
@@ -99,6 +100,7 @@ class GMVAE(Model):
     def __init__(
         self,
         n_genes: int,
+        *,
         n_clusters: int = 10,
         n_latent: int = 10,
         n_hidden: int = 128,
@@ -113,9 +115,9 @@ class GMVAE(Model):
         annealing_steps: int = 2000,
         seed: int = 0,
     ):
-        super().__init__(**given(locals()))
+        super().__init__()
         for name in ("n_genes", "n_clusters", "n_latent"):
-            size(name, self.configuration[name])
+            require_size(name, self.configuration[name])
         what = "two numbers above 0, the first and the last"
         require("temperature", temperature, (tuple, list), lambda τ: len(τ) == 2, what)
         for τ in temperature:
@@ -134,7 +136,7 @@ class GMVAE(Model):
             self.means = nn.Parameter(torch.randn(n_clusters, n_latent))
         self.log_stds = nn.Parameter(torch.zeros(n_clusters, n_latent))
         self.log_weights = nn.Parameter(torch.zeros(n_clusters), requires_grad=learn_weights)
-        self.register_buffer("steps", torch.zeros(()))  # minibatches trained on
+        self.register_buffer("steps", torch.zeros(()))  # of the optimiser: see after_step
         self.domain = self.likelihood.domain
 
     def prior_given(self, y: Tensor) -> Distribution:
@@ -171,13 +173,14 @@ class GMVAE(Model):
             Categorical(logits=self.encode_y(h)), components, validate_args=False
         )
 
-    def decode(self, z: Tensor, library: Tensor) -> Distribution:
-        """p(x | z, ℓ); z of shape (…, n_latent) and library (…) give x of shape (…, n_genes)."""
-        return self.likelihood(self.decoder(z), library)
+    def decode(self, z: Tensor, cells: Cells) -> Distribution:
+        """p(x | z, ℓ) at ℓ = cells.library: see VAE.decode."""
+        return self.likelihood(self.decoder(z), cells.library)
 
     def elbo(
         self,
         cells: Cells,
+        *,
         n_samples: int = 1,
         analytic_kl: bool = True,
         estimator: str | None = None,
@@ -187,30 +190,31 @@ class GMVAE(Model):
         Parameters
         ----------
         cells, n_samples
-            As of :meth:`vaelab.VAE.elbo`.
+            Same as in :meth:`vaelab.VAE.elbo`.
         analytic_kl
-            Both KLs in closed form. False draws y and z: the terms of one draw then sum to its log
-            importance weight, as ``Bound.iwae`` needs.
+            True for both KLs in closed form. False draws y and z: the signed terms of one draw then
+            sum to its log importance weight, as ``Bound.iwae`` needs.
         estimator
-            How the mean over y is taken; None for the model's own in training, "sum" else.
+            How to average over y; None for the model's own in training, and "sum" otherwise.
         """
-        size("n_samples", n_samples)
+        require_size("n_samples", n_samples)
         estimator = estimator or (self.configuration["estimator"] if self.training else "sum")
         _check_estimator(estimator)
         h = self._hidden(cells)  # (n_cells, n_hidden)
         log_q_y, log_p_y = self.encode_y(h), self.log_weights.log_softmax(-1)
         if estimator == "sum" and analytic_kl:
             each_y = torch.eye(self.n_clusters).to(h).unsqueeze(1).expand(-1, len(h), -1)
-            ways = zip(each_y, log_q_y.exp().unbind(-1), strict=True)  # y (n_cells, K), q(y | x)
+            # y (n_cells, K), and its share q(y | x), (n_cells,)
+            weighted = zip(each_y, log_q_y.exp().unbind(-1), strict=True)
         else:
             hard = estimator != "gumbel" or not analytic_kl
             drawn = gumbel_softmax(log_q_y, self.temperature, hard, n_samples)  # (S, n_cells, K)
-            ways = [(drawn, 1.0)]
+            weighted = [(drawn, 1.0)]
         reconstruction, kl_z = 0.0, 0.0
-        for y, share in ways:  # one decode at a time: all K at once would be slower, and large
+        for y, share in weighted:  # one at a time: all K at once would be slower, and large
             q, p = self.encode_z(h, y), self.prior_given(y)
             z = gaussian(q.mean, q.stddev, n_samples if y.ndim == 2 else None)
-            log_px = self.log_likelihood(self.decode(z, cells.library), cells)  # (S, n_cells)
+            log_px = self.log_likelihood(self.decode(z, cells), cells)  # (S, n_cells)
             reconstruction = reconstruction + share * log_px
             kl = kl_divergence(q, p) if analytic_kl else q.log_prob(z) - p.log_prob(z)
             kl_z = kl_z + share * kl.sum(-1)  # (n_cells,), or (S, n_cells) where y was drawn
@@ -218,15 +222,29 @@ class GMVAE(Model):
             kl_y = (log_q_y.exp() * (log_q_y - log_p_y)).sum(-1)  # (n_cells,)
         else:
             kl_y = (drawn * (log_q_y - log_p_y)).sum(-1)  # (S, n_cells)
-        if self.training:
-            self.steps += 1
         source = "Grønbech et al. 2020, eq. 7"
+        kl = "KL(q(z|x,y)‖p(z|y))"
         return Bound(
-            Term("reconstruction", "E_q[log p(x|z)]", source, reconstruction),
-            Term("kl_z", "−E_q(y|x)[KL(q(z|x,y)‖p(z|y))]", source, -kl_z, warm_up=True),
-            Term("kl_y", "−KL(q(y|x)‖p(y))", source, -kl_y, warm_up=True),
+            Term("reconstruction", "E_q[log p(x|z)]", +1, reconstruction, source),
+            Term("kl_z", f"E_q(y|x)[{kl}]", -1, kl_z, source, warm_up=True),
+            Term("kl_y", "KL(q(y|x)‖p(y))", -1, kl_y, source, warm_up=True),
             posteriors={"y": log_q_y.exp()},
         )
+
+    def after_step(self) -> None:
+        """Move τ one step towards its end."""
+        self.steps += 1
+
+    def generate(
+        self,
+        n_cells: int,
+        *,
+        y: int | None = None,
+        library: float | np.ndarray | None = None,
+        seed: int = 0,
+    ) -> np.ndarray:
+        """New cells of all clusters by their weights, or of cluster ``y``: see ``VAE.generate``."""
+        return self._generate(n_cells, lambda: self.prior(y).sample((n_cells,)), library, seed)
 
     def cluster(self, cells: Cells) -> np.ndarray:
         """q(y | x), the probability of each cluster for each cell; shape (n_cells, K)."""
@@ -240,7 +258,7 @@ class GMVAE(Model):
         done = min(1.0, self.steps.item() / steps) if steps else 1.0
         return first ** (1 - done) * last**done
 
-    def start_from(self, cells: Cells, clusters: np.ndarray, epochs: int = 20, seed: int = 0):
+    def start_from(self, cells: Cells, clusters: np.ndarray, *, epochs: int = 20, seed: int = 0):
         """Teach q(y | x) a first guess of the clusters, before ``fit``; changes nothing else.
 
         Parameters
@@ -250,7 +268,7 @@ class GMVAE(Model):
         epochs
             Passes over the cells.
         seed
-            Of their order, and of dropout.
+            Random seed for the order of the cells and for dropout.
 
         Raises
         ------

@@ -1,4 +1,4 @@
-"""SCANVI: scVI whose latent space knows cell types (Lopez 2018; Xu et al. 2021).
+"""SCANVI: scVI with cell types in its latent space (Lopez 2018; Xu et al. 2021).
 
 Generative model, for each cell with batch γ:
 
@@ -9,16 +9,17 @@ Generative model, for each cell with batch γ:
 
 Variational model:
 
-    q(z1 | x, γ) q(ℓ | x, γ) q(c | z1) q(z2 | z1, c)
+    q(z1 | x) q(ℓ | x) q(c | z1) q(z2 | z1, c)
 
 Bounds, with ω_c = 1 for the type that was observed (L, on log p(x, c | γ)), or ω_c = q(c | z1)
-where none was (U, on log p(x | γ)):
+if none was (U, on log p(x | γ)):
 
-    E_{q(z1) q(ℓ)} [ log p(x | z1, ℓ, γ) ] − KL(q(ℓ | x, γ) ‖ p(ℓ | γ))
-    − E_{q(z1)} [ log q(z1 | x, γ) − Σ_c ω_c E_{q(z2|z1,c)} log p(z1 | z2, c) ]
-    − E_{q(z1)} [ Σ_c ω_c KL(q(z2 | z1, c) ‖ p(z2)) ] + E_{q(z1)} [ Σ_c ω_c log(p(c) / ω_c) ]
+    E_{q(z1) q(ℓ)} [ log p(x | z1, ℓ, γ) ] − KL(q(ℓ | x) ‖ p(ℓ | γ))
+    − E_{q(z1)} [ log q(z1 | x) − Σ_c ω_c E_{q(z2|z1,c)} log p(z1 | z2, c) ]
+    − E_{q(z1)} [ Σ_c ω_c KL(q(z2 | z1, c) ‖ p(z2)) ] − E_{q(z1)} [ KL(ω ‖ p(c)) ]
 
-What is trained besides is no part of a bound: weight · Σ_labelled log q(c | z1).
+KL(ω ‖ p(c)) = Σ_c ω_c log(ω_c / p(c)) is −log p(c) for an observed type. One more term is trained
+but is not part of the bound: the cross-entropy −log q(c | z1) of the labelled cells.
 
 ====================  =========================================================
 symbol                where
@@ -26,19 +27,21 @@ symbol                where
 p(z2)                 ``prior()``
 p(c)                  ``log_prior_c``
 p(z1 | z2, c)         ``decode_z1(z2, c)``, from ``decoder_z1``
-q(z1 | x, γ)          ``encode(cells)``, from ``encoder``
+q(z1 | x)             ``encode(cells)``, from ``encoder``
 q(c | z1)             ``classify(z1)``, from ``classifier``
 q(z2 | z1, c)         ``encode_z2(z1, c)``, from ``encoder_z2``
 p(x | z1, ℓ, γ), ℓ    ``decode``, ``encode_library``: scVI's
 both bounds           ``elbo(cells)``
 ====================  =========================================================
 
-The z1 term is no KL to a fixed prior, since p(z1 | z2, c) hangs on z2: it is drawn.
+The z1 term is not a KL to a fixed prior, because p(z1 | z2, c) depends on z2. It is estimated from
+samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from numbers import Real
 from typing import Self
 
@@ -48,7 +51,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
-from .._internal.arguments import given, require, size
+from .._internal.arguments import require, require_size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..networks import MLP
@@ -62,9 +65,10 @@ SOURCE = "Lopez 2018; Xu et al. 2021"
 
 
 class SCANVI(SCVI):
-    """scVI with types, for cells of which some are labelled.
+    """scVI with cell types, for cells of which some are labelled.
 
-    What is not listed is as in :class:`vaelab.SCVI`; z1 and z2 both have n_latent dimensions.
+    Parameters that are not listed are the same as in :class:`vaelab.SCVI`; z1 and z2 both have
+    n_latent dimensions.
 
     Parameters
     ----------
@@ -73,28 +77,28 @@ class SCANVI(SCVI):
     prior_c
         p(c): None for 1/C, "learned", or C probabilities.
     classifier_weight, classifier_mean
-        Of the cross-entropy that is trained besides the bound. If ``classifier_mean``, it is
-        averaged over the labelled cells of a minibatch and the bound over all cells, as released
-        (weight 50). Else both are summed, as in Kingma et al. (2014), where the weight is α = 0.1 N
-        of N cells.
+        Weight of the cross-entropy that is trained in addition to the bound. If
+        ``classifier_mean``, it is averaged over the labelled cells of a minibatch and the bound
+        over all cells, as released (weight 50). Otherwise both are summed over cells, as in Kingma
+        et al. (2014), where the weight is α = 0.1 N for N cells.
     label_bound
-        Whether labelled cells are trained on L; False for U on every cell, as released.
+        True to train labelled cells on L; False for U on every cell, as released.
     encode_batch_z2
-        Whether q(z2 | z1, c) is told the batch too, as the assignment has it.
+        True if q(z2 | z1, c) receives the batch as input too, as in the assignment.
     classifier_layers
-        Hidden layers of the classifier; 0 for a linear one.
+        Number of hidden layers of the classifier; 0 for a linear one.
 
     Raises
     ------
     ValueError
-        As of :class:`vaelab.SCVI`, or a p(c) that is not C probabilities.
+        Same as in :class:`vaelab.SCVI`, or a p(c) that is not C probabilities.
     """
 
     graph = {  # for plotting.graphical_model
         "z2": {"at": (0, 3.6), "q": ("z1", "c"), "plates": ("cells",)},
         "c": {"at": (1, 3.6), "q": ("z1",), "plates": ("cells",)},
-        "z1": {"at": (0, 2.4), "p": ("z2", "c"), "q": ("x_g", "γ"), "plates": ("cells",)},
-        "ℓ": {"at": (1, 1.2), "p": ("γ",), "q": ("x_g", "γ"), "plates": ("cells",)},
+        "z1": {"at": (0, 2.4), "p": ("z2", "c"), "q": ("x_g",), "plates": ("cells",)},
+        "ℓ": {"at": (1, 1.2), "p": ("γ",), "q": ("x_g",), "plates": ("cells",)},
         "γ": {"at": (2, 1.2), "observed": True, "plates": ("cells",)},
         "x_g": {
             "at": (0, 0), "p": ("z1", "ℓ", "γ"), "observed": True, "plates": ("cells", "genes"),
@@ -104,17 +108,11 @@ class SCANVI(SCVI):
     def __init__(
         self,
         n_genes: int,
+        *,
         n_labels: int,
-        n_batches: int = 1,
-        n_latent: int = 10,
-        n_hidden: int = 128,
-        n_layers: int = 1,
-        dropout_rate: float = 0.1,
-        likelihood: str = "zinb",
-        dispersion: str = "gene",
-        library: str = "observed",
-        encode_batch: bool = False,
-        normalization: str | None = "batch",
+        n_batches: int = 1, n_latent: int = 10, n_hidden: int = 128, n_layers: int = 1,
+        dropout_rate: float = 0.1, likelihood: str = "zinb", dispersion: str = "gene",
+        library: str = "observed", encode_batch: bool = False, normalization: str | None = "batch",
         prior_c: str | Sequence[float] | None = None,
         classifier_weight: float = 50.0,
         classifier_mean: bool = True,
@@ -122,18 +120,17 @@ class SCANVI(SCVI):
         encode_batch_z2: bool = False,
         classifier_layers: int = 1,
         seed: int = 0,
-    ):
-        if not (prior_c is None or isinstance(prior_c, str)):
-            prior_c = [float(p) for p in prior_c]
-        configuration = given(locals())
+    ):  # fmt: skip
         super().__init__(
-            n_genes, n_batches, n_latent, n_hidden, n_layers, dropout_rate, likelihood, dispersion,
-            library, encode_batch, normalization, seed,
+            n_genes, n_batches=n_batches, n_latent=n_latent, n_hidden=n_hidden, n_layers=n_layers,
+            dropout_rate=dropout_rate, likelihood=likelihood, dispersion=dispersion,
+            library=library, encode_batch=encode_batch, normalization=normalization, seed=seed,
         )  # fmt: skip
-        self.configuration = configuration
-        size("n_labels", n_labels)
+        require_size("n_labels", n_labels)
         what = "a number, 0 or more"
         require("classifier_weight", classifier_weight, Real, lambda w: 0 <= w < np.inf, what)
+        if not (prior_c is None or isinstance(prior_c, str)):
+            prior_c = self.configuration["prior_c"] = [float(p) for p in prior_c]  # for JSON
         with seeded(seed + 1):  # the networks of scVI are those that SCVI has with this seed
             hidden = {"n_hidden": n_hidden, "normalization": normalization}
             dropout = {**hidden, "dropout_rate": dropout_rate}
@@ -146,9 +143,7 @@ class SCANVI(SCVI):
                 n_latent, 2 * n_latent, n_layers=n_layers, n_conditions=n_labels,
                 dropout_rate=0.0, **hidden,
             )  # fmt: skip
-        self.logits_c = nn.Parameter(
-            _logits(prior_c, n_labels), requires_grad=isinstance(prior_c, str)
-        )
+        self.logits_c = nn.Parameter(_logits(prior_c, n_labels), requires_grad=prior_c == "learned")
 
     @classmethod
     def from_scvi(cls, model: SCVI, cells: Cells, **options) -> Self:
@@ -157,16 +152,16 @@ class SCANVI(SCVI):
         Parameters
         ----------
         model
-            Its networks, genes and batches are taken over.
+            A trained SCVI. Its networks, genes and batches are taken over.
         cells
-            Whose labels the types are.
+            Cells whose labels are the types.
         options
-            Of SCANVI, besides what the SCVI has.
+            Options that SCANVI has and SCVI does not.
 
         Raises
         ------
         TypeError
-            The model is no SCVI.
+            The model is not an SCVI.
         ValueError
             The cells have no labels.
         """
@@ -182,7 +177,7 @@ class SCANVI(SCVI):
         scanvi.label_names = cells.label_names
         return scanvi
 
-    # The mathematics that scVI does not have.
+    # The mathematics that is not in scVI.
 
     @property
     def log_prior_c(self) -> Tensor:
@@ -198,97 +193,118 @@ class SCANVI(SCVI):
         """log q(c | z1), shape (…, n_labels)."""
         return self.classifier(z1).log_softmax(-1)
 
-    def encode_z2(self, z1: Tensor, c: Tensor, batch: Tensor) -> Distribution:
+    def encode_z2(self, z1: Tensor, c: Tensor, cells: Cells) -> Distribution:
         """q(z2 | z1, c); z1 (…, n_cells, n_latent) and c, one-hot, (…, n_cells, n_labels)."""
-        if self.configuration["encode_batch_z2"] and (γ := self._one_hot(batch)) is not None:
+        if self.configuration["encode_batch_z2"] and (γ := self.one_hot_batch(cells)) is not None:
             c = torch.cat([c, γ.expand(*c.shape[:-1], -1)], dim=-1)
         mean, log_variance = self.encoder_z2(z1, c).chunk(2, dim=-1)
         return normal_of_log_variance(mean, log_variance)
 
-    def elbo(self, cells: Cells, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
-        """L of the cells with a label, U of the others, and the classifier's term beside them.
+    def elbo(self, cells: Cells, *, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
+        """L of the cells with a label, U of the others, and the classifier's cross-entropy.
+
+        L bounds log p(x, c), U bounds log p(x): ``cells.unlabelled()`` gives U for every cell.
 
         Parameters
         ----------
         cells, n_samples
-            As of :meth:`vaelab.VAE.elbo`.
+            Same as in :meth:`vaelab.VAE.elbo`.
         analytic_kl
-            KLs in closed form, and c summed out. False draws z2 and c, and ℓ: the terms of one draw
-            then sum to its log importance weight, as ``Bound.iwae`` needs.
+            True for KLs in closed form, with c summed out. False draws z2 and c, and ℓ: the signed
+            terms of one draw then sum to its log importance weight, as ``Bound.iwae`` needs.
         """
-        size("n_samples", n_samples)
+        require_size("n_samples", n_samples)
         C = self.configuration["n_labels"]
         q_z1, p_z2 = self.encode(cells), self.prior()
         z1 = gaussian(q_z1.mean, q_z1.stddev, n_samples)  # (S, n_cells, n_latent)
-        library, library_terms = self._library_terms(cells, n_samples, analytic_kl)
+        cells, kl_library = self._draw_library(cells, n_samples, analytic_kl)
         log_q_c = self.classify(z1)  # (S, n_cells, C)
-        known = (cells.label >= 0) & bool(self.configuration["label_bound"])  # (n_cells,)
-        observed = one_hot(cells.label.clamp(min=0), C).to(z1).expand_as(log_q_c)
+        uses_label = (cells.label >= 0) & bool(self.configuration["label_bound"])
+        uses_label = uses_label.unsqueeze(-1)  # (n_cells, 1)
+        label = one_hot(cells.label.clamp(min=0), C).to(z1)  # (n_cells, C)
         guess = log_q_c.exp() if analytic_kl else gumbel_softmax(log_q_c.detach(), 1.0, hard=True)
-        ω = torch.where(known.unsqueeze(-1), observed, guess)  # (S, n_cells, C)
-        log_ω = torch.where(known.unsqueeze(-1), 0.0, log_q_c)  # 0 log 0 = 0 for observed types
+        ω = torch.where(uses_label, label, guess)  # (S, n_cells, C)
+        log_ω = torch.where(uses_label, 0.0, log_q_c)  # 0 log 0 = 0 for observed types
 
-        c = torch.eye(C).to(z1)[:, None, None].expand(-1, *z1.shape[:-1], -1)  # (C, S, n_cells, C)
-        each_z1 = z1.expand(C, *z1.shape)  # (C, S, n_cells, n_latent)
-        q_z2 = self.encode_z2(each_z1, c, cells.batch)
+        c, each_z1 = self._every_type(z1)  # (C, S, n_cells, C) and (C, S, n_cells, n_latent)
+        q_z2 = self.encode_z2(each_z1, c, cells)
         z2 = gaussian(q_z2.mean, q_z2.stddev)  # (C, S, n_cells, n_latent)
-        log_p_z1 = self.decode_z1(z2, c).log_prob(each_z1).sum(-1)  # (C, S, n_cells)
         kl_z2 = kl_divergence(q_z2, p_z2) if analytic_kl else q_z2.log_prob(z2) - p_z2.log_prob(z2)
 
         def mean_over_c(value: Tensor) -> Tensor:  # Σ_c ω_c value_c, (C, S, n_cells) → (S, n_cells)
             return torch.einsum("snc,csn->sn", ω, value)
 
-        labelled = (cells.label >= 0).to(z1)  # (n_cells,)
-        log_q_label = (observed * log_q_c).sum(-1) * labelled  # (S, n_cells)
-        if self.configuration["classifier_mean"]:
-            log_q_label = log_q_label * len(labelled) / labelled.sum().clamp(min=1)
-        log_q_z1, log_p_z1 = q_z1.log_prob(z1).sum(-1), mean_over_c(log_p_z1)
-        kl_z2, log_c = mean_over_c(kl_z2.sum(-1)), (ω * (self.log_prior_c - log_ω)).sum(-1)
+        log_q_z1 = q_z1.log_prob(z1).sum(-1)  # (S, n_cells)
+        log_p_z1 = mean_over_c(self.decode_z1(z2, c).log_prob(each_z1).sum(-1))  # (S, n_cells)
+        kl_z2 = mean_over_c(kl_z2.sum(-1))  # (S, n_cells)
+        kl_c = (ω * (log_ω - self.log_prior_c)).sum(-1)  # (S, n_cells)
         if analytic_kl:  # averages over z2 and c, not draws
-            kl_z2, log_c = kl_z2.mean(0), log_c.mean(0)
-        latent, weight = {"warm_up": True}, self.configuration["classifier_weight"]
-        beside = {"weight": weight, "in_bound": False}
+            kl_z2, kl_c = kl_z2.mean(0), kl_c.mean(0)  # (n_cells,)
         return Bound(
-            self._reconstruction(cells, z1, library),
-            Term("log_q_z1", "−E_q[log q(z1|x,γ)]", SOURCE, -log_q_z1, **latent),
-            Term("log_p_z1", "Σ_c ω_c E_q[log p(z1|z2,c)]", SOURCE, log_p_z1, **latent),
-            Term("kl_z2", "−Σ_c ω_c KL(q(z2|z1,c)‖p(z2))", SOURCE, -kl_z2, **latent),
-            Term("log_c", "Σ_c ω_c log(p(c)/ω_c)", SOURCE, log_c, **latent),
-            *library_terms,
-            Term("classifier", "log q(c|z1) if labelled", SOURCE, log_q_label, **beside),
+            self._reconstruction(cells, z1),
+            Term("log_q_z1", "E_q[log q(z1|x)]", -1, log_q_z1, SOURCE, warm_up=True),
+            Term("log_p_z1", "Σ_c ω_c E_q[log p(z1|z2,c)]", +1, log_p_z1, SOURCE, warm_up=True),
+            Term("kl_z2", "Σ_c ω_c KL(q(z2|z1,c)‖p(z2))", -1, kl_z2, SOURCE, warm_up=True),
+            Term("kl_c", "KL(ω‖p(c))", -1, kl_c, SOURCE, warm_up=True),
+            *kl_library,
+            self._cross_entropy(cells, log_q_c),
             posteriors={"c": ω.mean(0)},
         )
 
-    def draw_prior(self, n_cells: int, label: str | None = None) -> Tensor:
-        """z1 from p(z1), or from p(z1 | c) of one type: z2 and c first; (n_cells, n_latent)."""
+    def _every_type(self, z1: Tensor) -> tuple[Tensor, Tensor]:
+        """Each type one-hot, (C, …, C), beside a copy of z1, (C, …, n_latent)."""
+        C = self.configuration["n_labels"]
+        c = torch.eye(C).to(z1).view(C, *[1] * (z1.ndim - 1), C).expand(-1, *z1.shape[:-1], -1)
+        return c, z1.expand(C, *z1.shape)
+
+    def _cross_entropy(self, cells: Cells, log_q_c: Tensor) -> Term:
+        """−log q(c | z1) of the labelled cells, from log_q_c of shape (S, n_cells, C)."""
+        labelled = (cells.label >= 0).to(log_q_c)  # (n_cells,)
+        index = cells.label.clamp(min=0).expand(log_q_c.shape[:-1])  # (S, n_cells)
+        value = -log_q_c.gather(-1, index.unsqueeze(-1)).squeeze(-1) * labelled  # (S, n_cells)
+        if self.configuration["classifier_mean"]:  # the loss averages over all cells: undo that
+            value = value * len(labelled) / labelled.sum().clamp(min=1)
+        besides = {"weight": self.configuration["classifier_weight"], "in_bound": False}
+        return Term("cross_entropy", "−log q(c|z1) if labelled", -1, value, SOURCE, **besides)
+
+    def generate(
+        self, n_cells: int, *, label: str | None = None, batch: str | None = None,
+        library: float | np.ndarray | None = None, seed: int = 0,
+    ) -> np.ndarray:  # fmt: skip
+        """New cells of one type, or of all types by p(c): see ``SCVI.generate``."""
+        draw = partial(self._draw_z1, n_cells, label)
+        return self._generate_in_batch(n_cells, draw, library, seed, batch)
+
+    def _draw_z1(self, n_cells: int, label: str | None) -> Tensor:
+        """z1 from p(z1), or from p(z1 | c) of one type: c and z2 first; (n_cells, n_latent)."""
         C = self.configuration["n_labels"]
         if label is None:
             c = torch.multinomial(self.log_prior_c.exp(), n_cells, replacement=True)
         else:
             index = index_of("label", label, self.label_names)
             c = torch.full((n_cells,), index, device=self.device)
-        z2 = super().draw_prior(n_cells)
+        z2 = self.prior().sample((n_cells,))
         return self.decode_z1(z2, one_hot(c, C).to(z2)).sample()
 
-    # Questions.
+    # Using a fitted model.
 
-    def predict(self, cells: Cells, n_samples: int | None = None, seed: int = 0) -> np.ndarray:
+    def predict(self, cells: Cells, *, n_samples: int | None = None, seed: int = 0) -> np.ndarray:
         """q(c | x): the probability of each type for each cell, whatever its label.
 
         Parameters
         ----------
         n_samples
-            None classifies the mean of q(z1 | x, γ), as released; a number averages q(c | z1) over
-            so many draws of z1, as the model has it.
+            None classifies the mean of q(z1 | x), as released; a number averages q(c | z1) over as
+            many draws of z1, as the model defines q(c | x).
         seed
-            Of the draws.
+            Random seed for the draws.
 
         Returns
         -------
         Shape (n_cells, n_labels), columns as ``model.label_names``.
         """
         if n_samples is not None:
-            size("n_samples", n_samples)
+            require_size("n_samples", n_samples)
 
         def probabilities(part: Cells) -> Tensor:
             q = self.encode(part)
@@ -299,7 +315,7 @@ class SCANVI(SCVI):
         with seeded(seed):
             return self._over_minibatches(cells, probabilities)
 
-    def embed(self, cells: Cells, of: str = "z1") -> np.ndarray:
+    def embed(self, cells: Cells, *, of: str = "z1") -> np.ndarray:
         """The posterior mean of z1, or of z2 over the types by q(c | z1); (n_cells, n_latent)."""
         if of == "z1":
             return super().embed(cells)
@@ -308,9 +324,8 @@ class SCANVI(SCVI):
 
         def mean_of_z2(part: Cells) -> Tensor:
             z1 = self.encode(part).mean
-            C = self.configuration["n_labels"]
-            c = torch.eye(C).to(z1).unsqueeze(1).expand(-1, len(z1), -1)  # (C, n_cells, C)
-            means = self.encode_z2(z1.expand(C, *z1.shape), c, part.batch).mean
+            c, each_z1 = self._every_type(z1)  # (C, n_cells, C) and (C, n_cells, n_latent)
+            means = self.encode_z2(each_z1, c, part).mean
             return torch.einsum("nc,cnd->nd", self.classify(z1).exp(), means)
 
         return self._over_minibatches(cells, mean_of_z2)
@@ -323,8 +338,8 @@ class SCANVI(SCVI):
             n_labels = self.configuration["n_labels"]
             check_names("label", self.label_names, n_labels, cells.label_names)
 
-    def adopt(self, cells: Cells) -> None:
-        super().adopt(cells)
+    def prepare(self, cells: Cells) -> None:
+        super().prepare(cells)
         self.label_names = cells.label_names or None
 
 

@@ -13,20 +13,22 @@ With w, y and h integrated out, x_g ~ ZINB(mean ℓρ_g, inverse dispersion θ_g
 
 Variational model:
 
-    q(z | x, γ) q(ℓ | x, γ) = N(z; m, diag v) · LogNormal(ℓ; m_ℓ, v_ℓ)
+    q(z | x) q(ℓ | x) = N(z; m, diag v) · LogNormal(ℓ; m_ℓ, v_ℓ)
+
+The encoders receive γ as well if ``encode_batch``: q(z | x, γ) and q(ℓ | x, γ).
 
 Bound (Lopez et al. 2018, supplementary note 3):
 
-    log p(x | γ) ≥ E_q[log p(x | z, ℓ, γ)] − KL(q(z | x, γ) ‖ p(z)) − KL(q(ℓ | x, γ) ‖ p(ℓ | γ))
+    log p(x | γ) ≥ E_q[log p(x | z, ℓ, γ)] − KL(q(z | x) ‖ p(z)) − KL(q(ℓ | x) ‖ p(ℓ | γ))
 
 ================  =============================================================
 symbol            where
 ================  =============================================================
 p(z)              ``prior()``
-m_γ, √v_γ         ``library_log_mean``, ``library_log_std``: of the cells fitted to
+m_γ, √v_γ         ``library_log_mean``, ``library_log_std``, set by ``prepare``
 m, v              ``encode(cells)``, from ``encoder``
 m_ℓ, v_ℓ          ``encode_library(cells)``, from ``library_encoder``
-p(x | z, ℓ, γ)    ``decode(z, library, batch)``, from ``decoder`` and ``likelihood``
+p(x | z, ℓ, γ)    ``decode(z, cells)``, from ``decoder`` and ``likelihood``
 the bound         ``elbo(cells)``
 ================  =============================================================
 
@@ -36,8 +38,8 @@ networks are left out, the two of ℓ and that of π. With ℓ observed the boun
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,7 +47,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
-from .._internal.arguments import given, size
+from .._internal.arguments import require_size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import make_likelihood
@@ -65,28 +67,29 @@ class SCVI(Model):
     Parameters
     ----------
     n_genes, n_latent, n_hidden, n_layers, dropout_rate, likelihood, normalization
-        As of :class:`vaelab.VAE`.
+        Same as in :class:`vaelab.VAE`.
     n_batches
-        B, number of batches γ; the decoder is told which. ``len(cells.batch_names)``.
+        B, number of batches: ``len(cells.batch_names)``. The decoder receives the batch as input.
     library
         "observed" (``cells.library``, as released) or "latent" (ℓ log-normal, with the mean and
-        variance of each batch, as published).
+        variance of each batch, as published; only with a likelihood of counts).
     dispersion
         "gene", "gene-batch" or "gene-cell".
     encode_batch
-        Whether the encoders are told the batch too.
+        True if the encoders receive the batch as input too.
     seed
-        Of the initial weights.
+        Random seed for the initial weights.
 
     Raises
     ------
     ValueError
-        An unknown likelihood, dispersion, library or normalisation, or a size out of range.
+        An unknown likelihood, dispersion, library or normalisation, a size out of range, or a
+        latent library size with a likelihood that has none.
     """
 
     graph = {  # for plotting.graphical_model
-        "z": {"at": (0, 1.2), "q": ("x_g", "γ"), "plates": ("cells",)},
-        "ℓ": {"at": (1, 1.2), "p": ("γ",), "q": ("x_g", "γ"), "plates": ("cells",)},
+        "z": {"at": (0, 1.2), "q": ("x_g",), "plates": ("cells",)},
+        "ℓ": {"at": (1, 1.2), "p": ("γ",), "q": ("x_g",), "plates": ("cells",)},
         "γ": {"at": (2, 1.2), "observed": True, "plates": ("cells",)},
         "x_g": {
             "at": (0, 0), "p": ("z", "ℓ", "γ"), "observed": True, "plates": ("cells", "genes"),
@@ -96,6 +99,7 @@ class SCVI(Model):
     def __init__(
         self,
         n_genes: int,
+        *,
         n_batches: int = 1,
         n_latent: int = 10,
         n_hidden: int = 128,
@@ -108,9 +112,9 @@ class SCVI(Model):
         normalization: str | None = "batch",
         seed: int = 0,
     ):
-        super().__init__(**given(locals()))
+        super().__init__()
         for name in ("n_genes", "n_batches", "n_latent"):
-            size(name, self.configuration[name])
+            require_size(name, self.configuration[name])
         if library not in ("observed", "latent"):
             raise ValueError(f"library is {library!r}; choose from ['observed', 'latent']")
         n_conditions = n_batches if n_batches > 1 else 0  # one batch tells nothing
@@ -129,6 +133,10 @@ class SCVI(Model):
                 likelihood, self.decoder.n_out, n_genes, dispersion, n_batches
             )
         self.domain = self.likelihood.domain
+        if library == "latent" and self.domain != "counts":
+            raise ValueError(
+                f"library='latent' needs a likelihood of counts, and {likelihood!r} is not one."
+            )
 
     def prior(self) -> Distribution:
         """p(z) = N(0, I), of shape (n_latent,)."""
@@ -141,63 +149,74 @@ class SCVI(Model):
         return Normal(mean, std, validate_args=False)
 
     def encode(self, cells: Cells) -> Distribution:
-        """q(z | x, γ) = N(m, diag v), of shape (n_cells, n_latent)."""
-        m, v = self.encoder(self.encoder_input(cells), self._one_hot(cells.batch)).chunk(2, dim=-1)
-        return normal_of_log_variance(m, v)
+        """q(z | x) = N(m, diag v), of shape (n_cells, n_latent)."""
+        h = self.encoder(self.encoder_input(cells), self.encoder_conditions(cells))
+        m, log_v = h.chunk(2, dim=-1)  # each (n_cells, n_latent)
+        return normal_of_log_variance(m, log_v)
 
     def encode_library(self, cells: Cells) -> Distribution:
-        """q(log ℓ | x, γ) = N(m_ℓ, v_ℓ), of shape (n_cells,)."""
-        m, v = self.library_encoder(self.encoder_input(cells), self._one_hot(cells.batch)).unbind(
-            -1
-        )
-        return normal_of_log_variance(m, v)
+        """q(log ℓ | x) = N(m_ℓ, v_ℓ), of shape (n_cells,)."""
+        h = self.library_encoder(self.encoder_input(cells), self.encoder_conditions(cells))
+        m, log_v = h.unbind(-1)  # each (n_cells,)
+        return normal_of_log_variance(m, log_v)
 
-    def decode(self, z: Tensor, library: Tensor, batch: Tensor) -> Distribution:
-        """p(x | z, ℓ, γ); z (…, n_cells, n_latent), library (…, n_cells), batch (n_cells,)."""
-        return self.likelihood(self.decoder(z, self._one_hot(batch)), library, batch)
+    def encoder_conditions(self, cells: Cells) -> Tensor | None:
+        """γ one-hot if the encoders receive it, else None."""
+        return self.one_hot_batch(cells) if self.configuration["encode_batch"] else None
 
-    def elbo(self, cells: Cells, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
+    def one_hot_batch(self, cells: Cells) -> Tensor | None:
+        """γ one-hot, shape (n_cells, n_batches); None if there is one batch, which says nothing."""
+        n_batches = self.configuration["n_batches"]
+        return one_hot(cells.batch, n_batches).to(self.dtype) if n_batches > 1 else None
+
+    def decode(self, z: Tensor, cells: Cells) -> Distribution:
+        """p(x | z, ℓ, γ) at ℓ = cells.library and γ = cells.batch; z (…, n_cells, n_latent)."""
+        h = self.decoder(z, self.one_hot_batch(cells))
+        return self.likelihood(h, cells.library, cells.batch)
+
+    def elbo(self, cells: Cells, *, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
         """The bound of each cell, from ``n_samples`` draws of z and ℓ: see VAE.elbo."""
-        size("n_samples", n_samples)
+        require_size("n_samples", n_samples)
         q_z, p_z = self.encode(cells), self.prior()
         z = gaussian(q_z.mean, q_z.stddev, n_samples)  # (n_samples, n_cells, n_latent)
-        library, library_terms = self._library_terms(cells, n_samples, analytic_kl)
+        cells, kl_library = self._draw_library(cells, n_samples, analytic_kl)
         if analytic_kl:
             kl_z = kl_divergence(q_z, p_z).sum(-1)  # (n_cells,)
         else:
             kl_z = (q_z.log_prob(z) - p_z.log_prob(z)).sum(-1)  # (n_samples, n_cells)
         return Bound(
-            self._reconstruction(cells, z, library),
-            Term("kl_z", "−KL(q(z|x,γ)‖p(z))", SOURCE, -kl_z, warm_up=True),
-            *library_terms,
+            self._reconstruction(cells, z),
+            Term("kl_z", "KL(q(z|x)‖p(z))", -1, kl_z, SOURCE, warm_up=True),
+            *kl_library,
         )
 
     # The two terms that SCANVI has too.
 
-    def _reconstruction(self, cells: Cells, z: Tensor, library: Tensor) -> Term:
-        log_px = self.log_likelihood(self.decode(z, library, cells.batch), cells)  # (S, n_cells)
-        return Term("reconstruction", "E_q[log p(x|z,ℓ,γ)]", SOURCE, log_px)
+    def _reconstruction(self, cells: Cells, z: Tensor) -> Term:
+        log_px = self.log_likelihood(self.decode(z, cells), cells)  # (S, n_cells)
+        return Term("reconstruction", "E_q[log p(x|z,ℓ,γ)]", +1, log_px, SOURCE)
 
-    def _library_terms(
+    def _draw_library(
         self, cells: Cells, n_samples: int, analytic_kl: bool
-    ) -> tuple[Tensor, list[Term]]:
-        """ℓ, shape (n_cells,) or drawn (n_samples, n_cells), and −KL_ℓ where ℓ is latent."""
+    ) -> tuple[Cells, list[Term]]:
+        """If ℓ is latent, the cells with ℓ drawn, (n_samples, n_cells), and the KL term of ℓ."""
         if self.configuration["library"] == "observed":
-            return cells.library, []
+            return cells, []
         q, p = self.encode_library(cells), self.prior_library(cells.batch)
         log_library = gaussian(q.mean, q.stddev, n_samples)  # (n_samples, n_cells)
         if analytic_kl:
-            kl = kl_divergence(q, p)
+            kl = kl_divergence(q, p)  # (n_cells,)
         else:
-            kl = q.log_prob(log_library) - p.log_prob(log_library)
-        term = Term("kl_library", "−KL(q(ℓ|x,γ)‖p(ℓ|γ))", SOURCE, -kl, warm_up=True)
-        return log_library.exp(), [term]
+            kl = q.log_prob(log_library) - p.log_prob(log_library)  # (n_samples, n_cells)
+        term = Term("kl_library", "KL(q(ℓ|x)‖p(ℓ|γ))", -1, kl, SOURCE, warm_up=True)
+        return replace(cells, library=log_library.exp()), [term]
 
-    # Questions.
+    # Using a fitted model.
 
     def normalized_expression(
         self,
         cells: Cells,
+        *,
         batch: str | Sequence[str] | None = None,
         n_samples: int = 25,
         library: float = 1.0,
@@ -210,11 +229,11 @@ class SCVI(Model):
         batch
             Expression as if in this batch, or on average over these; None for each cell's own.
         n_samples
-            Draws of z a cell.
+            Draws of z per cell.
         library
             1 for shares that sum to 1; 1e4 for counts per ten thousand.
         seed
-            Of the draws.
+            Random seed for the draws.
 
         Returns
         -------
@@ -225,18 +244,21 @@ class SCVI(Model):
         ValueError
             No batch, or one that the model does not know.
         """
-        size("n_samples", n_samples)
+        require_size("n_samples", n_samples)
         asked = [batch] if batch is None or isinstance(batch, str) else [*batch]
         if not asked:
             raise ValueError("batch names no batch; give one or more, or None for each cell's own.")
 
         def shares(part: Cells) -> Tensor:
             q, total = self.encode(part), 0.0
-            ones = torch.ones_like(part.library)
+            part = replace(part, library=torch.ones_like(part.library))
+            in_batches = [
+                part if name is None else replace(part, batch=self._batch(name, len(part)))
+                for name in asked
+            ]
             for z in gaussian(q.mean, q.stddev, n_samples):
-                for name in asked:
-                    γ = part.batch if name is None else self._batch(name, len(part))
-                    p = self.decode(z, ones, γ)
+                for cells_in_batch in in_batches:
+                    p = self.decode(z, cells_in_batch)
                     total = total + getattr(p, "base", p).mean  # ρ, without zero inflation
             return library * total / (n_samples * len(asked))
 
@@ -246,29 +268,31 @@ class SCVI(Model):
     def generate(
         self,
         n_cells: int,
+        *,
+        batch: str | None = None,
         library: float | np.ndarray | None = None,
         seed: int = 0,
-        batch: str | None = None,
-        **of_prior,
     ) -> np.ndarray:
-        """New cells of one batch, of the first where none is named: see ``VAE.generate``.
+        """New cells of one batch, the first by default: see ``VAE.generate``.
 
-        With ℓ latent and none given, it is drawn from p(ℓ | γ).
+        If ℓ is latent and not given, it is drawn from p(ℓ | γ).
         """
+        return self._generate_in_batch(
+            n_cells, lambda: self.prior().sample((n_cells,)), library, seed, batch
+        )
+
+    def _generate_in_batch(self, n_cells: int, draw_z, library, seed: int, batch: str | None):
         γ = self._batch(batch, n_cells)
         if library is None and self.configuration["library"] == "latent":
             with seeded(seed + 1):
                 library = self.prior_library(γ).sample().exp().cpu().numpy()
-        decode = functools.partial(self.decode, batch=γ)
-        return self._generate(decode, n_cells, library, seed, **of_prior)
+        return self._generate(n_cells, draw_z, library, seed, γ)
 
-    def decode_as(self, z: Tensor, cells: Cells, draw: bool = False) -> Distribution:
-        """p(x | z) at each cell's own batch and ℓ; a latent ℓ is drawn, or at its median."""
-        library = cells.library
-        if self.configuration["library"] == "latent":
-            q = self.encode_library(cells)
-            library = (q.sample() if draw else q.mean).exp()
-        return self.decode(z, library, cells.batch)
+    def infer_library(self, cells: Cells, *, draw: bool = False) -> Cells:
+        if self.configuration["library"] == "observed":
+            return cells
+        q = self.encode_library(cells)
+        return replace(cells, library=(q.sample() if draw else q.mean).exp())
 
     # Cells that fit the model.
 
@@ -277,23 +301,19 @@ class SCVI(Model):
         n_batches = self.configuration["n_batches"]
         check_names("batch", self.batch_names, n_batches, cells.batch_names)
 
-    def adopt(self, cells: Cells) -> None:
+    def prepare(self, cells: Cells) -> None:
         """Keep the names of the batches, and mean and spread of log ℓ in each."""
-        super().adopt(cells)
+        super().prepare(cells)
         self.batch_names = cells.batch_names
-        for γ in cells.batch.unique() if self.configuration["library"] == "latent" else ():
-            log_library = cells.library[cells.batch == γ].log()
-            self.library_log_mean[γ] = log_library.mean()
-            self.library_log_std[γ] = log_library.std(unbiased=False).clamp(min=0.01)
+        if self.configuration["library"] == "latent":
+            for index in cells.batch.unique():
+                log_library = cells.library[cells.batch == index].log()
+                self.library_log_mean[index] = log_library.mean()
+                self.library_log_std[index] = log_library.std(unbiased=False).clamp(min=0.01)
 
     def _batch(self, name: str | None, n_cells: int) -> Tensor:
         index = 0 if name is None else index_of("batch", name, self.batch_names)
         return torch.full((n_cells,), index, device=self.device)
-
-    def _one_hot(self, batch: Tensor) -> Tensor | None:
-        """Shape (n_cells, n_batches); None where there is one batch, which tells nothing."""
-        n_batches = self.configuration["n_batches"]
-        return one_hot(batch, n_batches).to(self.dtype) if n_batches > 1 else None
 
 
 def normal_of_log_variance(mean: Tensor, log_variance: Tensor) -> Distribution:

@@ -18,11 +18,11 @@ symbol         where
 =============  ================================================================
 p(z)           ``prior()``
 m, s           ``encode(cells)``, from ``encoder``
-p(x | z, ℓ)    ``decode(z, library)``, from ``decoder`` and ``likelihood``
+p(x | z, ℓ)    ``decode(z, cells)``, from ``decoder`` and ``likelihood``
 the bound      ``elbo(cells)``
 =============  ================================================================
 
-ℓ is observed, and not modelled: the bound is on log p(x | ℓ).
+ℓ is ``cells.library``: it is observed and not modelled, so that the bound is on log p(x | ℓ).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import softplus
 
-from .._internal.arguments import given, size
+from .._internal.arguments import require_size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import make_likelihood
@@ -55,15 +55,15 @@ class VAE(Model):
     n_hidden, n_layers
         Width and number of hidden layers of encoder and decoder.
     dropout_rate
-        Of the encoder. The decoder has none.
+        Dropout rate of the encoder while training. The decoder has no dropout.
     likelihood
         A name in ``vaelab.LIKELIHOODS``.
     dispersion
-        Of a negative binomial: "gene" or "gene-cell".
+        What the inverse dispersion of a negative binomial depends on: "gene" or "gene-cell".
     normalization
         See :class:`vaelab.networks.MLP`.
     seed
-        Of the initial weights.
+        Random seed for the initial weights.
 
     Raises
     ------
@@ -82,6 +82,7 @@ class VAE(Model):
     def __init__(
         self,
         n_genes: int,
+        *,
         n_latent: int = 10,
         n_hidden: int = 128,
         n_layers: int = 1,
@@ -91,9 +92,9 @@ class VAE(Model):
         normalization: str | None = "batch",
         seed: int = 0,
     ):
-        super().__init__(**given(locals()))
-        size("n_genes", n_genes)
-        size("n_latent", n_latent)
+        super().__init__()
+        require_size("n_genes", n_genes)
+        require_size("n_latent", n_latent)
         with seeded(seed):
             hidden = {"n_hidden": n_hidden, "n_layers": n_layers, "normalization": normalization}
             self.encoder = MLP(n_genes, 2 * n_latent, dropout_rate=dropout_rate, **hidden)
@@ -111,33 +112,36 @@ class VAE(Model):
         m, s = self.encoder(self.encoder_input(cells)).chunk(2, dim=-1)  # each (n_cells, n_latent)
         return Normal(m, softplus(s) + 1e-4, validate_args=False)
 
-    def decode(self, z: Tensor, library: Tensor) -> Distribution:
-        """p(x | z, ℓ); z of shape (…, n_latent) and library (…) give x of shape (…, n_genes)."""
-        return self.likelihood(self.decoder(z), library)
+    def decode(self, z: Tensor, cells: Cells) -> Distribution:
+        """p(x | z, ℓ) at ℓ = cells.library, of shape (…, n_cells, n_genes).
 
-    def elbo(self, cells: Cells, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
+        ``z`` has shape (…, n_cells, n_latent); ``blank_cells`` makes cells for any z.
+        """
+        return self.likelihood(self.decoder(z), cells.library)
+
+    def elbo(self, cells: Cells, *, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
         """The bound of each cell, from ``n_samples`` draws of z.
 
         Parameters
         ----------
         cells
-            Dense, on the model's device: ``cells.to(device)``.
+            Dense cells on the model's device: ``cells.to(device)``.
         n_samples
-            S, draws of z a cell.
+            S, draws of z per cell.
         analytic_kl
-            The KL in closed form. False draws it with the same z: the terms of one draw then
-            sum to its log importance weight, as ``Bound.iwae`` needs.
+            True for the KL in closed form. False estimates it from the same draws of z: the signed
+            terms of one draw then sum to its log importance weight, as ``Bound.iwae`` needs.
         """
-        size("n_samples", n_samples)
+        require_size("n_samples", n_samples)
         q, p = self.encode(cells), self.prior()
         z = gaussian(q.mean, q.stddev, n_samples)  # (n_samples, n_cells, n_latent)
-        log_px = self.log_likelihood(self.decode(z, cells.library), cells)  # (n_samples, n_cells)
+        log_px = self.log_likelihood(self.decode(z, cells), cells)  # (n_samples, n_cells)
         if analytic_kl:
             kl_z = kl_divergence(q, p).sum(-1)  # (n_cells,)
         else:
             kl_z = (q.log_prob(z) - p.log_prob(z)).sum(-1)  # (n_samples, n_cells)
         source = "Kingma & Welling 2014, eq. 3"
         return Bound(
-            Term("reconstruction", "E_q[log p(x|z)]", source, log_px),
-            Term("kl_z", "−KL(q(z|x)‖p(z))", source, -kl_z, warm_up=True),
+            Term("reconstruction", "E_q[log p(x|z)]", +1, log_px, source),
+            Term("kl_z", "KL(q(z|x)‖p(z))", -1, kl_z, source, warm_up=True),
         )

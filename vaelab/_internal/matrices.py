@@ -1,0 +1,79 @@
+"""Matrices of any kind (dense, sparse, in a file), read in parts that fit in memory."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .on_disk import OnDisk, is_on_disk
+
+__all__ = ["first", "floats", "hide", "mask", "n_nonzero", "parts", "read", "values"]
+
+AT_ONCE = 2**24  # values of a part: 64 MiB as dense float32
+
+
+def parts(x) -> Iterator[slice]:
+    """Slices of rows, as many at a time as fit in memory; a bar shows a long reading."""
+    from tqdm import tqdm
+
+    n_rows = max(1, AT_ONCE // x.shape[1])
+    reading = {"desc": "Reading", "delay": 2, "leave": False, "file": sys.stdout}
+    for start in tqdm(range(0, x.shape[0], n_rows), **reading, disable=not isinstance(x, OnDisk)):
+        yield slice(start, min(start + n_rows, x.shape[0]))
+
+
+def read(x):
+    return floats(x.read()) if isinstance(x, OnDisk) else x
+
+
+def floats(x):
+    """A matrix of any numbers as a CSR matrix or a tensor of float32, or float64 if it is that."""
+    x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
+    if isinstance(x, np.ndarray):
+        return torch.from_numpy(x)
+    x.sum_duplicates()
+    return x
+
+
+def values(x) -> np.ndarray:
+    """All values, or those that a sparse matrix stores."""
+    return x.cpu().numpy() if isinstance(x, Tensor) else x.data
+
+
+def n_nonzero(x, axis: int = 1) -> np.ndarray:
+    return np.asarray((x != 0).sum(axis)).ravel()
+
+
+def hide(x, observed: Tensor):
+    """0 where nothing was observed."""
+    return x * observed if isinstance(x, Tensor) else x.multiply(observed.numpy()).tocsr()
+
+
+def mask(observed, shape, may_stay: bool = False) -> Tensor | OnDisk:
+    """A mask as a tensor; one in a file as it is if it `may_stay` there."""
+    if is_on_disk(observed):
+        observed = OnDisk(observed)
+    if isinstance(observed, OnDisk) and may_stay and observed.shape == tuple(shape):
+        return observed
+    observed = observed.toarray() if hasattr(observed, "toarray") else np.asarray(observed)
+    if observed.shape != tuple(shape) or not np.isin(observed, (0, 1)).all():
+        raise ValueError(
+            f"observed must be a matrix of True and False of x's shape {tuple(shape)}, but has "
+            f"shape {observed.shape} and holds {observed.dtype}."
+        )
+    return torch.from_numpy(observed.astype(bool))
+
+
+def first(x, condition) -> tuple[int, int, float]:
+    """Row, column and value of the first entry that meets a condition."""
+    if isinstance(x, Tensor):
+        x = x.cpu().numpy()
+        row, column = np.argwhere(condition(x))[0]
+        return int(row), int(column), float(x[row, column])
+    x = x.tocoo()
+    k = int(np.argmax(condition(x.data)))
+    return int(x.row[k]), int(x.col[k]), float(x.data[k])
