@@ -130,6 +130,7 @@ def fetch(
     for name in _known(None if all_ else names):
         try:
             with warnings.catch_warnings(record=True) as notes:
+                warnings.simplefilter("always")  # whatever PYTHONWARNINGS says
                 paths = datasets.fetch(name, progress=sys.stderr.isatty())
             for note in notes:
                 typer.echo(note.message, err=True)

@@ -1,7 +1,7 @@
 """To scvi-tools and back: the same model there, with the same parameters.
 
-Written against scvi-tools 1.4. A network there ends in separate layers for mean, variance, dropout
-and so on; ours ends in one layer that holds their rows one after another.
+Written against scvi-tools 1.4 and 1.5. A network there ends in separate layers for mean, variance,
+dropout and so on; ours ends in one layer that holds their rows one after another.
 """
 
 from __future__ import annotations
