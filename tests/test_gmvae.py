@@ -398,7 +398,7 @@ def test_training_says_how_many_clusters_are_used(capsys):
     assert (
         f"y={usage['used'].iloc[-1]}/4 H {usage['entropy'].iloc[-1]:.2f}" in capsys.readouterr().out
     )
-    with pytest.raises(KeyError, match="No discrete variable 'c': this model has \\['y'\\]"):
+    with pytest.raises(KeyError, match="No discrete variable 'c'; this model has \\['y'\\]"):
         history.usage("c")
 
 
