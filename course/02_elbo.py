@@ -929,7 +929,7 @@ with torch.no_grad():
 # We write the bound out, from the model's own words, and compare.
 
 # %%
-cells = vaelab.Cells.from_anndata(vaelab.simulate.cells(n_cells=100, n_genes=50, seed=0)).to()
+cells = vaelab.Cells.from_anndata(vaelab.simulate.dataset(n_cells=100, n_genes=50, seed=0)).to()
 model = vaelab.VAE(n_genes=50, n_latent=5, likelihood="nb", seed=0).to(torch.float64).eval()
 cells = cells.to(dtype=torch.float64)
 

@@ -937,7 +937,7 @@ print(
 # written out with the same ε:
 
 # %%
-cells = vaelab.Cells.from_anndata(vaelab.simulate.cells(n_cells=100, n_genes=50, seed=0)).to()
+cells = vaelab.Cells.from_anndata(vaelab.simulate.dataset(n_cells=100, n_genes=50, seed=0)).to()
 model = vaelab.VAE(n_genes=50, n_latent=5, likelihood="nb", seed=0).to(torch.float64).eval()
 cells = cells.to(dtype=torch.float64)
 

@@ -67,7 +67,7 @@ torch.set_default_dtype(torch.float64)  # so that the same numbers come out on y
 # to them.
 
 # %%
-adata = vaelab.simulate.cells(
+adata = vaelab.simulate.dataset(
     n_cells=700, n_genes=300, n_types=5, n_factors=4, library=1000, seed=0
 )
 counts = adata.X.toarray().astype(float)

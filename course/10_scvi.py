@@ -649,7 +649,7 @@ plotting.interactive(draw_switch, name=Dropdown(options=large, value="ductal", d
 # batch.
 
 # %%
-sim = vaelab.simulate.cells(800, 200, n_batches=2, batch_effect=0.5, separation=1.5, seed=1)
+sim = vaelab.simulate.dataset(800, 200, n_batches=2, batch_effect=0.5, separation=1.5, seed=1)
 batch, kind = (sim.obs[c].to_numpy().astype(str) for c in ("batch", "cell_type"))
 log_ρ = np.log(sim.layers["mean"] / sim.obs["library"].to_numpy()[:, None])
 without_z = log_ρ - sim.obsm["z"] @ sim.varm["W"].T / np.sqrt(5)  # baseline + shift of the batch
@@ -727,7 +727,7 @@ _ = axes[0].set_ylabel("change by the decoder")
 # warns: the training curves look as good as ever. **One shared**: type 3 was seen in both batches
 # and serves as a bridge.
 #
-# A bridge can be too thin. With `seed=2` in `simulate.cells`, where the batches differ more, we
+# A bridge can be too thin. With `seed=2` in `simulate.dataset`, where the batches differ more, we
 # measured slopes of 0.95, 0.46 and 0.63.
 #
 # And the types? For the design with none shared, with and without the batch:

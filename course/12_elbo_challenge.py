@@ -110,7 +110,7 @@ for ax, show in zip(axes, "pq", strict=True):
 # 300 simulated cells, of which every third has its label.
 
 # %%
-adata = vaelab.simulate.cells(
+adata = vaelab.simulate.dataset(
     n_cells=300, n_genes=12, n_types=3, n_factors=1, library=100, separation=3.0, seed=1
 )
 is_seen = np.arange(adata.n_obs) % 3 == 0
@@ -722,7 +722,7 @@ def loss(
 # With all switches at their defaults, the loss is the package's.
 
 # %%
-adata = vaelab.simulate.cells(
+adata = vaelab.simulate.dataset(
     n_cells=300, n_genes=30, n_types=5, n_batches=2, n_factors=4, library=150, seed=1
 )
 is_seen = np.random.default_rng(0).random(adata.n_obs) < 1 / 8

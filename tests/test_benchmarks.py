@@ -198,7 +198,7 @@ def test_figure_of_nothing_is_drawn():
 
 @pytest.fixture(scope="module")
 def adata():
-    return simulate.cells(60, 30, library=300)
+    return simulate.dataset(60, 30, library=300)
 
 
 def custom_functions(tensor) -> set[str]:
@@ -278,7 +278,7 @@ def test_peak_memory_is_of_the_process_alone():
 
 
 def half_labelled(seed):
-    adata = simulate.cells(160, 80, n_types=10, library=400, seed=seed)
+    adata = simulate.dataset(160, 80, n_types=10, library=400, seed=seed)
     truth = adata.obs["cell_type"].to_numpy(dtype=str)
     adata.obs["known"] = np.where(np.arange(160) % 2, truth, "unknown")
     return adata

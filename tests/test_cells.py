@@ -67,7 +67,7 @@ def test_every_kind_of_matrix_gives_the_same_cells(counts, stored_as):
     assert (cells.n_cells, cells.n_genes, len(cells)) == (N_CELLS, N_GENES, N_CELLS)
     np.testing.assert_array_equal(dense(cells), counts)
     np.testing.assert_array_equal(cells.library, counts.sum(1))
-    cells.check("counts")
+    cells.require_domain("counts")
     part = cells[3:7].to(dtype=torch.float64)
     assert part.x.dtype == part.library.dtype == torch.float64
     np.testing.assert_array_equal(part.x, counts[3:7])
@@ -77,7 +77,7 @@ def test_entries_that_a_sparse_matrix_holds_in_pieces_are_added_up(counts):
     whole = sparse.csr_matrix(counts)
     halves = np.repeat(whole.data / 2, 2), np.repeat(whole.indices, 2), whole.indptr * 2
     cells = Cells.from_array(sparse.csr_matrix(halves, shape=counts.shape))
-    cells.check("counts")
+    cells.require_domain("counts")
     np.testing.assert_array_equal(dense(cells), counts)
 
 
@@ -121,7 +121,7 @@ def test_cells_do_not_change_with_the_anndata_that_they_were_made_from(adata, co
 
 def test_making_cells_does_not_change_the_anndata(adata):
     before = adata.copy()
-    Cells.from_anndata(adata, label="cell_type").check("counts")
+    Cells.from_anndata(adata, label="cell_type").require_domain("counts")
     np.testing.assert_array_equal(adata.X.toarray(), before.X.toarray())
     pd.testing.assert_frame_equal(adata.obs, before.obs)
 
@@ -201,7 +201,7 @@ def test_what_is_no_matrix_of_numbers_is_refused(x, seen):
 
 @pytest.mark.parametrize("shape", [(0, 5), (5, 0), (0, 0)])
 def test_nothing_is_refused(shape):
-    with pytest.raises(ValueError, match="nothing here: {} cells × {} genes".format(*shape)):
+    with pytest.raises(ValueError, match="x has {} cells × {} genes; it must".format(*shape)):
         Cells.from_array(np.ones(shape))
 
 
@@ -282,42 +282,45 @@ def test_a_cell_without_batch_is_refused_rather_than_put_into_the_first(adata):
 @pytest.mark.parametrize(
     ("change", "seen"),
     [
-        (lambda x: x - 1, "negative values, as scaling"),
-        (lambda x: np.log1p(x / x.sum(1, keepdims=True) * 1e4), "as log-normalisation makes them"),
-        (lambda x: x / x.sum(1, keepdims=True) * 1e4, "as scaling cells to one total makes them"),
+        (lambda x: x - 1, "negative values, as after centring"),
+        (
+            lambda x: np.log1p(x / x.sum(1, keepdims=True) * 1e4),
+            "fractions, as after log-normalisation",
+        ),
+        (lambda x: x / x.sum(1, keepdims=True) * 1e4, "as after scaling all cells"),
         (lambda x: x + 0.25 * (x == 3), r"3\.25 .*fractions"),
     ],
 )
 def test_what_is_no_count_is_refused_with_what_it_looks_like(counts, stored_as, change, seen):
     cells = Cells.from_array(stored_as(change(counts)))
     with pytest.raises(ValueError, match=f"needs raw counts .*but x holds .*{seen}"):
-        cells.check("counts")
-    cells.check("real")
+        cells.require_domain("counts")
+    cells.require_domain("real")
 
 
 def test_a_refused_value_is_given_with_its_place(counts):
     counts[6, 2] = 1.5
     for x in (counts, sparse.csr_matrix(counts)):
         with pytest.raises(ValueError, match=r"1\.5 \(row 6, gene '2'\)"):
-            Cells.from_array(x).check("counts")
+            Cells.from_array(x).require_domain("counts")
 
 
 @pytest.mark.parametrize("value", [-0.01, 1.01])
 def test_what_lies_outside_the_unit_interval_is_refused(counts, value):
     x = counts / counts.max()
-    Cells.from_array(x).check("unit interval")
+    Cells.from_array(x).require_domain("unit interval")
     x[3, 4] = value
     with pytest.raises(ValueError, match=rf"between 0 and 1, but x holds {value}.*log_normalize"):
-        Cells.from_array(x).check("unit interval")
+        Cells.from_array(x).require_domain("unit interval")
 
 
 def test_what_holds_for_some_cells_is_not_taken_to_hold_for_all(counts):
     counts[30, 2] = 0.5
     cells = Cells.from_array(counts)
-    cells[:10].check("counts")
-    cells[:10].to().check("counts")
+    cells[:10].require_domain("counts")
+    cells[:10].to().require_domain("counts")
     with pytest.raises(ValueError, match="row 30"):
-        cells.check("counts")
+        cells.require_domain("counts")
 
 
 # ------------------------------------------------------------------------------------- slicing
@@ -426,7 +429,7 @@ def test_a_cell_of_which_only_zeros_were_observed_is_empty(counts):
 
 def test_the_library_of_half_observed_cells_is_that_of_all_their_genes():
     """Else ρ, which sums to 1 over all genes, would make means that are half as large."""
-    adata = simulate.cells(n_cells=400, n_genes=60, library=3000.0, seed=0)
+    adata = simulate.dataset(n_cells=400, n_genes=60, library=3000.0, seed=0)
     observed = np.random.default_rng(0).random(adata.shape) < 0.5
     cells = Cells.from_array(adata.X, observed=observed)
     total = np.asarray(adata.X.sum(1)).ravel()
@@ -435,7 +438,7 @@ def test_the_library_of_half_observed_cells_is_that_of_all_their_genes():
 
 def test_hidden_values_are_not_judged():
     x = np.array([[3.0, -1.0], [2.0, 5.0]])
-    Cells.from_array(x, observed=x > 0).check("counts")
+    Cells.from_array(x, observed=x > 0).require_domain("counts")
 
 
 def test_cells_without_their_labels_are_the_same_cells_otherwise(adata):

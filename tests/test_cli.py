@@ -30,7 +30,7 @@ TINY = Recipe(
     name="tiny",
     description="Simulated",
     data_set="simulated",
-    load=lambda: vaelab.simulate.cells(n_cells=120, n_genes=60, n_types=3),
+    load=lambda: vaelab.simulate.dataset(n_cells=120, n_genes=60, n_types=3),
     model={"likelihood": "poisson", "n_latent": 2, "n_hidden": 8},
     fit={"epochs": 2},
 )
@@ -244,7 +244,7 @@ def test_a_mixture_starts_from_kmeans_and_is_scored_by_its_own_clusters():
     recipe = recipes.RECIPES["pbmc_gmvae"]
     tiny = replace(
         recipe,
-        load=lambda: vaelab.simulate.cells(n_cells=240, n_genes=60, n_types=3, separation=4),
+        load=lambda: vaelab.simulate.dataset(n_cells=240, n_genes=60, n_types=3, separation=4),
         model=recipe.model | {"n_clusters": 3, "n_latent": 5, "n_hidden": 16},
         fit={"epochs": 8},
     )
@@ -263,7 +263,7 @@ def test_a_mixture_starts_from_kmeans_and_is_scored_by_its_own_clusters():
 def test_scanvi_is_scored_on_the_cells_whose_type_was_hidden(monkeypatch):
     from sklearn.metrics import balanced_accuracy_score, f1_score
 
-    simulated = vaelab.simulate.cells(n_cells=240, n_genes=60, n_types=3)
+    simulated = vaelab.simulate.dataset(n_cells=240, n_genes=60, n_types=3)
     monkeypatch.setattr(datasets, "pbmc_sorted", simulated.copy)
     recipe = recipes.RECIPES["pbmc_scanvi"]
     small = recipe.model | {"n_labels": 3, "n_latent": 4, "n_hidden": 16}
@@ -285,7 +285,7 @@ def test_scanvi_is_scored_on_the_cells_whose_type_was_hidden(monkeypatch):
 
 def test_labels_of_the_second_mouse_are_hidden(monkeypatch):
     def pancreas(mouse):
-        return vaelab.simulate.cells(n_cells=30, n_genes=20, n_types=2, seed=mouse)
+        return vaelab.simulate.dataset(n_cells=30, n_genes=20, n_types=2, seed=mouse)
 
     monkeypatch.setattr(datasets, "pancreas", pancreas)
     adata = recipes.two_mice()

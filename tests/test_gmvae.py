@@ -374,7 +374,7 @@ def test_the_prior_is_the_mixture():
 
 @pytest.mark.parametrize("estimator", ["sum", "gumbel", "straight-through"])
 def test_two_kinds_of_cells_are_told_apart(estimator):
-    adata = vaelab.simulate.cells(300, 60, n_types=2, separation=6.0, seed=0)
+    adata = vaelab.simulate.dataset(300, 60, n_types=2, separation=6.0, seed=0)
     cells = Cells.from_anndata(adata, label="cell_type")
     model = vaelab.GMVAE(60, n_clusters=2, n_latent=2, n_hidden=32, estimator=estimator)
     model.start_from(cells, vaelab.metrics.kmeans(np.log1p(adata.X.toarray()), 2))
@@ -386,7 +386,7 @@ def test_two_kinds_of_cells_are_told_apart(estimator):
 
 
 def test_training_says_how_many_clusters_are_used(capsys):
-    adata = vaelab.simulate.cells(200, 30, n_types=2, seed=0)
+    adata = vaelab.simulate.dataset(200, 30, n_types=2, seed=0)
     model = vaelab.GMVAE(30, n_clusters=4, n_latent=2, n_hidden=16)
     history = vaelab.fit(model, Cells.from_anndata(adata), epochs=3)
     shares = np.array(history.shares["y"])
@@ -398,12 +398,12 @@ def test_training_says_how_many_clusters_are_used(capsys):
     assert (
         f"y={usage['used'].iloc[-1]}/4 H {usage['entropy'].iloc[-1]:.2f}" in capsys.readouterr().out
     )
-    with pytest.raises(KeyError, match="No discrete variable 'c': this model has \\['y'\\]"):
+    with pytest.raises(KeyError, match="No discrete variable 'c'; this model has \\['y'\\]"):
         history.usage("c")
 
 
 def test_a_mixture_that_collapses_does_not_do_so_unseen():
-    adata = vaelab.simulate.cells(200, 30, seed=0)
+    adata = vaelab.simulate.dataset(200, 30, seed=0)
     model = vaelab.GMVAE(30, n_clusters=6, n_latent=2, n_hidden=16)
     with torch.no_grad():
         model.to_y.bias[2] = 30.0
@@ -412,7 +412,7 @@ def test_a_mixture_that_collapses_does_not_do_so_unseen():
 
 
 def test_a_training_interrupted_goes_on_at_its_temperature(tmp_path):
-    cells = Cells.from_anndata(vaelab.simulate.cells(150, 20, seed=0))
+    cells = Cells.from_anndata(vaelab.simulate.dataset(150, 20, seed=0))
     options = {"n_clusters": 3, "n_latent": 2, "n_hidden": 8, "estimator": "gumbel"}
     options |= {"annealing_steps": 8}
     whole, halves = (vaelab.GMVAE(20, **options) for _ in range(2))

@@ -217,5 +217,5 @@ def test_the_dispersion_of_a_gene_in_each_batch_is_that_of_the_cells_own():
     p = likelihood(torch.zeros(S, B, N_IN), torch.ones(B), torch.tensor([0, 1, 1, 0]))
     expected = torch.tensor([[0.0, 1, 2], [3, 4, 5], [3, 4, 5], [0, 1, 2]]).exp()
     assert torch.allclose(p.inverse_dispersion.expand(S, B, G), expected.expand(S, B, G))
-    with pytest.raises(ValueError, match="models of batches"):
+    with pytest.raises(ValueError, match="needs batches, but n_batches is 0"):
         make_likelihood("nb", N_IN, G, "gene-batch")

@@ -227,7 +227,7 @@ def test_entries_in_pieces_and_out_of_order_are_added_up(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         anndata.io.write_elem(file, "X", sparse.csr_matrix(pieces, shape=x.shape))
     there = Cells.from_array(sparse_dataset(h5py.File(tmp_path / "x.h5")["X"]))
-    there.check("counts")
+    there.require_domain("counts")
     np.testing.assert_array_equal(there.to().x, x)
 
 
@@ -240,7 +240,7 @@ def test_choosing_cells_reads_nothing(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(on_disk, "_take", lambda *_: pytest.fail("it was read"))
     part = there[::2][[5, 3, 1]]
     assert (part.n_cells, part.n_genes, len(part.labels)) == (3, N_GENES, 3)
-    part.check("counts")  # known since the cells were made
+    part.require_domain("counts")  # known since the cells were made
     assert "3 cells" in repr(part)
 
 
@@ -306,11 +306,11 @@ def test_a_value_is_refused_with_its_place_in_the_file(tmp_path, kind):
     x[211, 3], x[250, 4] = 1.5, -2
     _, adata, _ = write(tmp_path, kind, x)
     there = Cells.from_anndata(adata)
-    there[:200].check("counts")
+    there[:200].require_domain("counts")
     with pytest.raises(ValueError, match=r"1\.5 \(row 211, gene '3'\): negative values"):
-        there.check("counts")
+        there.require_domain("counts")
     with pytest.raises(ValueError, match=r"between 0 and 1, but x holds .* \(row \d+, gene"):
-        there.check("unit interval")
+        there.require_domain("unit interval")
     x[[150, 211]] = 0
     _, adata, _ = write(tmp_path, kind, x)
     with pytest.raises(ValueError, match=r"Cell 'cell 150' is empty.*2 cells in all"):
@@ -405,14 +405,14 @@ def test_a_file_that_dies_ends_training_with_the_model_so_far(tmp_path, kind, lo
     model, before = some_model(), state(some_model())
     at_step(model, 30, lambda: lose(path, adata))  # the second epoch: 17 steps each
     with pytest.raises(
-        TrainingError, match=r"(can't be read|changed).* in epoch 2 of 3; the model"
+        TrainingError, match=r"(cannot be read|changed).* in epoch 2 of 3; the model"
     ) as caught:
         quick(model, there)
     assert len(caught.value.history.records) == 1
     assert not model.training
     assert not same(state(model), before)
     assert np.isfinite(model.elbo_per_cell(here)).all()
-    with pytest.raises(UnreadableError, match=r"cells.* can't be read|The file has changed"):
+    with pytest.raises(UnreadableError, match=r"cells.* cannot be read|The file has changed"):
         there[:3].to()
 
 
@@ -421,5 +421,5 @@ def test_indices_that_lead_outside_are_refused_and_do_not_end_the_process(tmp_pa
     adata.file.close()
     with h5py.File(path, "a") as file:
         file["X"]["indices"][700] = 10**9
-    with pytest.raises(UnreadableError, match=r"cells\.h5ad can't be read \("):
+    with pytest.raises(UnreadableError, match=r"cells\.h5ad cannot be read \("):
         Cells.from_anndata(anndata.read_h5ad(path, backed="r"))

@@ -19,7 +19,7 @@ LAYERS = {"counts", "log_normalized", "unit_interval"}
 @pytest.fixture
 def adata():
     """Genes 0 to 2 are seen in 0, 1 and 2 cells."""
-    adata = simulate.cells(n_cells=120, n_genes=80, library=300.0, seed=3)
+    adata = simulate.dataset(n_cells=120, n_genes=80, library=300.0, seed=3)
     x = adata.X.toarray()
     x[:, :3] = 0
     x[0, 1] = x[1, 2] = x[2, 2] = 50
@@ -80,8 +80,8 @@ def test_every_kind_of_matrix_gives_the_same_layers(adata, stored_as, dtype):
     unit = as_array(selected.layers["unit_interval"])
     assert unit.min() >= 0
     assert (unit.max(0) == 1).all()
-    Cells.from_anndata(selected, layer="counts").check("counts")
-    Cells.from_anndata(selected, layer="unit_interval").check("unit interval")
+    Cells.from_anndata(selected, layer="counts").require_domain("counts")
+    Cells.from_anndata(selected, layer="unit_interval").require_domain("unit interval")
 
 
 @pytest.mark.parametrize("stored_as", [sparse.csr_matrix, np.asarray])
@@ -190,7 +190,7 @@ def test_a_selection_without_any_gene_is_refused(adata):
 def test_torch_keeps_its_number_of_threads():
     """numba's, inside scanpy, would be all cores of the machine."""
     code = (
-        "import torch, vaelab; torch.set_num_threads(1); adata = vaelab.simulate.cells(50, 20);"
+        "import torch, vaelab; torch.set_num_threads(1); adata = vaelab.simulate.dataset(50, 20);"
         "vaelab.log_normalize(adata); vaelab.metrics.leiden(adata.obsm['z']);"
         "print(torch.get_num_threads())"
     )

@@ -28,7 +28,7 @@ def test_its_files_exist():
 def test_its_python_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("Agg")
-    vaelab.simulate.cells(n_cells=200, n_genes=150, n_batches=2).write_h5ad("mine.h5ad")
+    vaelab.simulate.dataset(n_cells=200, n_genes=150, n_batches=2).write_h5ad("mine.h5ad")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
     code = "".join(blocks).replace("epochs=200", "epochs=2")
     names = {}

@@ -261,7 +261,7 @@ def test_a_card_with_other_genes_than_the_model_has_is_refused(saved, names):
 def test_parameters_of_two_models_can_not_be_mixed_up(fitted, saved):
     other = VAE(N_GENES, n_latent=3, n_hidden=5, likelihood="nb", seed=9).save(saved.parent / "b")
     shutil.copy(other, saved)
-    with pytest.raises(ParameterFileError, match="or is of another training"):
+    with pytest.raises(ParameterFileError, match="or is from another training"):
         VAE.load(saved)
 
 
@@ -296,7 +296,7 @@ def test_a_full_disk_leaves_the_old_model_whole(fitted, saved, monkeypatch, at_w
 @pytest.mark.parametrize("card", [{"score": object()}, {"where": Path()}, {"by": {1: {2}}}])
 def test_a_card_that_json_can_not_hold_leaves_the_old_model_whole(fitted, saved, card):
     before = {file.name: file.read_bytes() for file in saved.parent.iterdir()}
-    with pytest.raises(TypeError, match=r"JSON can't hold .*: give text, numbers"):
+    with pytest.raises(TypeError, match=r"JSON cannot hold .*: give text, numbers"):
         VAE(N_GENES).save(saved, **card)
     assert {file.name: file.read_bytes() for file in saved.parent.iterdir()} == before
 

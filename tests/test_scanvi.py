@@ -323,7 +323,7 @@ def test_held_out_cells_are_judged_without_their_labels():
 
 @pytest.fixture(scope="module")
 def fitted():
-    adata = vaelab.simulate.cells(400, 60, n_types=3, n_batches=2, separation=4.0, seed=0)
+    adata = vaelab.simulate.dataset(400, 60, n_types=3, n_batches=2, separation=4.0, seed=0)
     truth = adata.obs["cell_type"].astype(str).to_numpy()
     adata.obs["known"] = np.where(np.arange(400) % 4 == 0, truth, "unknown")
     cells = Cells.from_anndata(adata, label="known", batch="batch", unlabelled="unknown")
@@ -402,9 +402,11 @@ def test_new_cells_are_of_the_type_that_was_asked_for(fitted):
                                 gene_names=cells.gene_names)  # fmt: skip
         p = model.predict(made.named(model.batch_names))
         assert (p.argmax(1) == k).mean() > 0.6  # chance: 0.33
-    with pytest.raises(ValueError, match="no label 'type 9': the model has type 1, type 2, type 3"):
+    with pytest.raises(
+        ValueError, match="label is 'type 9'; choose from those of the model: type 1"
+    ):
         model.generate(3, label="type 9")
-    with pytest.raises(ValueError, match="knows no label by name, 'type 1' or other: fit it first"):
+    with pytest.raises(ValueError, match="label is 'type 1', but the model has no label names"):
         vaelab.SCANVI(60, n_labels=3).generate(3, label="type 1")
 
 
@@ -416,7 +418,7 @@ def test_labels_that_it_does_not_know_are_refused(fitted):
     other = adata.copy()
     other.obs["known"] = "type 7"
     seen = Cells.from_anndata(other, label="known", batch="batch")
-    with pytest.raises(ValueError, match="cells of label type 1, type 2, type 3; of 'type 7' it"):
+    with pytest.raises(ValueError, match="type 1, type 2, type 3; it does not know 'type 7'"):
         model.predict(seen)
     unlabelled = Cells.from_anndata(other, batch="batch")
     assert model.predict(unlabelled).shape == (400, 3)

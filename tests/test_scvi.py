@@ -243,7 +243,7 @@ def test_gamma_poisson_and_dropout_give_the_zinb():
 
 @pytest.fixture(scope="module")
 def fitted():
-    adata = vaelab.simulate.cells(400, 40, n_types=3, n_batches=2, batch_effect=1.0, seed=0)
+    adata = vaelab.simulate.dataset(400, 40, n_types=3, n_batches=2, batch_effect=1.0, seed=0)
     cells = Cells.from_anndata(adata, batch="batch", label="cell_type")
     model = vaelab.SCVI(40, n_batches=2, n_latent=3, n_hidden=32, library="latent")
     vaelab.fit(model, cells, epochs=30, batch_size=32, learning_rate=5e-3, progress=False)
@@ -275,9 +275,11 @@ def test_normalized_expression_is_a_share_and_the_mean_over_batches(fitted):
     np.testing.assert_allclose(per_ten_thousand, 1e4 * own, rtol=1e-5)
     zeros = vaelab.SCVI(40, n_batches=2, n_latent=2, n_hidden=8, likelihood="zinb")
     np.testing.assert_allclose(zeros.normalized_expression(cells).sum(1), 1, rtol=1e-5)
-    with pytest.raises(ValueError, match="no batch 'batch 3': the model has batch 1, batch 2"):
+    with pytest.raises(
+        ValueError, match="batch is 'batch 3'; choose from those of the model: batch 1, b"
+    ):
         model.normalized_expression(cells, batch="batch 3")
-    with pytest.raises(ValueError, match="batch names no batch"):
+    with pytest.raises(ValueError, match="batch is empty; name one"):
         model.normalized_expression(cells, batch=[])
 
 
@@ -315,7 +317,7 @@ def test_new_cells_are_of_the_batch_that_was_asked_for(fitted):
         near, far = (np.abs(np.log1p(x) - np.log1p(of_batch[b])).sum() for b in (name, other))
         assert near < far
     assert model.generate(5, library=100.0).shape == (5, 40)
-    with pytest.raises(ValueError, match="no batch 'x'"):
+    with pytest.raises(ValueError, match="batch is 'x'; choose"):
         model.generate(5, batch="x")
 
 
@@ -341,9 +343,9 @@ def test_cells_of_batches_that_it_does_not_know_are_refused(fitted):
     adata, _, model = fitted
     other = adata[:20].copy()
     other.obs["batch"] = "batch 3"
-    with pytest.raises(ValueError, match="of 'batch 3' it knows nothing"):
+    with pytest.raises(ValueError, match="it does not know 'batch 3'"):
         model.embed(Cells.from_anndata(other, batch="batch"))
-    with pytest.raises(ValueError, match=r"and these have none: name their column.*batch=…"):
+    with pytest.raises(ValueError, match=r"these cells have no batch: name their column.*batch=…"):
         model.embed(Cells.from_anndata(adata))
     one = adata[(adata.obs["batch"] == "batch 2").to_numpy()].copy()
     one.obs["batch"] = one.obs["batch"].astype(str)

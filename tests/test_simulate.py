@@ -24,7 +24,7 @@ def assert_mean_is(values, expected):
 
 
 def test_the_anndata_holds_what_the_docstring_says():
-    adata = simulate.cells(n_cells=90, n_genes=40, n_types=3, n_batches=2, n_factors=4)
+    adata = simulate.dataset(n_cells=90, n_genes=40, n_types=3, n_batches=2, n_factors=4)
     assert adata.shape == (90, 40)
     assert sparse.isspmatrix_csr(adata.X)
     assert adata.X.dtype == np.float32
@@ -36,13 +36,13 @@ def test_the_anndata_holds_what_the_docstring_says():
     assert adata.var_names.is_unique
     np.testing.assert_allclose(adata.layers["mean"].sum(1), adata.obs["library"], rtol=1e-5)
     cells = Cells.from_anndata(adata, label="cell_type", batch="batch", library="library")
-    cells.check("counts")
+    cells.require_domain("counts")
 
 
 def test_one_seed_gives_one_data_set_and_another_seed_another():
     np.random.seed(1)
     state = np.random.get_state()[1].copy()
-    first, again, other = (simulate.cells(50, 30, seed=seed) for seed in (7, 7, 8))
+    first, again, other = (simulate.dataset(50, 30, seed=seed) for seed in (7, 7, 8))
     assert (first.X != again.X).nnz == 0
     pd.testing.assert_frame_equal(first.obs, again.obs)
     assert np.array_equal(first.obsm["z"], again.obsm["z"])
@@ -51,7 +51,7 @@ def test_one_seed_gives_one_data_set_and_another_seed_another():
 
 
 def test_the_mean_is_that_of_the_factor_model():
-    adata = simulate.cells(n_cells=60, n_genes=40, n_factors=3, n_types=2, seed=2)
+    adata = simulate.dataset(n_cells=60, n_genes=40, n_factors=3, n_types=2, seed=2)
     log_rho = np.log(adata.layers["mean"] / adata.obs["library"].to_numpy()[:, None])
     explained = adata.obsm["z"] @ adata.varm["W"].T / np.sqrt(3)
     rest = log_rho - explained  # baseline of the gene − log normaliser of the cell
@@ -63,7 +63,7 @@ def test_the_mean_is_that_of_the_factor_model():
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("inverse_dispersion", [0.5, 2.0, 20.0])
 def test_counts_have_the_mean_and_variance_of_a_negative_binomial(inverse_dispersion, seed):
-    adata = simulate.cells(
+    adata = simulate.dataset(
         n_cells=1000, n_genes=100, inverse_dispersion=inverse_dispersion, seed=seed
     )
     x, mean, theta = parts(adata)
@@ -78,13 +78,13 @@ def test_counts_have_the_mean_and_variance_of_a_negative_binomial(inverse_disper
 
 
 def test_the_share_of_zeros_is_that_of_the_negative_binomial():
-    x, mean, theta = parts(simulate.cells(n_cells=1000, n_genes=100, library=200.0))
+    x, mean, theta = parts(simulate.dataset(n_cells=1000, n_genes=100, library=200.0))
     assert_mean_is((x == 0) - (theta / (theta + mean)) ** theta, 0)
 
 
 @pytest.mark.parametrize("dropout", [0.2, 0.7])
 def test_dropout_sets_that_share_of_counts_to_zero(dropout):
-    adata = simulate.cells(n_cells=1000, n_genes=100, dropout=dropout)
+    adata = simulate.dataset(n_cells=1000, n_genes=100, dropout=dropout)
     x, mean, theta = parts(adata)
     assert_mean_is((x - (1 - dropout) * mean) / np.sqrt(mean + mean**2), 0)
     nonzero = (1 - dropout) * (1 - (theta / (theta + mean)) ** theta)
@@ -93,27 +93,27 @@ def test_dropout_sets_that_share_of_counts_to_zero(dropout):
 
 def test_a_smaller_library_gives_more_zeros():
     zeros = [
-        1 - simulate.cells(300, 200, library=library).X.nnz / 60_000
+        1 - simulate.dataset(300, 200, library=library).X.nnz / 60_000
         for library in (50_000, 5_000, 500, 50)
     ]
     assert np.diff(zeros).min() > 0.1
 
 
 def test_libraries_are_log_normal_around_their_median():
-    log_library = np.log(simulate.cells(4000, 2, library=700.0).obs["library"])
+    log_library = np.log(simulate.dataset(4000, 2, library=700.0).obs["library"])
     assert_mean_is(log_library, np.log(700))
     assert_mean_is((log_library - np.log(700)) ** 2, 0.3**2)
 
 
 def test_types_and_batches_are_uniform_and_independent():
-    adata = simulate.cells(n_cells=4000, n_genes=2, n_types=4, n_batches=3)
+    adata = simulate.dataset(n_cells=4000, n_genes=2, n_types=4, n_batches=3)
     table = pd.crosstab(adata.obs["cell_type"], adata.obs["batch"]).to_numpy()
     chi_squared = ((table - 4000 / 12) ** 2 / (4000 / 12)).sum()
     assert chi_squared < 11 + 5 * np.sqrt(2 * 11)
 
 
 def test_types_are_as_far_apart_as_asked_for():
-    adata = simulate.cells(2000, 2, n_types=40, n_factors=20, separation=3.0)
+    adata = simulate.dataset(2000, 2, n_types=40, n_factors=20, separation=3.0)
     z, types = adata.obsm["z"], adata.obs["cell_type"].to_numpy()
     centres = pd.DataFrame(z).groupby(types).transform("mean").to_numpy()
     np.testing.assert_allclose((z - centres).std(), np.sqrt(1 - 40 / 2000), rtol=0.02)
@@ -122,7 +122,7 @@ def test_types_are_as_far_apart_as_asked_for():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_types_can_be_found_again_in_the_truth_and_in_the_counts(seed):
-    adata = simulate.cells(n_cells=300, n_genes=100, n_types=4, separation=4.0, seed=seed)
+    adata = simulate.dataset(n_cells=300, n_genes=100, n_types=4, separation=4.0, seed=seed)
     types = adata.obs["cell_type"]
     assert metrics.adjusted_rand_index(types, metrics.kmeans(adata.obsm["z"], 4)) > 0.95
     shares = np.log1p(adata.X.toarray() / adata.obs["library"].to_numpy()[:, None] * 1e4)
@@ -133,7 +133,7 @@ def test_types_can_be_found_again_in_the_truth_and_in_the_counts(seed):
 
 def test_batches_shift_each_gene_by_the_effect_asked_for():
     def shift(batch_effect, n_batches=2):
-        adata = simulate.cells(
+        adata = simulate.dataset(
             400, 1000, n_types=1, n_batches=n_batches, batch_effect=batch_effect, seed=5
         )
         W = adata.varm["W"] / np.sqrt(5)
@@ -168,10 +168,10 @@ def test_batches_shift_each_gene_by_the_effect_asked_for():
 def test_arguments_out_of_range_are_refused_by_name(name, values):
     for value in values:
         with pytest.raises(ValueError, match=f"^{name} is {value}; it "):
-            simulate.cells(**{name: value})
+            simulate.dataset(**{name: value})
 
 
 @pytest.mark.parametrize("arguments", [{"n_cells": 1}, {"n_genes": 1}, {"n_types": 50}])
 def test_the_smallest_data_sets_can_be_made(arguments):
-    adata = simulate.cells(**{"n_cells": 5, "n_genes": 5} | arguments)
+    adata = simulate.dataset(**{"n_cells": 5, "n_genes": 5} | arguments)
     assert np.isfinite(adata.X.toarray()).all()

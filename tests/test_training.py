@@ -327,7 +327,7 @@ def test_a_bar_shows_the_bound_and_its_terms_and_no_bar_shows_nothing(capsys):
 def test_training_raises_the_bound_and_finds_the_types(normalization):
     # Seeds 0 to 7 end 97 to 152 nats above where they start, the held-out bound 79 to 130, and
     # with ARI from 0.98 to 1, with each normalisation.
-    adata = simulate.cells(n_cells=400, n_genes=60, n_types=4, separation=4.0, seed=0)
+    adata = simulate.dataset(n_cells=400, n_genes=60, n_types=4, separation=4.0, seed=0)
     cells = Cells.from_anndata(adata, label="cell_type")
     model = VAE(60, n_latent=4, n_hidden=32, likelihood="nb", normalization=normalization)
     before = model.elbo_per_cell(cells).mean()
@@ -631,7 +631,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_names_what_differs(
     arguments = {"model": some_model()} | arguments
     before = dict(arguments["model"].named_parameters())
     before = {name: p.detach().clone() for name, p in before.items()}
-    with pytest.raises(TrainingError, match=rf"run is of another run: {named}") as caught:
+    with pytest.raises(TrainingError, match=rf"run is from another run: {named}") as caught:
         quick(**arguments, checkpoint=checkpoint)
     assert caught.value.history.records == []
     assert same(before, {n: p.detach() for n, p in arguments["model"].named_parameters()})
@@ -671,7 +671,7 @@ def test_a_folder_or_a_saved_model_is_no_checkpoint(tmp_path):
     with pytest.raises(TrainingError, match="cannot be read as a checkpoint"):
         quick(some_model(), checkpoint=tmp_path)
     saved = some_model().save(tmp_path / "model")
-    with pytest.raises(TrainingError, match="it holds no training"):
+    with pytest.raises(TrainingError, match="it does not hold a training"):
         quick(some_model(), checkpoint=saved)
     VAE.load(saved)
 
@@ -828,9 +828,9 @@ def test_a_device_that_is_not_there_is_refused_in_a_sentence(device, tmp_path):
     if device == "":
         quick(some_model(), epochs=1, device=device)  # where the model is
         return
-    with pytest.raises(ValueError, match=f"device is '{device}', which can't be used here"):
+    with pytest.raises(ValueError, match=f"device is '{device}', which cannot be used here"):
         quick(some_model(), device=device)
-    with pytest.raises(ValueError, match=f"device is '{device}', which can't be used here"):
+    with pytest.raises(ValueError, match=f"device is '{device}', which cannot be used here"):
         VAE.load(some_model().save(tmp_path / "model"), device=device)
 
 
@@ -842,7 +842,7 @@ def test_what_is_no_model_or_no_cells_is_refused():
     with pytest.raises(TypeError, match="but is a Linear"):
         fit(torch.nn.Linear(2, 2), some_cells())
     with pytest.raises(TypeError, match=r"reads Cells, not AnnData.*from_anndata"):
-        fit(some_model(), simulate.cells(10, N_GENES))
+        fit(some_model(), simulate.dataset(10, N_GENES))
 
 
 def test_cells_that_do_not_fit_the_model_are_refused_before_anything_changes():

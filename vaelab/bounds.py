@@ -35,7 +35,7 @@ class Term:
     sign
         +1 or −1: how the quantity enters the bound.
     value
-        The quantity itself, nats: shape (n_cells,), or (n_samples, n_cells) if it was drawn.
+        The quantity in nats, shape (n_cells,), or (n_samples, n_cells) if it was drawn.
     source
         Paper and equation.
     warm_up
@@ -67,14 +67,14 @@ class Term:
 
 
 class Bound:
-    """A lower bound on log p(x) for each cell of a minibatch, as a signed sum of terms.
+    """A lower bound on log p(x) for each cell of a minibatch: a signed sum of terms.
 
     Parameters
     ----------
     terms
         Terms of different names. Those with ``in_bound=False`` are added to the loss alone.
     posteriors
-        q of each discrete latent variable, by the variable's name, shape (n_cells, n_values). They
+        Posterior q of each discrete latent variable, by its name, shape (n_cells, n_values). They
         are reported in the history; they are not added to the bound.
 
     Raises
@@ -87,7 +87,9 @@ class Bound:
         self.terms: dict[str, Term] = {}
         for term in terms:
             if term.name in self.terms:
-                raise ValueError(f"Two terms of this bound are named {term.name!r}.")
+                raise ValueError(
+                    f"Two terms of this bound are named {term.name!r}; give each its own name."
+                )
             self.terms[term.name] = term
         self.posteriors = {name: q.detach() for name, q in posteriors.items()}
 
@@ -120,13 +122,13 @@ class Bound:
     def iwae(self) -> Tensor:
         """log (1/S) Σ_s w_s, the importance-weighted bound of each cell; nats, shape (n_cells,).
 
-        Burda et al. (2016), equation 8. In expectation it is not below the ELBO, not above
-        log p(x), and it rises with S.
+        Burda et al. (2016), equation 8. In expectation it lies between the ELBO and log p(x), and
+        it rises with S.
 
         Raises
         ------
         ValueError
-            A term was not drawn: an analytic KL is an average, not the weight of one draw. Call
+            A term is an average, such as an analytic KL, and not a value for each draw. Call
             ``elbo(cells, n_samples=S, analytic_kl=False)``.
         """
         terms = [term for term in self.terms.values() if term.in_bound]

@@ -18,27 +18,29 @@ __all__ = ["Cells"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Cells:
-    """Measurements of some cells, with what is known of each of them.
+    """Measurements of some cells, with the library size, batch and label of each cell.
 
-    Make it with :meth:`from_anndata` or :meth:`from_array`; take cells by ``cells[rows]``; get
-    dense tensors on a device by ``cells.to(device)``. The values may stay in a file: then they are
-    read by ``to``, and by nothing that only chooses cells.
+    Make it with :meth:`from_anndata` or :meth:`from_array`. ``cells[rows]`` selects cells, and
+    ``cells.to(device)`` gives dense tensors on a device. The values may stay in a file: selecting
+    cells does not read them, ``to`` does.
 
     Parameters
     ----------
     x
         Measurements, shape (n_cells, n_genes): a scipy CSR matrix, a dense tensor, or an OnDisk.
     library
-        ℓ, expected total of a cell's counts over all these genes, shape (n_cells,).
+        Library size ℓ, the expected total of each cell's counts over all these genes, shape
+        (n_cells,).
     batch
-        Index into ``batch_names``, shape (n_cells,).
+        Index of each cell's batch in ``batch_names``, shape (n_cells,).
     label
-        Index into ``label_names``, −1 where it is not known, shape (n_cells,).
+        Index of each cell's label in ``label_names``, −1 if the cell has none, shape (n_cells,).
     observed
-        True where an entry of x was measured, shape (n_cells, n_genes), a tensor or an OnDisk;
-        None if all were. Models neither see nor score the others.
+        Mask of the entries of x that were measured, shape (n_cells, n_genes), a tensor or an
+        OnDisk; None if all were. Models neither see nor score the other entries.
     gene_names, batch_names, label_names
-        In the order of the columns and the indices.
+        Names of the genes in the order of x's columns, and of the batches and labels in the order
+        of their indices.
     """
 
     x: object
@@ -49,7 +51,7 @@ class Cells:
     gene_names: tuple[str, ...]
     batch_names: tuple[str, ...]
     label_names: tuple[str, ...]
-    _passed: frozenset = frozenset()  # domains that all values are known to belong to
+    _passed: frozenset = frozenset()  # domains to which all values are known to belong
 
     @classmethod
     def from_anndata(
@@ -62,41 +64,46 @@ class Cells:
         observed: str | None = None,
         unlabelled: str | None = None,
     ) -> Cells:
-        """Take what a model needs from an AnnData.
+        """The cells of an AnnData.
 
         Parameters
         ----------
         adata
-            Cells × genes. A matrix that it has in a file stays there, and is read in parts; the
-            file must stay open and unchanged. So it is with the X (but no layer) of
-            ``anndata.read_h5ad(path, backed="r")``, and with any matrix given to AnnData as
-            ``anndata.io.sparse_dataset(zarr.open(path, mode="r")["X"])``, beside its obs and var,
-            ``anndata.io.read_elem(zarr.open(path, mode="r")["obs"])``.
+            AnnData of cells × genes. If its matrix is in a file, the values stay there and are read
+            in parts; the file must stay open and unchanged. Examples are the X (but not the layers)
+            of ``anndata.read_h5ad(path, backed="r")``, and any matrix given to AnnData as
+            ``anndata.io.sparse_dataset(zarr.open(path, mode="r")["X"])``, next to the obs and var
+            from ``anndata.io.read_elem(zarr.open(path, mode="r")["obs"])``.
         layer
-            Which matrix: a key of ``adata.layers``; None for ``adata.X``. Raw counts for the
-            count likelihoods.
+            Key in ``adata.layers`` of the matrix to use; None for ``adata.X``. Count likelihoods
+            need raw counts.
         label, batch
-            Columns of ``adata.obs`` with cell types and experiments.
+            Columns of ``adata.obs`` with the cell types and with the experiments.
         library
-            Column of ``adata.obs`` with ℓ; None for each cell's total over these genes.
+            Column of ``adata.obs`` with the library sizes ℓ; None for each cell's total over these
+            genes.
         observed
-            A boolean layer: False where the entry is missing.
+            Key in ``adata.layers`` of a boolean matrix that is False for missing entries.
         unlabelled
-            The name in the label column that means "not known"; missing values always do.
+            Name in the label column that means "not known". Missing values always mean it.
 
         Raises
         ------
         KeyError
-            A column or layer that ``adata`` does not have.
+            ``adata`` does not have the column or layer.
+        TypeError
+            ``adata`` is not an AnnData.
         ValueError
-            A value that is NaN or infinite; a cell without any, without a batch, or whose library
-            is not above 0; two genes of one name; a matrix in a file that is stored by genes.
+            A value is NaN or infinite; a cell has only zeros, no batch, or a library that is not
+            above 0; two genes have the same name; or a matrix in a file is stored gene by gene.
         UnreadableError
-            A file that is closed or damaged.
+            The file is closed or damaged.
         """
         if not hasattr(adata, "layers"):
             kind = type(adata).__name__
-            raise TypeError(f"Expected an AnnData, got a {kind}: Cells.from_array takes a matrix.")
+            raise TypeError(
+                f"Expected an AnnData, got a {kind}. For a matrix, use Cells.from_array."
+            )
         return cls.from_array(
             adata.X if layer is None else layer_of(adata, layer),
             label=column(adata, label),
@@ -120,7 +127,11 @@ class Cells:
         gene_names=None,
         cell_names=None,
     ) -> Cells:
-        """The same from a matrix (dense or scipy-sparse) and one value a cell of each property."""
+        """The cells of a matrix, dense or scipy-sparse, with one value per cell of each property.
+
+        The parameters mean the same as in :meth:`from_anndata`, but are arrays, not names.
+        ``gene_names`` and ``cell_names`` default to numbers.
+        """
         fields = read_cells(
             x, label, batch, library, observed, unlabelled, gene_names, cell_names, stacklevel=4
         )
@@ -136,7 +147,7 @@ class Cells:
 
     @property
     def labels(self) -> np.ndarray:
-        """Each cell's label by name, "unknown" where it is −1; shape (n_cells,)."""
+        """The name of each cell's label, "unknown" if the cell has none; shape (n_cells,)."""
         return np.array([*self.label_names, "unknown"], dtype=object)[self.label.cpu().numpy()]
 
     def __len__(self) -> int:
@@ -149,11 +160,11 @@ class Cells:
         )
 
     def __getitem__(self, rows) -> Cells:
-        """Some of the cells: ``rows`` is a number, a slice, a boolean mask or indices."""
+        """Some of the cells; ``rows`` is a number, a slice, a boolean mask or indices."""
         if not isinstance(rows, slice):
             rows = np.atleast_1d(rows.cpu() if isinstance(rows, Tensor) else rows)
             rows = rows if rows.size else rows.astype(int)  # np.array([]) holds floats
-        if not isinstance(rows, slice) or (rows.step or 1) < 0:  # torch can't step backwards
+        if not isinstance(rows, slice) or (rows.step or 1) < 0:  # torch cannot step backwards
             rows = torch.tensor(np.arange(self.n_cells)[rows].copy())
         dense = isinstance(self.x, Tensor) or isinstance(rows, slice)
         return replace(
@@ -166,7 +177,7 @@ class Cells:
         )
 
     def to(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32) -> Cells:
-        """The same cells as dense tensors on a device, with 0 for what was not observed."""
+        """The same cells as dense tensors on a device, with 0 for entries not observed."""
         cells = self.in_memory()
         x = cells.x if isinstance(cells.x, Tensor) else torch.from_numpy(cells.x.toarray())
         observed = cells.observed
@@ -182,15 +193,15 @@ class Cells:
     def named(
         self, batch_names: Sequence[str] | None = None, label_names: Sequence[str] | None = None
     ) -> Cells:
-        """The same cells with batches and labels numbered in the order of other names.
+        """The same cells, with batches and labels numbered in the order of the given names.
 
-        What a model needs of cells that were made apart from those it was fitted to:
+        A model needs this for cells that were not made together with those it was fitted to:
         ``cells.named(model.batch_names, model.label_names)``.
 
         Raises
         ------
         ValueError
-            A cell's batch or label is not among the names.
+            A cell has a batch or label that is not among the names.
         """
         changes = {}
         for kind, names in (("batch", batch_names), ("label", label_names)):
@@ -211,12 +222,12 @@ class Cells:
         return replace(self, label=torch.full_like(self.label, -1))
 
     def in_memory(self) -> Cells:
-        """The same cells, their values read if these are in a file.
+        """The same cells, with all values in memory.
 
         Raises
         ------
         UnreadableError
-            The file is closed or damaged, or has changed.
+            The file is closed or damaged, or it has changed.
         """
         if not isinstance(self.x, OnDisk):
             return self
@@ -224,29 +235,34 @@ class Cells:
         if observed is not None:
             observed = matrices.mask(observed, x.shape)
             x = matrices.hide(x, observed)
-        if (matrices.n_nonzero(x) == 0).any():  # zarr gives 0 for what is gone
-            raise UnreadableError("The file has changed: cells that held values hold none now.")
+        if (matrices.n_nonzero(x) == 0).any():  # zarr gives 0 for missing chunks
+            raise UnreadableError(
+                "The file has changed: cells that had values now have only zeros. Make the cells "
+                "again from a whole file."
+            )
         return replace(self, x=x, observed=observed)
 
     def parts(self) -> Iterator[tuple[int, Cells]]:
-        """All cells, as many at a time as fit in memory, with the row of the first."""
+        """The row of the first cell and the cells, as many at a time as fit in memory."""
         for rows in matrices.parts(self.x):
             yield rows.start, self[rows].in_memory()
 
-    def check(self, domain: str) -> None:
-        """Refuse values that a likelihood gives no probability to.
+    def require_domain(self, domain: str) -> None:
+        """Refuse values to which a likelihood gives no probability.
 
         Parameters
         ----------
         domain
-            "counts" (0, 1, 2, …), "unit interval" ([0, 1]) or "real".
+            Values that the likelihood allows: "counts" (0, 1, 2, …), "unit interval" ([0, 1]) or
+            "real".
 
         Raises
         ------
         ValueError
-            With the first value that lies outside, and what it looks like.
+            A value is outside the domain. The message has the first such value and a probable
+            reason.
         """
         if domain in self._passed or domain == "real":
             return
         refuse_outside(domain, self)
-        object.__setattr__(self, "_passed", self._passed | {domain})  # nothing else changes
+        object.__setattr__(self, "_passed", self._passed | {domain})  # a cache

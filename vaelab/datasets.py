@@ -1,10 +1,10 @@
 """Named data sets of single-cell counts, as AnnData.
 
-A file is looked for in the cache (``$VAELAB_DATA``; else ``data/`` in a checkout of the
-repository; else a cache of the user's own), then in a mirror (``$VAELAB_MIRROR``: a folder or an
-http address with the files under their plain names), then at its public source. Nothing enters
-the cache before its content has been checked, and then it enters whole, in one step. Where the
-data come from, and on what terms, is told in ``data/README.md``.
+A file is searched for in three places. The first is the cache: ``$VAELAB_DATA``; if that is not
+set, ``data/`` in a checkout of the repository; otherwise the user's cache folder. The second is a
+mirror, ``$VAELAB_MIRROR``: a folder or an http address that has the files under their own names.
+The third is the public source. A file enters the cache in one step, after its content has been
+checked. ``data/README.md`` says where the data come from and on which terms.
 """
 
 from __future__ import annotations
@@ -29,24 +29,47 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from anndata import AnnData
 
+__all__ = [
+    "DATASETS",
+    "DataFile",
+    "DataUnavailable",
+    "cache_folder",
+    "fetch",
+    "locate",
+    "pancreas",
+    "pbmc_small",
+    "pbmc_sorted",
+    "pbmc_sorted_full",
+    "verify",
+]
+
 TIMEOUT = (5, 30)  # seconds to connect, and to wait for the next bytes
 TRIES = 3
-AT_MOST = 2**30  # bytes in an unzipped 10x archive; the real ones stay far below
+AT_MOST = 2**30  # bytes in an unzipped 10x archive; the real ones are much smaller
 N_GENES_10X = 32_738
 _MEMBERS = ("barcodes.tsv", "genes.tsv", "matrix.mtx")
 
 
 class DataUnavailable(OSError):
-    """A data set that could not be had; the message names each place tried and what to do."""
+    """A data set is not available; the message names each place tried, and what to do."""
 
 
 @dataclass(frozen=True)
 class DataFile:
     """One file of a data set.
 
-    `size` (bytes) and `sha256` are those of the content: of the decompressed text for a .csv.gz,
-    since a compressed file's hash depends on the compressor. They are not published for the 10x
-    archives, which are held against `n_cells`; their hash is recorded at the first download.
+    Parameters
+    ----------
+    name
+        Name of the file in the cache and in a mirror.
+    url
+        Address of the public source.
+    size, sha256
+        Size in bytes and hash of the content. For a .csv.gz the content is the decompressed text,
+        because the hash of a compressed file depends on the compressor. They are None for the 10x
+        archives, for which they are not published; the first download records the hash.
+    n_cells
+        Number of cells that a 10x archive must contain.
     """
 
     name: str
@@ -56,7 +79,7 @@ class DataFile:
     n_cells: int | None = None
 
 
-# cell_type: (its name in Zheng et al., the 10x archive's name, cells in that archive)
+# cell_type: (name in Zheng et al., name of the 10x archive, number of cells in that archive)
 _SORTED = {
     "progenitor": ("CD34+", "cd34", 9_232),
     "B cell": ("CD19+ B", "b_cells", 10_085),
@@ -98,7 +121,7 @@ _ARCHIVES = {
     )
     for cell_type, (_, sample, n_cells) in _SORTED.items()
 }
-DATASETS: dict[str, tuple[DataFile, ...]] = {  # each name is also that of its loader
+DATASETS: dict[str, tuple[DataFile, ...]] = {  # the loaders have the same names
     "pancreas": (_MOUSE_1, _MOUSE_2),
     "pbmc_sorted": (_FACS,),
     "pbmc_sorted_full": tuple(_ARCHIVES.values()),
@@ -107,13 +130,27 @@ DATASETS: dict[str, tuple[DataFile, ...]] = {  # each name is also that of its l
 
 
 def pancreas(mouse: int | str = 1) -> AnnData:
-    """Pancreas of one mouse (1: 822 cells, 2: 1,064) or of "both"; 14,878 genes.
-
-    `X` holds UMI counts, cells × genes, as CSR float32. `obs` has `cell_type` (the authors' 13
-    clusters, under their names; some are tiny), `batch` ("mouse 1" or "mouse 2") and `barcode`.
-    Raises `DataUnavailable` where the counts cannot be had.
+    """Cells of the pancreas of one mouse or of two; 14,878 genes.
 
     Source: Baron et al. 2016, Cell Systems 3:346, doi:10.1016/j.cels.2016.08.011.
+
+    Parameters
+    ----------
+    mouse
+        1 (822 cells), 2 (1,064 cells) or "both".
+
+    Returns
+    -------
+    An AnnData. ``X`` holds UMI counts, cells × genes, as CSR float32. ``obs`` has ``cell_type``
+    (the authors' 13 clusters, under their names; some are tiny), ``batch`` ("mouse 1" or "mouse 2")
+    and ``barcode``.
+
+    Raises
+    ------
+    DataUnavailable
+        The counts are not available.
+    ValueError
+        ``mouse`` is something else.
     """
     import anndata
     import numpy as np
@@ -122,7 +159,7 @@ def pancreas(mouse: int | str = 1) -> AnnData:
 
     if mouse not in (1, 2, "both"):
         raise ValueError(f'mouse must be 1, 2 or "both", not {mouse!r}')
-    parts = []
+    mice = []
     for number, file in ((1, _MOUSE_1), (2, _MOUSE_2)):
         if mouse in (number, "both"):
             header, *lines = _content(file, _obtain("pancreas", file)).decode().splitlines()
@@ -131,23 +168,34 @@ def pancreas(mouse: int | str = 1) -> AnnData:
             obs = pd.DataFrame({"cell_type": cell_type, "batch": f"mouse {number}"}, index)
             obs = obs.astype("category").assign(barcode=barcode)
             var = pd.DataFrame(index=header.split(",")[3:])
-            parts.append(anndata.AnnData(csr_matrix(counts), obs, var))
-    return anndata.concat(parts)
+            mice.append(anndata.AnnData(csr_matrix(counts), obs, var))
+    return anndata.concat(mice)
 
 
 def pbmc_sorted(test: bool = False) -> AnnData:
     """Blood cells sorted by surface markers: 3,774 cells × 16,791 genes, ten populations.
 
-    With `test`, the 100 further cells that fastTopics sets aside. `X` holds UMI counts, cells ×
-    genes, as CSR float32; `var` has `gene_id` (Ensembl), and the few gene symbols that repeat are
-    numbered. `obs` has `barcode`; `coarse_type`, one of CD34+, CD14+, B cell, NK cell and T cell;
-    and `cell_type`, the population: "progenitor" (CD34+), "B cell" (CD19+), "NK cell" (CD56+),
-    "monocyte" (CD14+), "helper T" (CD4+), "regulatory T" (CD4+/CD25+), "naive T"
-    (CD4+/CD45RA+/CD25−), "memory T" (CD4+/CD45RO+), "cytotoxic T" (CD8+) and "naive cytotoxic T"
-    (CD8+/CD45RA+). Raises `DataUnavailable` where the counts cannot be had.
+    Source: Zheng et al. 2017, Nat. Commun. 8:14049, doi:10.1038/ncomms14049. The R package
+    fastTopics selected the cells and genes.
 
-    Source: Zheng et al. 2017, Nat. Commun. 8:14049, doi:10.1038/ncomms14049; the selection of
-    cells and genes is that of the R package fastTopics.
+    Parameters
+    ----------
+    test
+        True for the 100 other cells that fastTopics keeps for testing.
+
+    Returns
+    -------
+    An AnnData. ``X`` holds UMI counts, cells × genes, as CSR float32. ``var`` has ``gene_id``
+    (Ensembl); the few repeated gene symbols are numbered. ``obs`` has ``barcode``; ``coarse_type``,
+    one of CD34+, CD14+, B cell, NK cell and T cell; and ``cell_type``, the population: "progenitor"
+    (CD34+), "B cell" (CD19+), "NK cell" (CD56+), "monocyte" (CD14+), "helper T" (CD4+), "regulatory
+    T" (CD4+/CD25+), "naive T" (CD4+/CD45RA+/CD25−), "memory T" (CD4+/CD45RO+), "cytotoxic T" (CD8+)
+    and "naive cytotoxic T" (CD8+/CD45RA+).
+
+    Raises
+    ------
+    DataUnavailable
+        The counts are not available.
     """
     import pandas as pd
     import rdata
@@ -155,7 +203,7 @@ def pbmc_sorted(test: bool = False) -> AnnData:
 
     path = _obtain("pbmc_sorted", _FACS)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about R classes of which only plain fields are read
+        warnings.simplefilter("ignore")  # about R classes; only their plain fields are read
         facs = rdata.read_rda(path)["pbmc_facs"]
     samples, counts = (facs[key + "_test" * test] for key in ("samples", "counts"))
     labels = {label: cell_type for cell_type, (label, _, _) in _SORTED.items()}
@@ -174,12 +222,25 @@ def pbmc_sorted(test: bool = False) -> AnnData:
 def pbmc_sorted_full(populations: str | Iterable[str] | None = None) -> AnnData:
     """The ten sorted populations with all their 94,655 cells and 32,738 genes.
 
-    `populations` picks some of them, by the names that `pbmc_sorted` gives under `cell_type`;
-    each is a download of its own. `X`, `var`, `obs["cell_type"]` and `obs["barcode"]` are as
-    there. Raises `DataUnavailable` where an archive cannot be had, ValueError for a population
-    that is not among the ten.
-
     Source: Zheng et al. 2017, Nat. Commun. 8:14049, doi:10.1038/ncomms14049.
+
+    Parameters
+    ----------
+    populations
+        One or more populations, by their names in ``cell_type`` of :func:`pbmc_sorted`; None for
+        all ten. Each is a separate download.
+
+    Returns
+    -------
+    An AnnData. ``X``, ``var``, ``obs["cell_type"]`` and ``obs["barcode"]`` are the same as in
+    :func:`pbmc_sorted`.
+
+    Raises
+    ------
+    DataUnavailable
+        An archive is not available.
+    ValueError
+        A population is not one of the ten.
     """
     import pandas as pd
     from scipy.io import mmread
@@ -187,7 +248,9 @@ def pbmc_sorted_full(populations: str | Iterable[str] | None = None) -> AnnData:
 
     asked = [populations] if isinstance(populations, str) else list(populations or _SORTED)
     if unknown := [name for name in asked if name not in _SORTED]:
-        raise ValueError(f"no population is called {unknown[0]!r}; there are {', '.join(_SORTED)}")
+        raise ValueError(
+            f"no population is called {unknown[0]!r}; choose from {', '.join(_SORTED)}"
+        )
     matrices, cells = [], []
     for cell_type in dict.fromkeys(asked):
         file = _ARCHIVES[cell_type]
@@ -203,15 +266,23 @@ def pbmc_sorted_full(populations: str | Iterable[str] | None = None) -> AnnData:
 
 
 def pbmc_small() -> AnnData:
-    """700 blood cells × 765 variable genes, ten labels; read from scanpy, without a download.
-
-    `X` holds UMI counts as CSR float32, had back from scanpy's log1p(10,000 · counts / n_counts)
-    by inverting and rounding. `obs["n_counts"]` is a cell's total over all genes. These 765
-    hold about a fifth of it: so it is no library size for a model of these genes alone, whose
-    shares sum to 1 over them. `obs["cell_type"]` is scanpy's `bulk_labels`: the sorted
-    population, under its name in the paper, that the cell is most like.
+    """700 blood cells × 765 variable genes, ten labels; part of scanpy, without a download.
 
     Source: Zheng et al. 2017, Nat. Commun. 8:14049, doi:10.1038/ncomms14049.
+
+    Returns
+    -------
+    An AnnData. ``X`` holds UMI counts as CSR float32, recovered from scanpy's
+    log1p(10,000 · counts / n_counts) by inverting and rounding. ``obs["n_counts"]`` is each cell's
+    total over all genes. It is not a library size for a model of these 765 genes, which have about
+    a fifth of the counts: the shares of a model sum to 1 over its own genes. ``obs["cell_type"]``
+    is scanpy's ``bulk_labels``: the sorted population, under its name in the paper, to which the
+    cell is most similar.
+
+    Raises
+    ------
+    ValueError
+        The counts cannot be recovered from the values in this release of scanpy.
     """
     import anndata
     import numpy as np
@@ -221,7 +292,10 @@ def pbmc_small() -> AnnData:
     counts = kept.raw.X.expm1().multiply(kept.obs["n_counts"].to_numpy()[:, None] / 1e4).tocsr()
     whole = counts.rint().astype("float32")
     if np.abs((counts - whole).data).max() > 0.1:
-        raise ValueError("scanpy's pbmc68k_reduced no longer gives back whole counts")
+        raise ValueError(
+            "the counts recovered from scanpy's pbmc68k_reduced are no longer whole numbers; "
+            "install an older release of scanpy"
+        )
     obs = kept.obs[["bulk_labels", "n_counts"]].rename(columns={"bulk_labels": "cell_type"})
     return anndata.AnnData(whole, obs.rename_axis(None), kept.raw.var[[]])
 
@@ -235,11 +309,11 @@ def _with_genes(matrix, obs, gene_ids, symbols) -> AnnData:
     return anndata.AnnData(matrix.astype("float32", copy=False).tocsr(), obs, var)
 
 
-# ------------------------------------------------------------------ files: what a user may ask
+# ------------------------------------------------------------------ files: what a user can ask
 
 
 def cache_folder() -> Path:
-    """The folder that holds the downloaded files; it need not exist yet."""
+    """The folder for downloaded files; it may not exist yet."""
     if chosen := os.environ.get("VAELAB_DATA"):
         return Path(chosen).expanduser()
     checkout = Path(__file__).resolve().parents[1]
@@ -251,22 +325,38 @@ def cache_folder() -> Path:
 
 
 def fetch(name: str, progress: bool = True) -> list[Path]:
-    """Bring every file of a data set into the cache, checked, and say where each one lies.
+    """Bring all files of a data set into the cache, and check them.
 
-    Raises `DataUnavailable` where a file cannot be had, ValueError for an unknown data set.
+    Parameters
+    ----------
+    name
+        Name of the data set, a key of ``DATASETS``.
+    progress
+        True to show a bar for each download.
+
+    Returns
+    -------
+    The paths of the files in the cache.
+
+    Raises
+    ------
+    DataUnavailable
+        A file is not available.
+    ValueError
+        The data set is unknown.
     """
     return [_obtain(name, file, progress) for file in _files(name)]
 
 
 def verify(name: str) -> dict[str, str]:
-    """For each file of a data set: "ok", "missing", or what is wrong with the one in the cache."""
+    """The state of each file in the cache: "ok", "missing", or what is wrong with it."""
     return {file.name: _state(file, cache_folder() / file.name) for file in _files(name)}
 
 
 def locate(name: str) -> dict[str, str]:
-    """For each file of a data set, where it is: "cache", "mirror", or only at its "source".
+    """Where each file of a data set is: "cache", "mirror", or only at its "source".
 
-    An http mirror is taken at its word: nothing is asked of the network.
+    This does not use the network: an http mirror is assumed to have the file.
     """
     found = {}
     for file in _files(name):
@@ -278,15 +368,15 @@ def locate(name: str) -> dict[str, str]:
 
 def _files(name: str) -> tuple[DataFile, ...]:
     if name not in DATASETS:
-        raise ValueError(f"no data set is called {name!r}; there are {', '.join(DATASETS)}")
+        raise ValueError(f"no data set is called {name!r}; choose from {', '.join(DATASETS)}")
     return DATASETS[name]
 
 
-# ------------------------------------------------------------------ files: what they should hold
+# ------------------------------------------------------------------ files: what they must contain
 
 
 def _state(file: DataFile, path: Path) -> str:
-    """What is wrong with the file at `path`, or "ok", or "missing"."""
+    """What is wrong with the file at ``path``, or "ok", or "missing"."""
     try:
         content = _content(file, path)
         if content[:100].lstrip().startswith(b"<"):
@@ -311,7 +401,7 @@ def _state(file: DataFile, path: Path) -> str:
 
 
 def _content(file: DataFile, path: Path) -> bytes:
-    """What is hashed and parsed; of a known size, no more than one byte too many is read."""
+    """The content that is hashed and parsed; if the size is known, at most one byte more."""
     with path.open("rb") as stream:
         if file.name.endswith(".csv.gz"):
             stream = _unzipped(stream)
@@ -319,14 +409,14 @@ def _content(file: DataFile, path: Path) -> bytes:
 
 
 def _unzipped(stream: BinaryIO) -> BinaryIO:
-    """The stream decompressed, unless a server or a browser has already done so."""
+    """The stream, decompressed unless a server or a browser has already done that."""
     zipped = stream.read(2) == b"\x1f\x8b"
     stream.seek(0)
     return gzip.open(stream) if zipped else stream
 
 
 def _members(content: bytes) -> dict[str, bytes]:
-    """The members of a 10x archive, by exact name; nothing is extracted to the disk."""
+    """The members of a 10x archive, by exact name, read in memory."""
     plain = _unzipped(io.BytesIO(content)).read(AT_MOST)
     wanted = {name: f"filtered_matrices_mex/hg19/{name}" for name in _MEMBERS}
     with tarfile.open(fileobj=io.BytesIO(plain), mode="r:") as archive:
@@ -349,11 +439,11 @@ def _structure(file: DataFile, content: bytes) -> str:
 
 
 def _record(file: DataFile) -> Path:
-    """Where the hash of a 10x archive is kept from its first download on (sha256sum's form)."""
+    """The file with the hash of a 10x archive at its first download, in sha256sum's format."""
     return cache_folder() / f"{file.name}.sha256"
 
 
-# ---------------------------------------------------------------------- files: bringing one here
+# ---------------------------------------------------------------------- files: downloading one
 
 
 def _elsewhere(file: DataFile) -> dict[str, str | Path]:
@@ -366,7 +456,7 @@ def _elsewhere(file: DataFile) -> dict[str, str | Path]:
 
 
 def _obtain(name: str, file: DataFile, progress: bool = True) -> Path:
-    """The path of a file in the cache, its content checked; brought there where need be."""
+    """The path of a file in the cache; it is checked, and brought there if necessary."""
     folder = cache_folder()
     cached = folder / file.name
     state = _state(file, cached)
@@ -374,16 +464,16 @@ def _obtain(name: str, file: DataFile, progress: bool = True) -> Path:
         return cached
     seen = [f"cache {cached}: {state}" + ("" if state == "missing" else "; left as it is")]
     try:
-        with _scratch(folder) as scratch:
+        with _temporary_folder(folder) as temporary:
             for place, at in _elsewhere(file).items():
-                said = _bring(at, scratch / file.name, progress)
-                said = said or _state(file, scratch / file.name)
-                if said == "ok":
-                    _move_in(file, scratch, cached)
+                problem = _bring(at, temporary / file.name, progress)
+                found = problem or _state(file, temporary / file.name)
+                if found == "ok":
+                    _move_in(file, temporary, cached)
                     if state != "missing":
                         warnings.warn(f"{cached}: {state}; replaced from {at}", stacklevel=3)
                     return cached
-                seen.append(f"{place} {at}: {said}")
+                seen.append(f"{place} {at}: {found}")
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         trouble = "disk full" if full else f"cache not writable ({error.strerror})"
@@ -391,7 +481,7 @@ def _obtain(name: str, file: DataFile, progress: bool = True) -> Path:
         seen.append("Set VAELAB_DATA to a folder with room that you may write to.")
         raise DataUnavailable("\n  ".join(seen)) from error
     raise DataUnavailable(
-        "\n  ".join([f"{file.name} (data set {name}) could not be had:", *seen])
+        "\n  ".join([f"{file.name} (data set {name}) is not available:", *seen])
         + f"\nThree ways to get it:"
         f"\n  1. with a network, run: vaelab data fetch {name}"
         f"\n  2. by hand: put {file.url} into {folder}"
@@ -400,27 +490,27 @@ def _obtain(name: str, file: DataFile, progress: bool = True) -> Path:
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    """A folder inside the cache that goes whatever happens; so do those of killed downloads."""
+def _temporary_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder in the cache; it is always removed, and so are those left by kills."""
     folder.mkdir(parents=True, exist_ok=True)
     for left in folder.glob(".part-*"):
         with suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > 86_400:  # a younger one may be in use
+            if time.time() - left.stat().st_mtime > 86_400:  # a newer one may be in use
                 shutil.rmtree(left)
-    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as scratch:
-        yield Path(scratch)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=folder) as temporary:
+        yield Path(temporary)
 
 
-def _move_in(file: DataFile, scratch: Path, cached: Path) -> None:
+def _move_in(file: DataFile, temporary: Path, cached: Path) -> None:
     if file.sha256 is None:
-        digest = hashlib.sha256((scratch / file.name).read_bytes()).hexdigest()
-        (scratch / "record").write_text(f"{digest}  {file.name}\n")
-        os.replace(scratch / "record", _record(file))
-    os.replace(scratch / file.name, cached)
+        digest = hashlib.sha256((temporary / file.name).read_bytes()).hexdigest()
+        (temporary / "record").write_text(f"{digest}  {file.name}\n")
+        os.replace(temporary / "record", _record(file))
+    os.replace(temporary / file.name, cached)
 
 
 def _bring(at: str | Path, new: Path, progress: bool) -> str | None:
-    """Copy or download to `new`; None, or what went wrong there. Our own disk's troubles raise."""
+    """Copy or download to ``new``; None, or the problem at ``at``. Errors of our own disk raise."""
     if isinstance(at, Path):
         try:
             content = at.read_bytes()
@@ -439,21 +529,21 @@ def _bring(at: str | Path, new: Path, progress: bool) -> str | None:
         try:
             return get(at, new, None)
         except requests.RequestException as error:
-            said = _plainly(error)
-            if 400 <= _status(error) < 500:  # asking again would change nothing
+            problem = _plainly(error)
+            if 400 <= _http_status(error) < 500:  # another try cannot help
                 break
-    return said
+    return problem
 
 
-def _status(error: Exception) -> int:
-    """The HTTP status of an answer; 0 if there was none."""
+def _http_status(error: Exception) -> int:
+    """The HTTP status of the response; 0 if there was none."""
     response = getattr(error, "response", None)
     return 0 if response is None else response.status_code
 
 
 def _plainly(error: Exception) -> str:
-    if _status(error):
-        return f"HTTP {_status(error)}"
+    if _http_status(error):
+        return f"HTTP {_http_status(error)}"
     clues = {
         "timed out": "timed out",
         "refused": "connection refused",
@@ -462,5 +552,5 @@ def _plainly(error: Exception) -> str:
         "reset": "cut off",
         "resolve": "host not found; is there a network?",
     }
-    said = (plain for clue, plain in clues.items() if clue in str(error))
-    return next(said, f"{type(error).__name__}: {error}")
+    reasons = (reason for clue, reason in clues.items() if clue in str(error))
+    return next(reasons, f"{type(error).__name__}: {error}")

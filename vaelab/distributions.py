@@ -1,4 +1,4 @@
-"""Distributions of one gene in one cell, as ``torch.distributions`` has them or would.
+"""Distributions of one gene in one cell, in the form of ``torch.distributions``.
 
 ======================  ============================================  =========================
 distribution            parameters                                    other parametrisations
@@ -9,12 +9,12 @@ ZeroInflated            a count distribution, dropout logits g        dropout pr
 ContinuousBernoulli     logits η                                      λ = σ(η)
 ======================  ============================================  =========================
 
-Counts are mostly zero, and ``log p(0)`` needs no log-gamma. So a count distribution says two
-things, ``log_prob_zero`` for every entry and ``log_prob_positive`` for the few entries above
-zero, and :class:`CountDistribution` puts them together; the negative binomials, on which models
-spend their time, do it with a gradient written by hand. ``log_prob_textbook`` is the formula as
-books print it: slower, and exact where nothing in it cancels. Nothing here adds an epsilon inside
-a logarithm: a formula that needs one is written in another way.
+Counts are mostly zero, and ``log p(0)`` needs no log-gamma. A count distribution therefore has two
+methods: ``log_prob_zero`` for every entry, and ``log_prob_positive`` for the few entries above
+zero. :class:`CountDistribution` combines them. Models spend their time on the negative binomials,
+whose ``log_prob`` has a gradient written by hand. ``log_prob_textbook`` is the formula as books
+print it: it is slower, and exact only if nothing in it cancels. No formula here adds an epsilon
+inside a logarithm.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ __all__ = [
 
 
 class CountDistribution(Distribution):
-    """A distribution on 0, 1, 2, … that knows its zero apart from the rest.
+    """A distribution on 0, 1, 2, … that computes its zeros apart from the other counts.
 
-    A subclass lists its parameters in ``arg_constraints``, each a tensor of ``batch_shape``, and
+    A subclass lists its parameters in ``arg_constraints``; each is a tensor of ``batch_shape``. It
     defines :meth:`log_prob_zero` and :meth:`log_prob_positive`.
     """
 
@@ -53,11 +53,11 @@ class CountDistribution(Distribution):
         raise NotImplementedError
 
     def log_prob_positive(self, value: Tensor) -> Tensor:
-        """log p(value) where every value is above zero; ``value`` broadcasts with the batch."""
+        """log p(value) of values that are all above zero; ``value`` broadcasts with the batch."""
         raise NotImplementedError
 
     def log_prob_textbook(self, value: Tensor) -> Tensor:
-        """log p(value) by the formula of the class's docstring, for every entry alike."""
+        """log p(value) by the formula in the docstring of the class, for every entry."""
         raise NotImplementedError
 
     def take(self, index: Tensor) -> CountDistribution:
@@ -82,7 +82,7 @@ class CountDistribution(Distribution):
         Raises
         ------
         ValueError
-            A value is negative or fractional, and arguments are validated.
+            Arguments are validated, and a value is negative or fractional.
         """
         here, value = self._together(value)
         shape, value = value.shape, value.reshape(-1)
@@ -93,7 +93,7 @@ class CountDistribution(Distribution):
         return log_prob.index_put((positive,), log_prob_positive).reshape(shape)
 
     def _together(self, value: Tensor) -> tuple[CountDistribution, Tensor]:
-        """These distributions and values of them, broadcast to one shape."""
+        """These distributions and ``value``, both broadcast to one shape."""
         if self._validate_args:
             self._validate_sample(value)
         shape = torch.broadcast_shapes(self.batch_shape, value.shape)
@@ -134,25 +134,27 @@ class Poisson(CountDistribution):
 class NegativeBinomial(CountDistribution):
     """NB(x; μ, θ) = Γ(x+θ) / (Γ(θ) x!) · (θ/(θ+μ))^θ · (μ/(θ+μ))^x
 
-    A Poisson whose rate is drawn from a Gamma with mean μ and shape θ: its variance is μ + μ²/θ.
-    θ → ∞ gives the Poisson.
+    A Poisson whose rate is drawn from a Gamma with mean μ and shape θ. Its variance is μ + μ²/θ,
+    larger than the Poisson's (overdispersion). θ → ∞ gives the Poisson.
 
     Parameters
     ----------
     mean
-        μ ≥ 0, expected count.
+        The expected count, μ ≥ 0.
     inverse_dispersion
-        θ > 0. DESeq2's dispersion is 1/θ: see :meth:`from_dispersion`.
+        The inverse dispersion, θ > 0. DESeq2's dispersion is 1/θ: see :meth:`from_dispersion`.
 
     Notes
     -----
-    Other books and packages write NB by a number of events r = θ and a probability. Ask which
-    outcome the probability belongs to: :meth:`from_r_p` and :meth:`from_total_count` differ in
-    just that.
+    Other books and packages write the NB with a number of events r = θ and a probability. Ask
+    which outcome the probability belongs to: it is the only difference between :meth:`from_r_p`
+    and :meth:`from_total_count`.
+
+    Training runs :meth:`log_prob`, which has a gradient written by hand.
     """
 
     arg_constraints = {"mean": constraints.nonnegative, "inverse_dispersion": constraints.positive}
-    mean: Tensor = None  # a parameter here, where the base class has a property
+    mean: Tensor = None  # a parameter here, but a property in the base class
 
     def __init__(self, mean: Tensor, inverse_dispersion: Tensor, validate_args: bool | None = None):
         self.mean, self.inverse_dispersion = broadcast_all(mean, inverse_dispersion)
@@ -160,7 +162,7 @@ class NegativeBinomial(CountDistribution):
 
     @classmethod
     def from_r_p(cls, r: Tensor, p: Tensor) -> NegativeBinomial:
-        """NB(x; r, p) ∝ p^r (1−p)^x, with mean r(1−p)/p: scipy's form, and Grønbech's (2020)."""
+        """The form of scipy and of Grønbech et al. (2020): NB ∝ p^r (1−p)^x, mean r(1−p)/p."""
         r, p = broadcast_all(r, p)
         return cls(r * (1 - p) / p, r)
 
@@ -168,7 +170,7 @@ class NegativeBinomial(CountDistribution):
     def from_total_count(
         cls, total_count: Tensor, probs: Tensor | None = None, logits: Tensor | None = None
     ) -> NegativeBinomial:
-        """torch's form: ``probs`` is 1 − p of :meth:`from_r_p`; ``logits`` = log μ − log θ.
+        """The form of torch: ``probs`` is 1 − p of :meth:`from_r_p`; ``logits`` = log μ − log θ.
 
         Raises
         ------
@@ -176,7 +178,8 @@ class NegativeBinomial(CountDistribution):
             Both or neither of ``probs`` and ``logits`` are given.
         """
         if (probs is None) == (logits is None):
-            raise ValueError("Give one of probs and logits, not both and not neither.")
+            both = "both" if probs is not None else "neither"
+            raise ValueError(f"Give one of probs and logits; this call gives {both}.")
         if logits is not None:
             total_count, logits = broadcast_all(total_count, logits)
             return cls(total_count * logits.exp(), total_count)
@@ -185,16 +188,19 @@ class NegativeBinomial(CountDistribution):
 
     @classmethod
     def from_dispersion(cls, mean: Tensor, dispersion: Tensor) -> NegativeBinomial:
-        """DESeq2's form: variance = mean + dispersion · mean².
+        """The form of DESeq2: variance = mean + dispersion · mean².
 
         Raises
         ------
         ValueError
-            A dispersion is 0, which makes a Poisson.
+            A dispersion is 0: the distribution is then a Poisson.
         """
         mean, dispersion = broadcast_all(mean, dispersion)
         if (dispersion == 0).any():
-            raise ValueError("A negative binomial of dispersion 0 is a Poisson: use Poisson(mean).")
+            raise ValueError(
+                "A dispersion is 0; it must be above 0. A negative binomial of dispersion 0 is a "
+                "Poisson: use Poisson(mean)."
+            )
         return cls(mean, 1 / dispersion)
 
     @property
@@ -232,19 +238,19 @@ class NegativeBinomial(CountDistribution):
 
 
 class ZeroInflated(CountDistribution):
-    """A count that is zero with probability π (dropout), and otherwise drawn from ``base``.
+    """A count that is zero with probability π (dropout) and is drawn from ``base`` otherwise.
 
     p(0) = π + (1−π) base(0),  p(x) = (1−π) base(x) for x > 0, with π = σ(g).
 
     Parameters
     ----------
     base
-        Any :class:`CountDistribution`: a Poisson gives ZIP, a negative binomial ZINB.
+        Any :class:`CountDistribution`. A Poisson gives ZIP, a negative binomial gives ZINB.
     logits
-        g, any real number, or −∞ for the base alone.
+        The logits g of the dropout probability, any real number; −∞ gives the base alone.
     """
 
-    arg_constraints = {"logits": constraints.real}  # refuses NaN, and lets ±∞ pass
+    arg_constraints = {"logits": constraints.real}  # refuses NaN, allows ±∞
 
     def __init__(self, base: CountDistribution, logits: Tensor, validate_args: bool | None = None):
         logits = logits if isinstance(logits, Tensor) else base.mean.new_tensor(logits)
@@ -255,7 +261,7 @@ class ZeroInflated(CountDistribution):
 
     @classmethod
     def from_probs(cls, base: CountDistribution, probs: Tensor) -> ZeroInflated:
-        """With the dropout probability π in place of its logits."""
+        """The same distribution, from the dropout probability π instead of its logits."""
         return cls(base, torch.logit(probs))
 
     @property
@@ -298,7 +304,7 @@ class ZeroInflated(CountDistribution):
 
 
 def _draw(sampler, parameter: Tensor) -> Tensor:
-    """A draw on the parameter's device, or by way of the CPU: MPS lacks these samplers."""
+    """A draw on the parameter's device; MPS lacks these samplers, so there the CPU draws."""
     if parameter.device.type == "mps":
         return sampler(parameter.cpu()).to(parameter.device)
     return sampler(parameter)
@@ -307,13 +313,13 @@ def _draw(sampler, parameter: Tensor) -> Tensor:
 class ContinuousBernoulli(Distribution):
     """CB(x; η) = η e^{ηx} / (e^η − 1) on [0, 1] (Loaiza-Ganem & Cunningham 2019).
 
-    The density that is proportional to λ^x (1−λ)^{1−x}, with η = logit λ. Binary cross-entropy
-    is its log without the constant log C(λ) ≥ log 2. The mean is not λ.
+    Its density is proportional to λ^x (1−λ)^{1−x}, with η = logit λ. Minus the binary cross-entropy
+    is the logarithm of this density without the constant log C(λ) ≥ log 2. The mean is not λ.
 
     Parameters
     ----------
     logits
-        η, any real number; 0 is the uniform distribution.
+        The natural parameter η, any real number; 0 gives the uniform distribution.
     """
 
     arg_constraints = {"logits": constraints.real}
@@ -325,15 +331,16 @@ class ContinuousBernoulli(Distribution):
 
     @classmethod
     def from_probs(cls, probs: Tensor) -> ContinuousBernoulli:
-        """The source's form: λ in the open interval (0, 1).
+        """The form of the source, with λ in the open interval (0, 1).
 
         Raises
         ------
         ValueError
-            A λ is not in it. At 0 and 1 there is no density: all the mass is in one point.
+            A λ is 0 or 1 or beyond. At 0 and 1 there is no density: all the mass is in one point.
         """
         if not ((probs > 0) & (probs < 1)).all():
-            raise ValueError("λ must be above 0 and below 1.")
+            outside = probs[~((probs > 0) & (probs < 1))][0].item()
+            raise ValueError(f"A λ is {outside:g}; it must be above 0 and below 1.")
         return cls(torch.logit(probs))
 
     @property
@@ -354,7 +361,7 @@ class ContinuousBernoulli(Distribution):
         return torch.where(self._near_zero, series, closed)
 
     def log_normalizer(self) -> Tensor:
-        """log ((e^η − 1)/η), so that log p(x) = ηx minus this."""
+        """log ((e^η − 1)/η): the log-density at x is ηx minus this."""
         η = self.logits
         series = η / 2 + η**2 / 24 - η**4 / 2880 + η**6 / 181440 - η**8 / 9676800
         η = self._away_from_zero()
@@ -367,7 +374,7 @@ class ContinuousBernoulli(Distribution):
         Raises
         ------
         ValueError
-            A value lies outside [0, 1], and arguments are validated.
+            Arguments are validated, and a value is outside [0, 1].
         """
         if self._validate_args:
             self._validate_sample(value)
@@ -382,7 +389,7 @@ class ContinuousBernoulli(Distribution):
         return torch.where(η > 0, 1 - x, x)
 
     # Near η = 0 the closed forms are 0/0. Both branches of a `where` must be finite, or the
-    # gradient is NaN: hence the series on one side and a stand-in for η on the other.
+    # gradient is NaN. So one branch uses a series, and the other replaces a small η by 1.
     @property
     def _near_zero(self) -> Tensor:
         return self.logits.abs() < 0.25

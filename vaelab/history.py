@@ -30,8 +30,8 @@ class History:
     records
         One dictionary per epoch: the rows of ``frame``.
     shares
-        For each discrete latent variable, one row per epoch: the mean of its q over the training
-        cells, that is, how often each of its values is used.
+        For each discrete latent variable, one row per epoch: the mean of q over the training cells,
+        which is the share of cells that each value has.
     best_epoch
         The epoch whose parameters were kept; None if the last ones were.
     reason
@@ -54,8 +54,8 @@ class History:
         """The history as a pandas DataFrame, indexed by epoch (from 1).
 
         Its columns are the KL weight at the end of the epoch; the value of each term and the bound
-        on the training cells (mean over minibatches, nats per cell, dropout on); the bound on the
-        held-out cells (NaN if there are none); and the seconds it took.
+        on the training cells (mean over the epoch, nats per cell, dropout on); the bound on the
+        held-out cells (NaN if there are none); and the duration in seconds.
         """
         import pandas as pd
 
@@ -66,25 +66,31 @@ class History:
     def usage(self, name: str = "y"):
         """How many values of a discrete latent variable are in use, in each epoch.
 
+        Parameters
+        ----------
+        name
+            Name of the variable: "y" in a GMVAE, "c" in a SCANVI.
+
         Returns
         -------
-        A pandas DataFrame: "used", values with a share of the cells above ``metrics.USED``; and
-        "entropy" of the shares, nats: log K if all K are used equally, 0 if only one is.
+        A pandas DataFrame with two columns: "used", the number of values with a share of the cells
+        above ``metrics.USED``; and "entropy", the entropy of the shares in nats, which is log K if
+        all K values are used equally and 0 if only one is used.
 
         Raises
         ------
         KeyError
-            The model has no such variable.
+            The model does not have this variable.
         """
         import pandas as pd
 
         if name not in self.shares:
-            raise KeyError(f"No discrete variable {name!r}: this model has {[*self.shares]}.")
+            raise KeyError(f"No discrete variable {name!r}; this model has {[*self.shares]}.")
         used = [usage(shares) for shares in self.shares[name]]
         return pd.DataFrame(used, index=pd.RangeIndex(1, len(used) + 1, name="epoch"))
 
     def plot(self, axes=None):
-        """Draw bound and terms against epochs; returns the Axes."""
+        """Draw the bound and its terms against epochs; returns the Axes."""
         return plotting.training_history(self.frame, self.best_epoch, axes)
 
     def __repr__(self) -> str:
@@ -102,13 +108,13 @@ class ProgressBar:
 
     def update(self, history: History) -> None:
         hidden = ("epoch", "kl_weight", "seconds")
-        parts = {
+        shown = {
             k: f"{v:.1f}" for k, v in history.records[-1].items() if k not in hidden and v == v
         }
         for name, shares in history.shares.items():
-            of_all = usage(shares[-1])
-            parts[name] = f"{of_all['used']}/{len(shares[-1])} H {of_all['entropy']:.2f}"
-        self.bar.set_postfix(parts, refresh=False)
+            now = usage(shares[-1])
+            shown[name] = f"{now['used']}/{len(shares[-1])} H {now['entropy']:.2f}"
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
 
     def __enter__(self) -> ProgressBar:

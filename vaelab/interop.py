@@ -1,7 +1,8 @@
-"""To scvi-tools and back: the same model there, with the same parameters.
+"""Converts models to scvi-tools and back, with the same parameters.
 
-Written against scvi-tools 1.4 and 1.5. A network there ends in separate layers for mean, variance,
-dropout and so on; ours ends in one layer that holds their rows one after another.
+It is written for scvi-tools 1.4 and 1.5. A network of scvi-tools ends in separate layers for mean,
+variance, dropout and so on. Ours ends in one layer that holds the rows of these layers one after
+another. In the code, ``theirs`` is a model of scvi-tools and ``ours`` is a model of vaelab.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from .networks import MLP
 
 __all__ = ["from_scvi", "to_scvi"]
 
-# There whether the model uses them or not.
+# scvi-tools creates these parameters even if the model does not use them.
 UNUSED = ("l_encoder.", "decoder.px_r_decoder.", "decoder.px_dropout_decoder.", "px_r")
-MODULE = {  # what our models are, of the options of theirs
+MODULE = {  # options of scvi-tools that our models fix
     "latent_distribution": "normal",
     "log_variational": True,
     "batch_representation": "one-hot",
@@ -26,7 +27,7 @@ MODULE = {  # what our models are, of the options of theirs
 
 
 def from_scvi(theirs) -> SCVI | SCANVI:
-    """Our model of a model of scvi-tools.
+    """Convert a model of scvi-tools.
 
     Parameters
     ----------
@@ -35,25 +36,28 @@ def from_scvi(theirs) -> SCVI | SCANVI:
 
     Returns
     -------
-    In evaluation mode, with the genes, batches and labels of theirs by name.
+    A SCVI or SCANVI in evaluation mode, with the same names of genes, batches and labels.
 
     Raises
     ------
     TypeError
-        Another kind of model.
+        The model is of another class.
     ValueError
-        It has an option that ours do not have.
+        The model has an option that ours do not have.
     """
     import scvi
 
     kinds = {scvi.model.SCVI: SCVI, scvi.model.SCANVI: SCANVI}
     if type(theirs) not in kinds:
-        raise TypeError(f"This is a {type(theirs).__name__}; SCVI and SCANVI can be taken over.")
+        raise TypeError(
+            f"This is a {type(theirs).__name__}; only SCVI and SCANVI of scvi-tools can be "
+            "converted."
+        )
     module, registry = theirs.module, theirs.adata_manager.get_state_registry
     for name, value in MODULE.items():
         seen = getattr(module, name) or False
         if seen != value:
-            raise ValueError(f"{name} is {seen!r}; ours is {value!r} always.")
+            raise ValueError(f"{name} is {seen!r}; in vaelab it is always {value!r}.")
     options = {
         "n_genes": module.n_input,
         "n_batches": module.n_batch,
@@ -82,10 +86,15 @@ def from_scvi(theirs) -> SCVI | SCANVI:
         names = _theirs(ours, name)
         missing = [n for n in names if n not in state]
         if missing:
-            raise ValueError(f"The model lacks {missing[0]}: an option that ours do not have.")
+            raise ValueError(
+                f"The model lacks the parameter {missing[0]}: it has an option that vaelab does "
+                "not have."
+            )
         found[name] = _to_ours(name, [state.pop(n) for n in names]).reshape(value.shape)
     if left := [n for n in state if not n.startswith(UNUSED)]:
-        raise ValueError(f"The model has {left[0]}: an option that ours do not have.")
+        raise ValueError(
+            f"The model has the parameter {left[0]}: it has an option that vaelab does not have."
+        )
     ours.load_state_dict(found)
     ours.gene_names = tuple(theirs.adata.var_names)
     ours.batch_names = tuple(map(str, registry("batch")["categorical_mapping"]))
@@ -101,39 +110,45 @@ def to_scvi(
     label: str | None = None,
     unlabelled: str = "unknown",
 ):
-    """The model of scvi-tools with our parameters.
+    """Convert a model to scvi-tools.
 
     Parameters
     ----------
     ours
-        Fitted: it knows genes, batches and labels by name.
+        A fitted model, so that it knows genes, batches and labels by name.
     adata
-        What the model there is set up on, with the genes and batches of ours. scvi-tools writes
-        columns of its own into it.
+        AnnData for which the model of scvi-tools is set up, with the model's genes and batches.
+        scvi-tools writes columns of its own into it.
     layer, batch, label, unlabelled
-        As of ``Cells.from_anndata``; ``label`` and ``unlabelled`` for a SCANVI.
+        Same as in ``Cells.from_anndata``. Only a SCANVI uses ``label`` and ``unlabelled``.
 
     Returns
     -------
-    A ``scvi.model.SCVI`` or ``scvi.model.SCANVI`` that counts as trained.
+    A ``scvi.model.SCVI`` or ``scvi.model.SCANVI`` that scvi-tools treats as trained.
 
     Raises
     ------
     TypeError
-        Another kind of model.
+        The model is of another class.
     ValueError
-        Genes, batches or labels of ``adata`` are not those of the model, or the model has an
+        The genes, batches or labels of ``adata`` are not those of the model, or the model has an
         option that scvi-tools does not have.
     """
     import scvi
 
     if not isinstance(ours, SCVI):
-        raise TypeError(f"This is a {type(ours).__name__}; SCVI and SCANVI can be handed over.")
+        raise TypeError(f"This is a {type(ours).__name__}; only SCVI and SCANVI can be converted.")
     options, semi = dict(ours.configuration), isinstance(ours, SCANVI)
     if options["normalization"] != "batch" or options.get("encode_batch_z2"):
-        raise ValueError("scvi-tools has batch normalisation, and no batch in q(z2 | z1, c).")
+        raise ValueError(
+            f"normalization is {options['normalization']!r} and encode_batch_z2 is "
+            f"{options.get('encode_batch_z2', False)}; scvi-tools always has batch normalisation, "
+            "and no batch in q(z2 | z1, c)."
+        )
     if ours.gene_names is not None and tuple(adata.var_names) != ours.gene_names:
-        raise ValueError("adata has other genes: select adata[:, list(model.gene_names)].copy().")
+        raise ValueError(
+            "adata has other genes than the model: select adata[:, list(model.gene_names)].copy()."
+        )
     kind = scvi.model.SCANVI if semi else scvi.model.SCVI
     setup = {"labels_key": label, "unlabeled_category": unlabelled} if semi else {}
     kind.setup_anndata(adata, layer=layer, batch_key=batch, **setup)
@@ -155,7 +170,8 @@ def to_scvi(
         seen = tuple(map(str, registry(field)["categorical_mapping"]))
         if names is not None and seen[: len(names)] != names:
             raise ValueError(
-                f"scvi-tools numbers the {field} {', '.join(seen)}, the model {', '.join(names)}."
+                f"scvi-tools numbers the {field} {', '.join(seen)}, the model {', '.join(names)}: "
+                "the order must be the same."
             )
     state = theirs.module.state_dict()
     for name, value in ours.state_dict().items():
@@ -163,7 +179,10 @@ def to_scvi(
             continue
         names = _theirs(ours, name)
         if missing := [n for n in names if n not in state]:
-            raise ValueError(f"scvi-tools has no {missing[0]}, of our {name}.")
+            raise ValueError(
+                f"scvi-tools has no parameter {missing[0]} for {name}: it lacks an option of this "
+                "model."
+            )
         sizes = [len(state[n]) if state[n].ndim else 1 for n in names]
         pieces = value.split(sizes) if len(names) > 1 else [value]
         for n, piece in zip(names, pieces, strict=True):
@@ -175,7 +194,7 @@ def to_scvi(
 
 
 def _theirs(model: SCVI, name: str) -> list[str]:
-    """The names there of one of our parameters, whose rows they hold one after another."""
+    """The names in scvi-tools of one of our parameters; their rows joined give ours."""
     network, *rest = name.split(".")
     single = {
         "library_log_mean": "library_log_means",
@@ -193,15 +212,15 @@ def _theirs(model: SCVI, name: str) -> list[str]:
             heads.append("decoder.px_r_decoder")
         return [f"{head}.{rest[-1]}" for head in heads]
     hidden, heads = NETWORKS[network]
-    i, part = divmod(int(rest[0]), MLP.layers_per_block)
-    if i < getattr(model, network).n_hidden_layers:
-        return [f"{hidden}.fc_layers.Layer {i}.{part}.{rest[1]}"]
-    if network == "classifier" and i == 0:
+    block, layer = divmod(int(rest[0]), MLP.layers_per_block)
+    if block < getattr(model, network).n_hidden_layers:
+        return [f"{hidden}.fc_layers.Layer {block}.{layer}.{rest[1]}"]
+    if network == "classifier" and block == 0:
         heads = ["classifier.classifier.0"]
     return [f"{head}.{rest[1]}" for head in heads]
 
 
-NETWORKS = {  # ours: the hidden layers there, and the last ones
+NETWORKS = {  # our network: the hidden layers in scvi-tools, and the last layers
     "encoder": ("z_encoder.encoder", ["z_encoder.mean_encoder", "z_encoder.var_encoder"]),
     "library_encoder": ("l_encoder.encoder", ["l_encoder.mean_encoder", "l_encoder.var_encoder"]),
     "decoder": ("decoder.px_decoder", []),

@@ -1,7 +1,7 @@
-"""Likelihoods: the last layer of a decoder, ending in the distribution p(x | z).
+"""Likelihoods: the last layer of a decoder, which returns the distribution p(x | z).
 
 ``LIKELIHOODS[name](n_in, n_genes)`` is a module that takes the decoder's last hidden layer h and
-the library size ℓ and returns the distribution of all genes of a cell:
+the library size ℓ. It returns the distribution of all genes of a cell:
 
 ======================  ================================================  ===================
 name                    p(x_g | z)                                        data
@@ -14,7 +14,7 @@ nb                      NegativeBinomial(ℓ ρ_g, θ_g)                      co
 zinb                    the same, zero-inflated with logits g_g(h)        counts
 ======================  ================================================  ===================
 
-with ρ = softmax f(h): the share of each gene in the cell's counts (Lopez et al. 2018).
+with ρ = softmax f(h), the share of each gene in the cell's counts (Lopez et al. 2018).
 To add a likelihood, write its class here, and its distribution in :mod:`vaelab.distributions`.
 """
 
@@ -37,16 +37,22 @@ class Likelihood(nn.Module):
     n_in
         Width of the decoder's last hidden layer.
     n_genes
-        G, number of genes.
+        Number of genes, G.
     dispersion
-        Negative binomials only: "gene" (one θ a gene, the field's default), "gene-batch" (one a
-        gene in each batch) or "gene-cell" (θ from the decoder, as Grønbech et al. 2020 have it).
+        What the inverse dispersion θ of a negative binomial depends on: "gene" (one θ per gene, the
+        field's default), "gene-batch" (one per gene and batch) or "gene-cell" (the decoder gives θ
+        for each gene of each cell, as in Grønbech et al. 2020).
     n_batches
-        For "gene-batch".
+        Number of batches; only the dispersion "gene-batch" uses it.
+
+    Raises
+    ------
+    ValueError
+        This likelihood does not have that dispersion, or "gene-batch" comes without batches.
     """
 
-    domain = "counts"  # what the data must be: see vaelab.cells.Cells.check
-    n_outputs = 1  # numbers a gene that the decoder gives
+    domain = "counts"  # what the data must be: see Cells.require_domain
+    n_outputs = 1  # how many numbers the decoder gives per gene
     dispersions: tuple[str, ...] = ("gene",)
 
     def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
@@ -54,7 +60,10 @@ class Likelihood(nn.Module):
         if dispersion not in self.dispersions:
             raise ValueError(f"dispersion is {dispersion!r}; choose from {[*self.dispersions]}")
         if dispersion == "gene-batch" and n_batches < 1:
-            raise ValueError("dispersion 'gene-batch' is for models of batches: see vaelab.SCVI.")
+            raise ValueError(
+                f"dispersion 'gene-batch' needs batches, but n_batches is {n_batches}. Of the "
+                "models, those with batches have it: see vaelab.SCVI."
+            )
         self.n_genes, self.dispersion = int(n_genes), dispersion
         self.output = nn.Linear(n_in, n_genes * (self.n_outputs + (dispersion == "gene-cell")))
 
@@ -64,11 +73,12 @@ class Likelihood(nn.Module):
         Parameters
         ----------
         h
-            Decoder's last hidden layer, shape (…, n_in).
+            The decoder's last hidden layer, shape (…, n_in).
         library
-            ℓ, expected total count of a cell, shape (…); unused where data are not counts.
+            Library size ℓ, the expected total count of each cell, shape (…). Only count likelihoods
+            use it.
         batch
-            Index of each cell's batch, shape (n_cells,); for the dispersion "gene-batch".
+            Index of each cell's batch, shape (n_cells,). Only the dispersion "gene-batch" uses it.
 
         Returns
         -------
@@ -77,15 +87,15 @@ class Likelihood(nn.Module):
         raise NotImplementedError
 
     def outputs(self, h: Tensor) -> tuple[Tensor, ...]:
-        """The output layer, cut into pieces of shape (…, G)."""
+        """The output layer applied to h, split into tensors of shape (…, G)."""
         return self.output(h).split(self.n_genes, dim=-1)
 
 
 def count_mean(logits: Tensor, library: Tensor) -> Tensor:
     """μ = ℓρ with ρ = softmax(logits).
 
-    A share that float32 would round to 0 stays at 1e-30: a count of such a gene is then all but
-    impossible, and its gradient still a number. Shares above 1e-22 are not changed by a bit.
+    A share that float32 would round to 0 stays at 1e-30. A count of such a gene is then almost
+    impossible, and its gradient is still a number. Shares above 1e-22 do not change by a bit.
     """
     return library.unsqueeze(-1) * (torch.softmax(logits, dim=-1) + 1e-30)
 
@@ -99,7 +109,7 @@ class NormalLikelihood(Likelihood):
 
     def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         (mean,) = self.outputs(h)
-        # A gene that is nearly constant would drive σ to 0 and the density to ∞.
+        # Without the limit, an almost constant gene drives σ to 0 and the density to ∞.
         return Normal(mean, self.log_std.clamp(min=-5).exp(), validate_args=False)
 
 
@@ -136,13 +146,15 @@ class NegativeBinomialLikelihood(Likelihood):
         elif dispersion == "gene-batch":
             self.log_inverse_dispersion = nn.Parameter(torch.zeros(n_batches, n_genes))
 
-    def negative_binomial(self, logits: Tensor, log_θ: list[Tensor], library: Tensor, batch):
-        """NB(ℓρ, θ); ``log_θ`` is empty where θ is not the cell's own."""
-        if not log_θ:
-            of_genes = self.log_inverse_dispersion
-            log_θ = [of_genes if self.dispersion == "gene" else of_genes[batch]]
-        (log_θ,) = log_θ
-        # Beyond e^12 the NB is a Poisson to float32, and its gradient in θ is rounding error.
+    def negative_binomial(self, logits: Tensor, from_decoder: list[Tensor], library: Tensor, batch):
+        """NB(ℓρ, θ); ``from_decoder`` holds log θ for the dispersion "gene-cell", else nothing."""
+        if from_decoder:
+            (log_θ,) = from_decoder
+        elif self.dispersion == "gene-batch":
+            log_θ = self.log_inverse_dispersion[batch]
+        else:
+            log_θ = self.log_inverse_dispersion
+        # In float32 the NB equals a Poisson for θ above e^12; its gradient in θ is rounding error.
         θ = log_θ.clamp(-12, 12).exp()
         return NegativeBinomial(count_mean(logits, library), θ, validate_args=False)
 
@@ -173,12 +185,12 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 def make_likelihood(
     name: str, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0
 ) -> Likelihood:
-    """The likelihood of that name.
+    """The likelihood of that name; the other arguments are those of :class:`Likelihood`.
 
     Raises
     ------
     ValueError
-        The name is not in ``LIKELIHOODS``, or the likelihood has no such dispersion.
+        The name is not in ``LIKELIHOODS``, or the likelihood does not have that dispersion.
     """
     if name not in LIKELIHOODS:
         raise ValueError(f"likelihood is {name!r}; choose from {[*LIKELIHOODS]}")

@@ -1,4 +1,4 @@
-"""Scores of a latent space and of clusters, and the activity of latent dimensions."""
+"""Scores of latent spaces and clusters, and the activity of latent dimensions."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from ._internal.machine import steady_threads
 
 __all__ = [
     "ACTIVE",
+    "USED",
     "adjusted_rand_index",
     "average_silhouette_width",
     "clustering_scores",
@@ -28,8 +29,8 @@ USED = 0.01
 def latent_activity(latent: np.ndarray) -> np.ndarray:
     """Var over cells of E_q[z_d | x], for each latent dimension d (Burda et al. 2016, section 5.2).
 
-    The diagonal of the covariance of the posterior means. A dimension that the encoder ignores
-    has activity 0; one is active above ``ACTIVE``.
+    This is the diagonal of the covariance of the posterior means. A dimension that the encoder
+    ignores has activity 0. A dimension is active if its activity is above ``ACTIVE``.
 
     Parameters
     ----------
@@ -39,7 +40,7 @@ def latent_activity(latent: np.ndarray) -> np.ndarray:
     Raises
     ------
     ValueError
-        Another shape, or fewer than two cells.
+        ``latent`` has another shape, or fewer than two cells.
     """
     if np.ndim(latent) != 2 or len(latent) < 2:
         raise ValueError(
@@ -52,9 +53,16 @@ def latent_activity(latent: np.ndarray) -> np.ndarray:
 def average_silhouette_width(latent: np.ndarray, labels: np.ndarray) -> float:
     """Mean over cells of (b − a) / max(a, b) (Rousseeuw 1987), in [−1, 1].
 
-    a is a cell's mean distance to the other cells of its type, b that to the nearest other type.
-    It rewards tight types that are far apart, whatever their shape means. A type of one cell
-    counts 0.
+    a is the mean distance of a cell to the other cells of its type, and b its mean distance to the
+    cells of the nearest other type. The score is high for compact types that are far apart; it does
+    not ask whether their shape makes sense. The only cell of a type counts 0.
+
+    Parameters
+    ----------
+    latent
+        Positions, shape (n_cells, n_dimensions).
+    labels
+        Type of each cell, shape (n_cells,).
     """
     from sklearn.metrics import silhouette_score
 
@@ -62,7 +70,7 @@ def average_silhouette_width(latent: np.ndarray, labels: np.ndarray) -> float:
 
 
 def adjusted_rand_index(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """Agreement of two groupings over pairs of cells: 1 if the same, 0 on average by chance."""
+    """Agreement of two groupings over pairs of cells: 1 if they are the same, 0 by chance."""
     from sklearn.metrics import adjusted_rand_score
 
     return float(adjusted_rand_score(labels, clusters))
@@ -76,7 +84,7 @@ def normalized_mutual_information(labels: np.ndarray, clusters: np.ndarray) -> f
 
 
 def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
-    """k-means clusters (the best of 10 starts); shape (n_cells,)."""
+    """The cluster of each cell by k-means (the best of 10 starts), shape (n_cells,)."""
     from sklearn.cluster import KMeans
 
     return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(latent)
@@ -85,7 +93,7 @@ def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
 def leiden(
     latent: np.ndarray, resolution: float = 1.0, n_neighbors: int = 15, seed: int = 0
 ) -> np.ndarray:
-    """Leiden communities of the graph of nearest neighbours; shape (n_cells,)."""
+    """The cluster of each cell by Leiden on the nearest-neighbour graph, shape (n_cells,)."""
     import anndata
     import scanpy as sc
 
@@ -106,29 +114,30 @@ def leiden(
 def clustering_scores(
     latent: np.ndarray, labels: np.ndarray, min_cells: int = 5, seed: int = 0
 ) -> dict[str, float]:
-    """How well a latent space holds known types apart.
+    """How well a latent space separates known types.
 
     Parameters
     ----------
     latent
-        Shape (n_cells, n_dimensions).
+        Positions in the latent space, shape (n_cells, n_dimensions).
     labels
         Type of each cell, shape (n_cells,).
     min_cells
-        Cells of unknown type (a missing value), or of a type with fewer cells than this, are
-        left out, of the clustering too.
+        Smallest number of cells of a type that is scored. Cells of smaller types and of unknown
+        type (a missing value) are left out before the clustering.
     seed
-        Of k-means, of the graph and of Leiden.
+        Random seed for k-means, the nearest-neighbour graph and Leiden.
 
     Returns
     -------
-    "asw"; "kmeans_ari" and "kmeans_nmi" with as many clusters as scored types; "leiden_ari" and
-    "leiden_nmi" at resolution 1.
+    A dictionary: "asw", the average silhouette width; "kmeans_ari" and "kmeans_nmi", with as many
+    clusters as scored types; "leiden_ari" and "leiden_nmi", at resolution 1.
 
     Raises
     ------
     ValueError
-        Fewer than two types to score, or a latent space that is not finite or of another shape.
+        Fewer than two types can be scored, or ``latent`` has another shape or values that are not
+        finite.
     """
     import pandas as pd
 
@@ -145,7 +154,8 @@ def clustering_scores(
     n_types = len(np.unique(types))
     if n_types < 2:
         raise ValueError(
-            f"{n_types} type(s) have {min_cells} cells or more; two are needed to tell apart."
+            f"{n_types} type(s) have {min_cells} cells or more; at least two are needed. Lower "
+            "min_cells, or give more cells."
         )
     by_kmeans, by_leiden = kmeans(latent, n_types, seed), leiden(latent, seed=seed)
     return {
@@ -158,16 +168,18 @@ def clustering_scores(
 
 
 def usage(shares: np.ndarray) -> dict[str, float]:
-    """How many clusters are in use, of the share of the cells that each has.
+    """How many clusters are in use, from each cluster's share of the cells.
 
     Parameters
     ----------
     shares
-        The aggregate posterior, the mean over cells of q(y | x); shape (n_clusters,), sums to 1.
+        The aggregate posterior, which is the mean of q(y | x) over cells; shape (n_clusters,), sums
+        to 1.
 
     Returns
     -------
-    "used", clusters with a share above ``USED``; "entropy", nats: log K if all K are used alike.
+    A dictionary: "used", the number of clusters with a share above ``USED``; and "entropy", the
+    entropy of the shares in nats, which is log K if all K clusters are used equally.
     """
     from scipy.stats import entropy
 

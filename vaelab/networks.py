@@ -19,24 +19,24 @@ class MLP(nn.Sequential):
     n_in
         Number of inputs.
     n_out
-        Number of outputs of the linear last layer; None ends after the last hidden layer, for
-        a likelihood to put its own output layer there.
+        Number of outputs of the linear last layer. None for no output layer: the network then ends
+        after the last hidden layer, and a likelihood adds its own output layer.
     n_hidden, n_layers
-        Width and number of hidden layers. With 0 layers and an output, the network is linear.
+        Width and number of hidden layers. With 0 hidden layers the network is linear.
     dropout_rate
         Probability that a hidden unit is set to zero while training.
     n_conditions
         Number of values that every hidden layer receives in addition to its input, such as a
         one-hot batch: scVI's "deeply injected covariates". They are ``forward``'s second argument.
     normalization
-        "batch" (over the minibatch, as scVI has it: while training, the result for one cell
-        depends on the others), "layer" (each cell on its own) or None.
+        "batch" (over the minibatch, as in scVI: in training, the result for one cell depends on the
+        other cells), "layer" (each cell on its own) or None.
 
     Raises
     ------
     ValueError
-        An unknown normalisation, a size or rate out of range, neither a hidden layer nor an
-        output, or conditions without a hidden layer that could receive them.
+        The normalisation is unknown, a size or rate is out of range, there is neither a hidden
+        layer nor an output, or there are conditions but no hidden layer that could receive them.
     """
 
     layers_per_block = 4  # linear, normalisation, ReLU, dropout
@@ -60,7 +60,7 @@ class MLP(nn.Sequential):
         if normalization not in [*NORMALIZATIONS]:
             raise ValueError(f"normalization is {normalization!r}; choose from {[*NORMALIZATIONS]}")
         if n_layers == 0 and n_out is None:
-            raise ValueError("An MLP without hidden layers needs n_out.")
+            raise ValueError("n_layers is 0 and n_out is None; an MLP needs at least one of them.")
         if n_layers == 0 and n_conditions > 0:
             raise ValueError(
                 f"An MLP without hidden layers cannot use its {n_conditions} conditions: hidden "
@@ -87,12 +87,12 @@ class MLP(nn.Sequential):
         Raises
         ------
         ValueError
-            Conditions that the network has no input for, or missing ones.
+            The number of conditions is not ``n_conditions``.
         """
         n_given = 0 if conditions is None else conditions.shape[-1]
         if n_given != self.n_conditions:
             raise ValueError(
-                f"This MLP has {self.n_conditions} conditions, and got {n_given}: see n_conditions."
+                f"This MLP has n_conditions={self.n_conditions}, but got {n_given} conditions."
             )
         for layer in self:
             if conditions is not None and isinstance(layer, Conditioned):
@@ -102,14 +102,14 @@ class MLP(nn.Sequential):
 
 
 class Conditioned(nn.Linear):
-    """The linear part of a hidden layer, whose input ends with the conditions."""
+    """The linear part of a hidden layer; the conditions are the end of its input."""
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that normalises a minibatch of one cell by the running statistics."""
+    """Batch normalisation that uses its running statistics for a minibatch of one cell."""
 
     def __init__(self, n_features: int):
-        super().__init__(n_features, eps=1e-3, momentum=0.01)  # scVI's
+        super().__init__(n_features, eps=1e-3, momentum=0.01)  # as in scVI
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.num_features)  # draws × cells are all rows
@@ -127,7 +127,7 @@ NORMALIZATIONS = {"batch": BatchNorm, "layer": nn.LayerNorm, None: nn.Identity}
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode: no dropout, running statistics, no gradients."""
+    """Evaluation mode inside: no dropout, running statistics, no gradients."""
     training = model.training
     model.eval()
     try:

@@ -1,5 +1,7 @@
-"""Figures. Each takes arrays or a data frame, draws into the given Axes or new ones, and returns
-them. Colours are told apart by colour-blind readers; where there are more groups than colours,
+"""Figures.
+
+Each function takes arrays or a data frame, draws into the given Axes or into new ones, and returns
+them. Colour-blind readers can distinguish the colours. If there are more groups than colours, the
 markers differ too.
 """
 
@@ -27,7 +29,7 @@ MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 
 
 def training_history(frame, best_epoch: int | None = None, axes=None):
-    """The bound, and its terms apart from the reconstruction, against epochs.
+    """The bound, and all its terms except the reconstruction, against epochs.
 
     A term is drawn as the quantity that its name says: a KL is not below zero.
 
@@ -36,9 +38,9 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     frame
         ``History.frame``.
     best_epoch
-        Marked by a line: the epoch whose parameters were kept.
+        Epoch whose parameters were kept; a line marks it. None for no line.
     axes
-        Two Axes.
+        Two Axes to draw into; None for a new figure.
 
     Returns
     -------
@@ -47,23 +49,23 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     Raises
     ------
     ValueError
-        There is no epoch in it.
+        ``frame`` has no epoch.
     """
     if len(frame) == 0:
-        raise ValueError("No epoch of this training was finished: there is nothing to draw.")
+        raise ValueError("No epoch of this training was finished; there is nothing to draw.")
     if axes is None:
         axes = _figure(1, 2, figsize=(10, 3.2))
     known = {"kl_weight", "bound", "held_out_bound", "seconds"}
     bound, terms = axes
-    marker = "o" if len(frame) == 1 else None  # a line of one point is none
-    of_cells = {"training cells": frame["bound"], "held-out cells": frame["held_out_bound"]}
-    for colour, (name, values) in zip(COLOURS, of_cells.items(), strict=False):
+    marker = "o" if len(frame) == 1 else None  # a line through one point is invisible
+    bounds = {"training cells": frame["bound"], "held-out cells": frame["held_out_bound"]}
+    for colour, (name, values) in zip(COLOURS, bounds.items(), strict=False):
         if values.notna().any():
             bound.plot(frame.index, values, color=colour, marker=marker, label=name)
     if best_epoch is not None:
         bound.axvline(best_epoch, color="0.6", lw=1, ls="--", label=f"kept: epoch {best_epoch}")
     # The first epochs are far below the rest and would flatten everything after them.
-    late = np.array([*of_cells.values()])[:, len(frame) // 20 :]
+    late = np.array([*bounds.values()])[:, len(frame) // 20 :]
     late = late[np.isfinite(late)]
     if late.size:
         bound.set_ylim(bottom=late.min() - 0.1 * (late.max() - late.min() + 1))
@@ -80,7 +82,7 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     weight.set_ylim(0, 1.05)
     weight.set_ylabel("KL weight")
     handles = terms.get_lines() + weight.get_lines()
-    terms.legend(  # beside the curves, which may be anywhere
+    terms.legend(  # next to the Axes: the curves may be anywhere in them
         handles, [h.get_label() for h in handles], frameon=False,
         loc="center left", bbox_to_anchor=(1.16, 0.5), fontsize=9,
     )  # fmt: skip
@@ -94,16 +96,29 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
 def embedding(points, values, ax=None, title: str | None = None, name: str | None = None):
     """Cells in two dimensions, coloured by group or by a number.
 
-    Each group's name stands on it, or in a legend where names would overlap.
+    The name of each group is written on it. If names would overlap, a legend has them all.
 
     Parameters
     ----------
     points
-        Shape (n_cells, 2).
+        Position of each cell, shape (n_cells, 2).
     values
-        One a cell: numbers are drawn in shades of one colour, anything else as groups.
+        One value per cell. Numbers are drawn on a colour scale, all other values as groups.
+    ax
+        Axes to draw into; None for a new figure.
+    title
+        Title of the Axes.
     name
-        What a number is, with its unit, for the colour bar.
+        Name and unit of the numbers, for the colour bar.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    ValueError
+        ``points`` and ``values`` are not of as many cells, or ``points`` are not finite.
     """
     points, values = _numbers("points", points, ndim=2), np.asarray(values)
     if points.shape != (len(values), 2):
@@ -114,7 +129,7 @@ def embedding(points, values, ax=None, title: str | None = None, name: str | Non
     ax.set(xticks=[], yticks=[], title=title)
     size = float(np.clip(2e4 / len(points), 2, 25))
     if np.issubdtype(values.dtype, np.number):
-        order = np.argsort(values)  # the high values on top
+        order = np.argsort(values)  # high values on top
         drawn = ax.scatter(*points[order].T, c=values[order], s=size, cmap="viridis", lw=0)
         ax.figure.colorbar(drawn, ax=ax, label=name, shrink=0.8)
     else:
@@ -136,7 +151,7 @@ def embedding(points, values, ax=None, title: str | None = None, name: str | Non
 
 
 def activity(latent_activity, threshold: float = 0.01, ax=None):
-    """The activity of each latent dimension, on a log scale, and the line above which it counts."""
+    """The activity of each latent dimension on a log scale, and the threshold for an active one."""
     latent_activity = _numbers("latent_activity", latent_activity, ndim=1)
     ax = ax or _figure(figsize=(5.5, 3))
     dimensions = np.arange(1, len(latent_activity) + 1)
@@ -160,7 +175,8 @@ def latent_covariance(latent, ax=None):
 
     latent = _numbers("latent", latent, ndim=2)
     ax = ax or _figure(figsize=(4.5, 3.8))
-    covariance = np.cov(latent, rowvar=False).reshape(latent.shape[1], -1)  # of one: a number
+    # For a single dimension np.cov gives a number.
+    covariance = np.cov(latent, rowvar=False).reshape(latent.shape[1], -1)
     limit = np.abs(covariance).max()
     step = _step(len(covariance))
     sns.heatmap(
@@ -178,18 +194,25 @@ def count_histogram(
     observed, models: Mapping[str, np.ndarray] | None = None, largest: int | None = None,
     gene: str = "a gene", ax=None,
 ):  # fmt: skip
-    """How often a gene has 0, 1, 2, … counts: in the data, and in draws from models.
+    """How often a gene has 0, 1, 2, … counts, in the data and in draws from models.
 
     Parameters
     ----------
     observed
         Counts of one gene, shape (n_cells,).
     models
-        Name → counts drawn from that model, any shape.
+        Counts drawn from each model, by the model's name; of any shape.
     largest
-        Counts above this are drawn together at its place; None for the 98th percentile.
+        Largest count with a bar of its own; larger counts are added to the last bar. None for the
+        98th percentile.
     gene
-        Its name, for the label.
+        Name of the gene, for the axis label.
+    ax
+        Axes to draw into; None for a new figure.
+
+    Returns
+    -------
+    The Axes.
     """
     observed = _numbers("observed", observed, ndim=1)
     ax = ax or _figure(figsize=(5, 3.2))
@@ -219,9 +242,22 @@ def count_histogram(
 
 
 def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name: str = "cluster"):
-    """Which share of each true group was found as what; rows sum to 1.
+    """For each true group, the share of its cells in each found group; rows sum to 1.
 
-    Columns are ordered so that the largest share of each row comes near the diagonal.
+    Columns are ordered so that the largest share of each row is near the diagonal.
+
+    Parameters
+    ----------
+    truth, found
+        True and found group of each cell, shape (n_cells,).
+    ax
+        Axes to draw into; None for a new figure.
+    truth_name, found_name
+        Axis labels.
+
+    Returns
+    -------
+    The Axes.
     """
     import pandas as pd
     import seaborn as sns
@@ -250,24 +286,31 @@ def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name
 
 
 def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
-    """A model's variables, and which is drawn given which.
+    """A model as a graph: its variables, and which variables each one depends on.
 
-    Circles are variables, shaded where observed. Solid arrows are the generative model p, dashed
-    ones the variational model q. What stands on a plate is there once for each of what it names.
+    Circles are variables; they are shaded if observed. Solid arrows are the generative model p,
+    dashed arrows the variational model q. Variables on a plate are repeated, for example once per
+    cell.
 
     Parameters
     ----------
     graph
-        Variable → its place ``at`` (x, y) and, where there are any, its parents in the generative
-        model ``p`` and in the variational model ``q``, its ``plates``, and ``observed``: as in
-        ``vaelab.VAE.graph``.
+        For each variable, a dictionary with its position ``at`` (x, y) and, if it has any, its
+        parents in the generative model ``p`` and in the variational model ``q``, its ``plates``,
+        and ``observed``. ``vaelab.VAE.graph`` is an example.
     show
-        Whose arrows: "p", "q" or "pq".
+        Arrows to draw: "p", "q" or "pq".
+    ax
+        Axes to draw into; None for a new figure.
+
+    Returns
+    -------
+    The Axes.
 
     Raises
     ------
     ValueError
-        A parent is no variable, or a variable stands on a plate that is not its own.
+        A parent is not in the graph, or a variable is drawn on a plate that is not its own.
     """
     import daft
 
@@ -277,7 +320,10 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     }
     arrows = [(a, b, model) for model in show for b, v in graph.items() for a in v.get(model, ())]
     if unknown := {a for a, _, _ in arrows} - set(nodes):
-        raise ValueError(f"{min(unknown)!r} is somebody's parent, but no variable of this graph.")
+        raise ValueError(
+            f"{min(unknown)!r} is named as a parent but is not in the graph: add it, or remove it "
+            "from 'p' and 'q'."
+        )
     edges, pairs = [], {(a, b) for a, b, _ in arrows}
     for a, b, model in arrows:
         ends = nodes[a], nodes[b]
@@ -294,11 +340,14 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     for plate, members in on.items():
         n_within = sum(len(o) < len(members) and bool(o & members) for o in on.values())
         at = np.array([graph[name]["at"] for name in members])
-        low, high = at.min(0) - (0.4, 0.6), at.max(0) + 0.4  # the name of the plate stands below
+        low, high = at.min(0) - (0.4, 0.6), at.max(0) + 0.4  # below, the name of the plate
         low, high = low - n_within * np.array([0.12, 0.3]), high + 0.12 * n_within
         for name in sorted(set(graph) - members):
             if (low < graph[name]["at"]).all() and (graph[name]["at"] < high).all():
-                raise ValueError(f"{name!r} stands on the plate {plate!r}, which is not its own.")
+                raise ValueError(
+                    f"{name!r} is drawn on the plate {plate!r} but is not one of its variables: "
+                    "move it by 'at', or add the plate to its 'plates'."
+                )
         style = {"position": "bottom right", "fontsize": 10, "rect_params": {"fc": "none"}}
         plates.append(daft.Plate([*low, *(high - low)], plate, **style))
         corners += [low, high]
@@ -307,29 +356,33 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     ax.set_axis_off()
     context = daft.PGM(grid_unit=1.0, node_unit=0.5)._ctx
-    context._ax = ax  # daft alone would make a figure of its own
-    for part in (*plates, *edges, *nodes.values()):
-        part.render(context)
+    context._ax = ax  # without it, daft makes a figure of its own
+    for shape in (*plates, *edges, *nodes.values()):
+        shape.render(context)
     return ax
 
 
 def interactive(draw, **controls):
-    """Controls above a figure that is drawn anew whenever one of them moves.
+    """Controls above a figure that is drawn again whenever one of them moves.
 
     Parameters
     ----------
     draw
-        Takes the controls' values by name and returns a Figure.
+        Function that takes the values of the controls by name and returns a Figure.
     controls
-        ipywidgets with a ``value``.
+        ipywidgets that have a ``value``.
+
+    Returns
+    -------
+    A widget with the controls and the figure.
     """
     import io
 
     import ipywidgets
     import matplotlib.pyplot as plt
 
-    # A picture in an Image, not the live figure in an Output: that one is lost, or waited for in
-    # vain, where a notebook is run without a browser.
+    # An Image, not an Output with the live figure: without a browser, a run of the notebook loses
+    # the Output or waits for it forever.
     picture = ipywidgets.Image(format="png")
 
     def redraw(_=None) -> None:
@@ -363,7 +416,7 @@ def _numbers(name: str, values, ndim: int) -> np.ndarray:
 
 
 def _step(n: int) -> int:
-    """Every how many of n ticks get a number, so that numbers do not overlap."""
+    """The step between numbered ticks, so that the numbers of n ticks do not overlap."""
     return -(-n // 10)
 
 

@@ -1,4 +1,4 @@
-"""Genes and scales, through scanpy."""
+"""Selection of genes and normalisation, both with scanpy."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ __all__ = ["log_normalize", "select_genes"]
 
 
 def select_genes(adata, n_genes: int = 2000, min_cells: int = 3):
-    """The most variable genes, on raw counts.
+    """Select the most variable genes, from raw counts.
 
-    Genes seen in at least ``min_cells`` cells; of these the ``n_genes`` that vary most beyond
-    what their mean explains, on log(1 + counts per 10,000) (scanpy's default).
+    Genes seen in fewer than ``min_cells`` cells are left out. Of the others, the ``n_genes`` that
+    vary most beyond what their mean explains are kept, by scanpy's default method on
+    log(1 + counts per 10,000).
 
     Parameters
     ----------
     adata
-        Cells × genes, raw counts in ``X``. Not changed.
+        AnnData of cells × genes with raw counts in ``X``. It is not changed.
     n_genes
-        How many to keep; all are kept where there are no more.
+        Number of genes to keep; if there are fewer, all are kept.
+    min_cells
+        Smallest number of cells in which a gene must be seen.
 
     Returns
     -------
@@ -28,7 +31,7 @@ def select_genes(adata, n_genes: int = 2000, min_cells: int = 3):
     Raises
     ------
     ValueError
-        ``X`` holds no raw counts, or no gene is left.
+        ``X`` does not hold raw counts, or no gene is left.
     """
     import scanpy as sc
 
@@ -39,7 +42,7 @@ def select_genes(adata, n_genes: int = 2000, min_cells: int = 3):
     adata = adata.copy()
     sc.pp.filter_genes(adata, min_cells=min_cells)
     if adata.n_vars == 0:
-        raise ValueError(f"No gene is seen in {min_cells} cells or more: lower min_cells.")
+        raise ValueError(f"No gene is seen in {min_cells} cells or more; lower min_cells.")
     log_normalize(adata)
     if adata.n_vars > n_genes:
         sc.pp.highly_variable_genes(adata, n_top_genes=n_genes, layer="log_normalized")
@@ -51,15 +54,20 @@ def select_genes(adata, n_genes: int = 2000, min_cells: int = 3):
 def log_normalize(adata, target: float = 1e4) -> None:
     """Add two layers to an AnnData with raw counts in ``X``.
 
-    "log_normalized"
-        log(1 + x · target / total of the cell).
-    "unit_interval"
-        The same, divided by its largest value in each gene: between 0 and 1.
+    The layer "log_normalized" is log(1 + x · target / total of the cell). The layer "unit_interval"
+    is the same, divided by its largest value in each gene, so that it is between 0 and 1.
+
+    Parameters
+    ----------
+    adata
+        AnnData of cells × genes. It gets the two layers; ``X`` is not changed.
+    target
+        Total to which the counts of each cell are scaled.
 
     Raises
     ------
     ValueError
-        ``X`` holds no raw counts.
+        ``X`` does not hold raw counts.
     """
     import numpy as np
     import scanpy as sc
@@ -74,7 +82,7 @@ def log_normalize(adata, target: float = 1e4) -> None:
     largest = np.maximum(x.max(axis=0).toarray().ravel(), np.finfo(x.dtype).tiny)
     adata.layers["log_normalized"] = x
     unit = x.copy()
-    unit.data = x.data / largest[x.indices]  # divided, the largest is exactly 1
+    unit.data = x.data / largest[x.indices]  # by division the largest is exactly 1
     adata.layers["unit_interval"] = unit
 
 

@@ -1,4 +1,4 @@
-"""Draws that gradients pass through, and the estimator for draws that they do not pass through."""
+"""Draws that pass gradients on, and the score-function estimator for draws that do not."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def gaussian(mean: Tensor, std: Tensor, n_samples: int | None = None) -> Tensor:
     Parameters
     ----------
     mean, std
-        m and s, of one shape (…). s is a standard deviation, not a variance.
+        Mean m and standard deviation s (not a variance), both of shape (…).
     n_samples
-        S independent draws in a new first dimension; None for one draw without it.
+        Number of independent draws S, in a new first dimension; None for one draw without it.
 
     Returns
     -------
-    z, shape (…) or (S, …).
+    The draws z, shape (…) or (S, …).
     """
     shape = mean.shape if n_samples is None else (n_samples, *mean.shape)
     ε = torch.randn(shape, dtype=mean.dtype, device=mean.device)
@@ -36,7 +36,7 @@ def gaussian(mean: Tensor, std: Tensor, n_samples: int | None = None) -> Tensor:
 def gumbel_softmax(
     logits: Tensor, temperature: float, hard: bool = False, n_samples: int | None = None
 ) -> Tensor:
-    """y = softmax((log π + g)/τ): a draw from Cat(π), relaxed until a gradient passes through it.
+    """y = softmax((log π + g)/τ): a draw from Cat(π), relaxed so that it has a gradient.
 
     The largest entry of log π + g, with g = −log e and e ~ Exponential(1), is k with probability
     π_k, at any temperature (Gumbel-max). But E[y] ≠ π for τ > 0, so that its gradients are biased.
@@ -46,27 +46,29 @@ def gumbel_softmax(
     Parameters
     ----------
     logits
-        log π up to a constant, shape (…, K); −inf for what is never drawn.
+        log π up to a constant, shape (…, K); −inf for a category that is never drawn.
     temperature
-        τ. As τ → 0, y becomes one-hot and the variance of its gradient grows without limit.
+        Temperature τ. As τ → 0, y becomes one-hot and the variance of its gradient grows without
+        limit.
     hard
-        One-hot, an exact draw from Cat(π), with the gradient of the relaxation (straight-through).
+        True for a one-hot y, an exact draw from Cat(π), with the gradient of the relaxed y
+        (straight-through).
     n_samples
-        S independent draws in a new first dimension; None for one draw without it.
+        Number of independent draws S, in a new first dimension; None for one draw without it.
 
     Returns
     -------
-    y, shape (…, K) or (S, …, K); sums to 1 over the last dimension.
+    The draws y, shape (…, K) or (S, …, K); they sum to 1 over the last dimension.
 
     Raises
     ------
     ValueError
-        The temperature is not a positive number that the logits' precision can hold.
+        The temperature is not finite, or not a positive number in the precision of the logits.
     """
     if not torch.finfo(logits.dtype).tiny <= temperature < float("inf"):
         raise ValueError(
-            f"The temperature is {temperature}; it must be positive and finite. For draws that are "
-            "one-hot, as at temperature 0, pass hard=True."
+            f"The temperature is {temperature}; it must be positive and finite. For one-hot draws, "
+            "as at temperature 0, pass hard=True."
         )
     shape = logits.shape if n_samples is None else (n_samples, *logits.shape)
     exponential = torch.empty(shape, dtype=logits.dtype, device=logits.device).exponential_()
@@ -75,9 +77,9 @@ def gumbel_softmax(
     y = (scores / temperature).softmax(-1)
     if not hard:
         return y
-    # Not the largest of y, whose entries are all the same to float32 if τ is large.
+    # The argmax of the scores, not of y, whose entries float32 rounds to one value if τ is large.
     one_hot = torch.nn.functional.one_hot(scores.argmax(-1), logits.shape[-1]).to(y.dtype)
-    return one_hot + (y - y.detach())  # the bracket is 0 and has the gradient of y
+    return one_hot + (y - y.detach())  # the bracket is 0 but has the gradient of y
 
 
 def score_function(
@@ -85,32 +87,35 @@ def score_function(
 ) -> Tensor:
     """The mean of f(z) over draws from q, with the gradient E_q[f(z) ∇log q(z)].
 
-    For any q that can be drawn from, discrete ones too, and any f: z itself has no gradient.
-    Without bias, but of larger variance than :func:`gaussian` gives where both can be used.
+    This is the score-function estimator, also called REINFORCE. It works for any q that can be
+    sampled, also a discrete one, and for any f, because z itself needs no gradient. It has no bias,
+    but a larger variance than :func:`gaussian` if both can be used.
 
-    Williams (1992), theorem 1; the baseline: Kool, van Hoof & Welling (2019).
+    Williams (1992), theorem 1. Kool, van Hoof & Welling (2019) for the leave-one-out baseline
+    (RLOO).
 
     Parameters
     ----------
     f
-        Of z, shape (S, …) as ``q.sample`` gives it; its values' dimensions are the first ones of
-        z. Their gradient in parameters that f has of its own is kept.
+        Function of z, which has shape (S, …) as from ``q.sample``. The dimensions of its values
+        are the first ones of z. The gradient in f's own parameters is kept.
     q
-        Its dimensions that f's values do not have are independent, and summed over.
+        Distribution of z. Its dimensions beyond those of f's values must be independent; their
+        log-probabilities are summed.
     n_samples
-        S.
+        Number of draws, S.
     baseline
-        Subtract from each value the mean of the others' in the gradient: the expected gradient is
-        the same, its variance as a rule much smaller.
+        True to subtract from each value, in the gradient, the mean of the other draws' values. The
+        expected gradient stays the same, and its variance is usually much smaller.
 
     Returns
     -------
-    Of the shape of f's values without their first dimension.
+    The mean, in the shape of f's values without their first dimension.
 
     Raises
     ------
     ValueError
-        A baseline from a single draw.
+        ``baseline`` is True and there is only one draw.
     """
     if baseline and n_samples < 2:
         raise ValueError(
@@ -129,7 +134,7 @@ def score_function(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch draws from ``seed``; afterwards it goes on as if nothing had happened."""
+    """Inside, torch draws from ``seed``; afterwards its random state is what it was before."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

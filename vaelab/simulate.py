@@ -1,13 +1,13 @@
-"""Cells whose truth is known."""
+"""Simulated counts with known ground truth."""
 
 from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["cells"]
+__all__ = ["dataset"]
 
 
-def cells(
+def dataset(
     n_cells: int = 1000,
     n_genes: int = 500,
     n_types: int = 5,
@@ -20,7 +20,7 @@ def cells(
     dropout: float = 0.0,
     seed: int = 0,
 ):
-    """Counts from a negative-binomial factor model with types and batches.
+    """A data set of counts from a negative-binomial factor model with types and batches.
 
         type c ~ uniform, batch b ~ uniform
         z ~ N(centre_c, I),    centre_c ~ N(0, separation² I)
@@ -32,26 +32,32 @@ def cells(
 
     Parameters
     ----------
+    n_cells, n_genes, n_types, n_batches
+        Number of cells, genes, cell types and batches.
     n_factors
-        Dimension of z, the truth that a model's latent space is to find.
+        Dimension of z, the ground truth that a model's latent space should find.
     library
-        Median ℓ, counts a cell. A lower one gives more zeros.
+        Median of the library size ℓ, in counts per cell. A smaller one gives more zeros.
+    inverse_dispersion
+        Median of θ over genes.
     separation
-        Standard deviation of the centres, in standard deviations within a type.
+        Standard deviation of the centres, in units of the standard deviation within a type.
     batch_effect
         Standard deviation of shift_b, in nats of log ρ.
     dropout
-        Probability of an extra zero.
+        Probability that a count is replaced by 0.
+    seed
+        Random seed; the same seed gives the same data set.
 
     Returns
     -------
-    AnnData with counts in ``X`` (CSR), ``obs`` "cell_type", "batch" and "library" (ℓ),
+    An AnnData with counts in ``X`` (CSR), ``obs`` "cell_type", "batch" and "library" (ℓ),
     ``obsm["z"]``, ``varm["W"]``, ``var["inverse_dispersion"]`` and ``layers["mean"]`` = ℓρ.
 
     Raises
     ------
     ValueError
-        An argument out of range.
+        An argument is out of range.
     """
     import anndata
     import pandas as pd

@@ -26,7 +26,7 @@ from .reparametrization import seeded
 
 __all__ = ["History", "StopReason", "TrainingError", "fit", "minibatches"]
 
-MIXED = 4096  # cells of a file that are in memory at once while they are put in random order
+MIXED = 4096  # cells of a file that are in memory at once to be mixed
 
 
 class TrainingError(RuntimeError):
@@ -65,7 +65,7 @@ def fit(
     Parameters
     ----------
     model
-        Trained in place, and left in evaluation mode.
+        The model to train. It is changed in place, and is in evaluation mode afterwards.
     cells
         The cells to train on, in memory or on disk.
     epochs
@@ -92,10 +92,10 @@ def fit(
         Random seed for the split, the order of cells, dropout and the draws of z. On a CPU, the
         same seed, model and number of threads give the same parameters bit for bit.
     device
-        "cpu", "cuda", "mps"; None for where the model is.
+        Device to train on, such as "cpu", "cuda" or "mps"; None for the model's own.
     checkpoint
-        A file to write after every epoch. If it exists, training goes on from it, and ends as
-        the uninterrupted run would have.
+        A file to write after every epoch. If it exists, training goes on from it, and ends with the
+        same result as an uninterrupted run.
     progress
         True to show a bar with the bound and its terms.
 
@@ -107,11 +107,13 @@ def fit(
     Raises
     ------
     ValueError
-        Cells that the model cannot read, or arguments out of range.
+        The model cannot read the cells, or an argument is out of range.
+    TypeError
+        ``model`` is not a Model, or ``cells`` are not Cells.
     TrainingError
-        The loss is no longer finite (with the epoch, the term and a possible cause), the file of
-        the cells cannot be read any more, or the checkpoint is of another run. The error's
-        ``history`` holds the epochs that were finished.
+        The loss is no longer finite (the message names the epoch, the term and a possible cause),
+        the file of the cells can no longer be read, or the checkpoint is from another run. The
+        error's ``history`` holds the epochs that were finished.
     """
     if not isinstance(model, Model):
         kind = type(model).__name__
@@ -127,18 +129,20 @@ def fit(
         "block_size": block_size,
         "seed": seed,
     }
-    _check(settings)
-    model.check(cells)
+    _require_settings(settings)
+    model.require_compatible(cells)
     if block_size is None:
         settings["block_size"] = cells.x.block_size if isinstance(cells.x, OnDisk) else 1
     device = find_device(device or model.device)
     if model.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"The model holds {model.dtype}; it is trained in float32 or float64.")
+        raise ValueError(
+            f"The model holds {model.dtype}; training needs float32 or float64. Call model.float()."
+        )
     n_held_out = round(validation_fraction * cells.n_cells)
     if n_held_out == cells.n_cells:
         raise ValueError(
             f"validation_fraction {validation_fraction} of {cells.n_cells} cells leaves none to "
-            "train on."
+            "train on; lower it, or give more cells."
         )
     run = _Run(model.to(device), cells, n_held_out, settings)
     with seeded(seed):
@@ -147,7 +151,7 @@ def fit(
             run.identify()
             if checkpoint.exists():
                 run.resume(checkpoint)
-        model.prepare(cells)  # after all refusals: a refused run leaves the model as it was
+        model.prepare(cells)  # after all checks: a refused run does not change the model
         run.begin()
         history = run.history
         try:
@@ -174,10 +178,10 @@ def fit(
             model.eval()
     run.restore_best()
     for name, shares in history.shares.items():
-        of_all = usage(shares[-1])
-        if of_all["entropy"] < math.log(len(shares[-1])) / 2:
+        final = usage(shares[-1])
+        if final["entropy"] < math.log(len(shares[-1])) / 2:
             warnings.warn(
-                f"The model uses {of_all['used']} of the {len(shares[-1])} values of {name}: the "
+                f"The model uses {final['used']} of the {len(shares[-1])} values of {name}: the "
                 "others have no cells, and the parameters that describe them mean nothing. A "
                 "better start or a longer KL warm-up may help.",
                 stacklevel=2,
@@ -190,23 +194,25 @@ def minibatches(
 ) -> Iterator[Cells]:
     """Each of the given cells once, in random order, from memory or from a file.
 
-    Blocks of neighbouring rows are put in random order; 4,096 cells at a time are read and mixed,
-    and cut into minibatches. That is less random than a shuffle of all cells: the variance of a
-    mean over a minibatch is 1 + ρ (batch_size − 1) (block_size − 1) / 4095 times as large, where ρ
+    Blocks of neighbouring rows are put in random order. Then 4,096 cells at a time are read, mixed,
+    and split into minibatches. This is less random than a shuffle of all cells: the variance of a
+    mean over a minibatch is 1 + ρ (batch_size − 1) (block_size − 1) / 4095 times as large. Here ρ
     is the correlation, between two cells of one block, of the quantity that is averaged: 0 if the
-    file is in random order, up to 1 if it is sorted by that quantity. For 128 cells that is at most
-    1.5 times in blocks of 16, and 3 times in blocks of 64.
+    file is in random order, up to 1 if it is sorted by that quantity. For 128 cells the factor is
+    at most 1.5 in blocks of 16, and 3 in blocks of 64.
 
     Parameters
     ----------
+    cells
+        The cells, in memory or on disk.
     rows
-        Which cells, in the order of the file, so that blocks consist of neighbours.
+        Rows of the cells to use, in the order of the file, so that blocks consist of neighbours.
     batch_size
         Largest number of cells per minibatch; minibatches differ by at most one cell.
     block_size
         Number of cells per block; 1 for a shuffle of all cells.
     rng
-        Generator of the random order.
+        Random generator for the order.
 
     Yields
     ------
@@ -216,7 +222,7 @@ def minibatches(
     places = (starts[:, None] + np.arange(block_size)).ravel()
     rows = rows[places[places < len(rows)]]
     minibatch_rows = np.array_split(rows, -(-len(rows) // batch_size))
-    at_once = max(1, MIXED // batch_size)  # minibatches: one reading for many
+    at_once = max(1, MIXED // batch_size)  # number of minibatches per reading
     for group in np.array_split(np.arange(len(minibatch_rows)), -(-len(minibatch_rows) // at_once)):
         mixed = np.concatenate([minibatch_rows[i] for i in group])
         if block_size > 1:
@@ -227,7 +233,7 @@ def minibatches(
 
 
 class _Run:
-    """One training: everything that changes while it goes on, so that it can be resumed."""
+    """One training, with everything that changes while it runs, so that it can be resumed."""
 
     def __init__(self, model: Model, cells: Cells, n_held_out: int, settings: dict):
         self.model, self.cells, self.settings = model, cells, settings
@@ -250,7 +256,7 @@ class _Run:
         self.n_minibatches = -(-len(self.training_rows) // settings["batch_size"])
 
     def begin(self) -> None:
-        # Epoch, and the parameters at its end: the last that are known to give a finite loss.
+        # The last epoch whose parameters are known to give a finite loss, and these parameters.
         self.last_finite = len(self.history.records), _copy(self.model.state_dict())
 
     def epoch(self) -> None:
@@ -258,10 +264,10 @@ class _Run:
         number, started = len(self.history.records) + 1, time.perf_counter()
         start_of_epoch = number - 1, _copy(self.model.state_dict())
         batch_size, block_size = self.settings["batch_size"], self.settings["block_size"]
-        order = minibatches(self.cells, self.training_rows, batch_size, block_size, self.rng)
+        shuffled = minibatches(self.cells, self.training_rows, batch_size, block_size, self.rng)
         totals: dict[str, Tensor] = {}  # over cells: each term, and q of each discrete variable
         self.model.train()
-        for i, minibatch in enumerate(order):
+        for i, minibatch in enumerate(shuffled):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
             bound = self.model.elbo(minibatch.to(self.model.device, self.model.dtype))
             loss = bound.loss(kl_weight)
@@ -297,7 +303,7 @@ class _Run:
         )
         for name in bound.posteriors:
             self.history.shares.setdefault(name, []).append(means[name])
-        if kl_weight == 1 and held_out_bound > self.best_bound:  # never true of NaN
+        if kl_weight == 1 and held_out_bound > self.best_bound:  # False for NaN
             self.best, self.best_bound = _copy(self.model.state_dict()), held_out_bound
             self.history.best_epoch = number
 
@@ -314,7 +320,7 @@ class _Run:
         return float(self.model.elbo_per_cell(self.held_out, seed=seed).mean())
 
     def is_done(self) -> bool:
-        """True if training ends here; the history then says why."""
+        """True if training ends now; the history then has the reason."""
         history, patience = self.history, self.settings["patience"]
         done = len(history.records)
         if done >= self.settings["epochs"]:
@@ -329,13 +335,13 @@ class _Run:
             self.model.load_state_dict(self.best)
 
     def restore_last_finite(self) -> str:
-        """Set the model back; returns the time to which, in words."""
+        """Set the model back to its last finite parameters; returns from when they are."""
         epoch, parameters = self.last_finite
         self.model.load_state_dict(parameters)
         return f"the end of epoch {epoch}" if epoch else "the start"
 
     def fail(self, broken: list[str]) -> None:
-        """Set the model back, and raise."""
+        """Set the model back to its last finite parameters and raise a TrainingError."""
         cause = self.possible_cause()
         raise TrainingError(
             f"Training is no longer finite in epoch {len(self.history.records) + 1}: NaN or "
@@ -346,7 +352,7 @@ class _Run:
 
     def possible_cause(self) -> str:
         rate = self.settings["learning_rate"]
-        # Not the running statistics of batch normalisation: they overflow with the values.
+        # Parameters only: batch normalisation's running statistics overflow when the values do.
         if not _finite(self.model.parameters()) or rate >= 0.01:
             return f"a learning rate that is too high ({rate:g}); try {rate / 10:g}"
         largest = max(abs(part.x).max() for _, part in self.cells.parts())
@@ -378,14 +384,14 @@ class _Run:
             raise TrainingError(str(error), self.history) from None
 
 
-def _check(settings: dict) -> None:
+def _require_settings(settings: dict) -> None:
     """Refuse settings that are out of range."""
     size = "a whole number, at least 1"
 
     def is_size(n):
         return n >= 1
 
-    for name, kind, fits, what in (
+    for name, kind, fits, expected in (
         ("epochs", Integral, is_size, size),
         ("batch_size", Integral, is_size, size),
         ("learning_rate", Real, lambda v: 0 < v < np.inf, "a number above 0"),
@@ -396,8 +402,8 @@ def _check(settings: dict) -> None:
         ("block_size", Integral, is_size, f"None or {size}"),
         ("seed", Integral, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2⁶³ − 1"),
     ):
-        if not (settings[name] is None and what.startswith("None")):
-            require(name, settings[name], kind, fits, what)
+        if not (settings[name] is None and expected.startswith("None")):
+            require(name, settings[name], kind, fits, expected)
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:

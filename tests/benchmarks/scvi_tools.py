@@ -152,7 +152,7 @@ def simulated(n_cells: int, n_genes: int, zeros: int = 92):
 
     library, at_once = LIBRARY[zeros] * n_genes / 2_000, 5_000
     pieces = [
-        simulate.cells(min(at_once, n_cells - start), n_genes, library=library, seed=seed).X
+        simulate.dataset(min(at_once, n_cells - start), n_genes, library=library, seed=seed).X
         for seed, start in enumerate(range(0, n_cells, at_once))
     ]
     counts = sparse.vstack(pieces, format="csr")

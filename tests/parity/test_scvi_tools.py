@@ -33,7 +33,7 @@ N = 300
 
 @pytest.fixture(scope="module")
 def adata():
-    adata = vaelab.simulate.cells(
+    adata = vaelab.simulate.dataset(
         N, 60, n_types=3, n_batches=2, library=300, inverse_dispersion=4, seed=0
     )
     adata.obs["known"] = np.where(np.arange(N) % 3 == 0, "unknown", adata.obs["cell_type"])

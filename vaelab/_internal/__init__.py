@@ -1,1 +1,1 @@
-"""Support: what the other modules use and no lesson shows."""
+"""Support for the other modules; lessons do not show it."""

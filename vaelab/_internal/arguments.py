@@ -7,16 +7,16 @@ from numbers import Integral
 __all__ = ["require", "require_size"]
 
 
-def require(name: str, value, kind: type, fits, what: str) -> None:
-    """Refuse an argument that is not a number of a kind, or that does not fit.
+def require(name: str, value, kind: type, fits, expected: str) -> None:
+    """Refuse an argument that is not of a kind, or for which ``fits(value)`` is False.
 
     Raises
     ------
     ValueError
-        With the argument's name and value, and ``what`` it must be.
+        The argument is refused. The message has its name, its value, and what was ``expected``.
     """
     if isinstance(value, bool) or not isinstance(value, kind) or not fits(value):
-        raise ValueError(f"{name} is {value!r}; it must be {what}.")
+        raise ValueError(f"{name} is {value!r}; it must be {expected}.")
 
 
 def require_size(name: str, value) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file from which a training goes on as if it had not stopped."""
+"""Checkpoints: a safetensors file from which training goes on as if it had not stopped."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class CheckpointError(ValueError):
 
 
 def write(run, path: Path) -> None:
-    """Write all that changes during a training."""
+    """Write everything that changes during training."""
     from safetensors.torch import save
 
     tensors = {"rng": torch.get_rng_state()}
@@ -49,7 +49,7 @@ def resume(run, history_type: type, path: Path) -> None:
     Raises
     ------
     CheckpointError
-        The file cannot be read, or is of another training.
+        The file cannot be read, or it is from another training.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save
@@ -58,9 +58,9 @@ def resume(run, history_type: type, path: Path) -> None:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if "vaelab" not in metadata:
-                raise ValueError("it holds no training")
+                raise ValueError("it does not hold a training")
             progress = json.loads(metadata["vaelab"])
-            # Copies: the file is to be replaced after the next epoch, and must not be in use.
+            # Copies: the file must not be in use when it is replaced after the next epoch.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if hashlib.sha256(save(tensors)).hexdigest() != progress["sha256"]:
             raise ValueError("its content has changed since it was written")
@@ -73,18 +73,18 @@ def resume(run, history_type: type, path: Path) -> None:
     if changed := [name for name in now if then.get(name) != now[name]]:
         name = changed[0]
         raise CheckpointError(
-            f"{path} is of another run: {name} was {then.get(name)} there and is {now[name]} "
-            "here. Ask for the same run, or name another checkpoint."
+            f"{path} is from another run: {name} was {then.get(name)} there and is {now[name]} "
+            "here. Repeat that run, or name another checkpoint."
         )
 
-    def part(prefix: str) -> dict[str, Tensor]:
+    def with_prefix(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-    run.model.load_state_dict(part("model."))
-    run.best = {name: t.to(run.model.device) for name, t in part("best.").items()}
+    run.model.load_state_dict(with_prefix("model."))
+    run.best = {name: t.to(run.model.device) for name, t in with_prefix("best.").items()}
     state = run.optimizer.state_dict()
     state["state"] = {}
-    for name, tensor in part("optimizer.").items():
+    for name, tensor in with_prefix("optimizer.").items():
         index, key = name.split(".")
         state["state"].setdefault(int(index), {})[key] = tensor
     run.optimizer.load_state_dict(state)
@@ -97,7 +97,7 @@ def resume(run, history_type: type, path: Path) -> None:
 
 
 def digest(cells) -> str:
-    """A number that differs for other cells, and for the same cells in another order."""
+    """A hash of the cells, which also depends on their order."""
     state = hashlib.sha256("\n".join(cells.gene_names).encode())
     for _, part in cells.parts():
         x = [part.x] if isinstance(part.x, Tensor) else [part.x.data, part.x.indices, part.x.indptr]

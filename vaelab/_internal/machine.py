@@ -1,4 +1,4 @@
-"""Where the package meets the machine: its devices, threads and files."""
+"""Access to the machine: devices, threads and files."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["find_device", "steady_threads", "to_json", "write_atomically"]
 
 
 def write_atomically(contents: dict[Path, bytes]) -> None:
-    """Write files whole or not at all: none is replaced before all of them are on the disk."""
+    """Write all files or none: no file is replaced before all of them are on the disk."""
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in contents}
     try:
         for path, content in contents.items():
             if path.is_dir():
-                raise IsADirectoryError(f"{path} is a folder: a file can't be written there.")
+                raise IsADirectoryError(f"{path} is a folder: choose another path for the file.")
             temporary[path].write_bytes(content)
         for path in contents:
             os.replace(temporary[path], path)
@@ -31,19 +31,19 @@ def write_atomically(contents: dict[Path, bytes]) -> None:
 
 
 def to_json(content, **options) -> str:
-    """``content`` as JSON, with numbers and arrays of numpy and torch as plain ones.
+    """``content`` as JSON; numbers and arrays of numpy and torch become plain numbers and lists.
 
     Raises
     ------
     TypeError
-        Something in it is neither.
+        ``content`` holds something that JSON cannot hold.
     """
 
     def plain(value):
         if isinstance(value, np.ndarray | np.generic | Tensor):
             return value.tolist()
         raise TypeError(
-            f"JSON can't hold {value!r}, a {type(value).__name__}: give text, numbers, lists or "
+            f"JSON cannot hold {value!r}, a {type(value).__name__}: give text, numbers, lists or "
             "dictionaries."
         )
 
@@ -51,28 +51,29 @@ def to_json(content, **options) -> str:
 
 
 def find_device(name: str | torch.device) -> torch.device:
-    """The device of that name.
+    """The torch device of that name.
 
     Raises
     ------
     ValueError
-        There is none.
+        This machine does not have it.
     """
     try:
         return torch.empty(1, device=name).device
     except (AssertionError, RuntimeError, TypeError) as error:  # torch raises each of them
         reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(
-            f"device is {name!r}, which can't be used here ({reason}). device='cpu' always can."
+            f"device is {name!r}, which cannot be used here ({reason}). device='cpu' always can."
         ) from None
 
 
 @contextmanager
 def steady_threads() -> Iterator[None]:
-    """Afterwards torch has as many threads as before.
+    """Give torch the same number of threads afterwards as before.
 
-    numba, inside scanpy, sets the number of the OpenMP that it shares with torch to all cores. On
-    a busy machine training is then many times slower, and sums come out in another order.
+    numba, which scanpy uses, shares OpenMP with torch and sets its number of threads to the number
+    of cores. On a busy machine training is then many times slower, and sums are computed in another
+    order.
     """
     threads = torch.get_num_threads()
     try:

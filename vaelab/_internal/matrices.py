@@ -1,4 +1,4 @@
-"""Matrices of any kind (dense, sparse, in a file), read in parts that fit in memory."""
+"""Matrices of all kinds (dense, sparse, in a file), read in parts that fit in memory."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from .on_disk import OnDisk, is_on_disk
 
 __all__ = ["first", "floats", "hide", "mask", "n_nonzero", "parts", "read", "values"]
 
-AT_ONCE = 2**24  # values of a part: 64 MiB as dense float32
+AT_ONCE = 2**24  # values per part: 64 MiB as dense float32
 
 
 def parts(x) -> Iterator[slice]:
-    """Slices of rows, as many at a time as fit in memory; a bar shows a long reading."""
+    """Slices of rows, as many at a time as fit in memory; a long reading shows a bar."""
     from tqdm import tqdm
 
     n_rows = max(1, AT_ONCE // x.shape[1])
@@ -31,7 +31,7 @@ def read(x):
 
 
 def floats(x):
-    """A matrix of any numbers as a CSR matrix or a tensor of float32, or float64 if it is that."""
+    """A matrix as a CSR matrix or a tensor of float32; float64 stays float64."""
     x = x if x.dtype in (np.float32, np.float64) else x.astype(np.float32)
     if isinstance(x, np.ndarray):
         return torch.from_numpy(x)
@@ -40,7 +40,7 @@ def floats(x):
 
 
 def values(x) -> np.ndarray:
-    """All values, or those that a sparse matrix stores."""
+    """All values of a tensor, or the stored values of a sparse matrix."""
     return x.cpu().numpy() if isinstance(x, Tensor) else x.data
 
 
@@ -49,12 +49,12 @@ def n_nonzero(x, axis: int = 1) -> np.ndarray:
 
 
 def hide(x, observed: Tensor):
-    """0 where nothing was observed."""
+    """The matrix with 0 for entries that were not observed."""
     return x * observed if isinstance(x, Tensor) else x.multiply(observed.numpy()).tocsr()
 
 
 def mask(observed, shape, may_stay: bool = False) -> Tensor | OnDisk:
-    """A mask as a tensor; one in a file as it is if it `may_stay` there."""
+    """A mask as a boolean tensor; a mask in a file stays there if ``may_stay`` is True."""
     if is_on_disk(observed):
         observed = OnDisk(observed)
     if isinstance(observed, OnDisk) and may_stay and observed.shape == tuple(shape):
@@ -63,7 +63,7 @@ def mask(observed, shape, may_stay: bool = False) -> Tensor | OnDisk:
     if observed.shape != tuple(shape) or not np.isin(observed, (0, 1)).all():
         raise ValueError(
             f"observed must be a matrix of True and False of x's shape {tuple(shape)}, but has "
-            f"shape {observed.shape} and holds {observed.dtype}."
+            f"shape {observed.shape} and dtype {observed.dtype}."
         )
     return torch.from_numpy(observed.astype(bool))
 

@@ -1,7 +1,7 @@
-"""Functions of counts that training spends its time on, with derivatives worked out by hand.
+"""The negative binomial's log-probability, with derivatives written by hand.
 
-:mod:`vaelab.distributions` builds on them. Autograd would give the same derivatives, more slowly:
-the tests hold the two against each other.
+Training spends most of its time here; :mod:`vaelab.distributions` builds on these functions.
+Autograd would give the same derivatives more slowly, and the tests compare the two.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ STIRLING = (1 / 12, -1 / 360, 1 / 1260, -1 / 1680, 1 / 1188, -691 / 360360, 1 / 
 def log_rising_factorial(theta: Tensor, x: Tensor) -> Tensor:
     """log Γ(x+θ) − log Γ(θ) = log θ(θ+1)…(θ+x−1), for θ > 0 and x ≥ 0.
 
-    The two log-gammas cancel where θ is large (in float32 half a nat is lost at θ = 1e6). So both
-    arguments go up some steps by Γ(a+1) = a Γ(a), to where Stirling's series holds, and the two
-    series are subtracted on paper.
+    The two log-gammas cancel if θ is large: float32 loses half a nat at θ = 1e6. So both arguments
+    are first raised by Γ(a+1) = a Γ(a), until Stirling's series is accurate. The two series are
+    then subtracted on paper, before any number is computed.
     """
     n_steps, coefficients = _precision(theta)
     low, high = theta + n_steps, x + theta + n_steps
     value = (low - 0.5) * torch.log1p(x / low) + x * torch.log(high) - x
-    for i in range(0, n_steps, 5):  # five at once: a product of ten leaves the range of float32
+    for i in range(0, n_steps, 5):  # five at once: a product of ten exceeds the range of float32
         ratio = (theta + i) / (x + theta + i)
         for j in range(i + 1, i + 5):
             ratio = ratio * ((theta + j) / (x + theta + j))
@@ -44,7 +44,7 @@ def log_rising_factorial(theta: Tensor, x: Tensor) -> Tensor:
 
 
 def rising_factorial_slope(theta: Tensor, x: Tensor) -> Tensor:
-    """∂/∂θ of :func:`log_rising_factorial`, which is ψ(x+θ) − ψ(θ), in the same way."""
+    """∂/∂θ of :func:`log_rising_factorial`: ψ(x+θ) − ψ(θ), computed in the same way."""
     n_steps, coefficients = _precision(theta)
     low, high = theta + n_steps, x + theta + n_steps
     steps = sum(1 / ((theta + i) * (x + theta + i)) for i in range(n_steps))
@@ -59,12 +59,12 @@ def rising_factorial_slope(theta: Tensor, x: Tensor) -> Tensor:
 
 
 def _precision(theta: Tensor) -> tuple[int, tuple[float, ...]]:
-    """Steps up, and the terms of Stirling's series: what is left out is below 1e-8 or 3e-17."""
+    """Number of steps, and the series' coefficients: the error is below 1e-8 (float64: 3e-17)."""
     return (10, STIRLING) if theta.dtype == torch.float64 else (5, STIRLING[:3])
 
 
 class _LogProb(torch.autograd.Function):
-    """log ZINB(x; μ, θ, g), and its derivatives; where g is None, log NB(x; μ, θ).
+    """log ZINB(x; μ, θ, g) and its derivatives; log NB(x; μ, θ) if g is None.
 
     With r = log(1+μ/θ), log NB(0) = −θr and u = log NB(0) − g:
 
@@ -77,8 +77,8 @@ class _LogProb(torch.autograd.Function):
     ∂/∂g   σ(−u) σ(−g) − σ(u) σ(g)                      −σ(g)
     =====  ===========================================  =====================================
 
-    σ(u) = P(not dropped | x = 0), which for the NB is 1. Most counts are zero: so the left column
-    is computed for all entries, and then replaced where x > 0. No lgamma is spent on a zero.
+    σ(u) = P(not dropped | x = 0), which is 1 for the NB. Most counts are zero. So the left column
+    is computed for all entries and then replaced where x > 0. No zero costs an lgamma.
     """
 
     @staticmethod
@@ -88,8 +88,8 @@ class _LogProb(torch.autograd.Function):
         log_p = (θ * r).neg_()
         if g is not None:
             u = log_p - g
-            # logaddexp as the larger + log(1 + e^−|u|), and log σ(±g) likewise. The two logs are
-            # one: with s = σ(−|·|), it is that of (1 − s_g)/(1 − s_u).
+            # logaddexp is the larger + log(1 + e^−|u|), and log σ(±g) has the same form. The two
+            # logs are joined into one: with s = σ(−|·|), the log of (1 − s_g)/(1 − s_u).
             s_u, s_g = u.abs_().neg_().sigmoid_(), g.abs().neg_().sigmoid_()
             log_p = torch.maximum(g.clamp(max=0), log_p.sub_(g.clamp(min=0)))
             log_p += (s_u - s_g).div_(s_u.neg_().add_(1)).log1p_()
@@ -132,9 +132,9 @@ def _at(k: Tensor, *tensors: Tensor) -> list[Tensor]:
 def negative_binomial_log_prob(
     x: Tensor, mean: Tensor, inverse_dispersion: Tensor, logits: Tensor | None = None
 ) -> Tensor:
-    """log NB(x; μ, θ) in nats, or with dropout logits g log ZINB(x; μ, θ, g); all of one shape.
+    """log NB(x; μ, θ) in nats, or log ZINB(x; μ, θ, g) with dropout logits g; all of one shape.
 
-    Differentiable once in μ, θ and g. For derivatives of higher order, or to compare, there is
-    ``CountDistribution.log_prob``, which leaves the gradient to autograd.
+    It can be differentiated once in μ, θ and g. ``CountDistribution.log_prob`` leaves the gradient
+    to autograd: use it for derivatives of higher order, or to compare.
     """
     return _LogProb.apply(x, mean, inverse_dispersion, logits)

@@ -1,4 +1,4 @@
-"""A matrix that stays in its file: rows are chosen at once, and read when they are needed."""
+"""A matrix that stays in its file: rows are selected at once and read when they are needed."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ import numpy as np
 
 __all__ = ["OnDisk", "UnreadableError", "is_on_disk"]
 
-NEAR = 2**17  # bytes: reading over a smaller gap takes less time than reading twice
+NEAR = 2**17  # bytes: for a smaller gap, one reading takes less time than two
 
 
 class UnreadableError(OSError):
-    """The file does not give the rows that it should hold."""
+    """The rows of a matrix cannot be read from its file."""
 
 
 def is_on_disk(matrix) -> bool:
-    """Whether a matrix is one of h5py, zarr or dask, or anndata's over a sparse group in a file."""
+    """True if the matrix is in a file: h5py, zarr, dask, or anndata's backed sparse matrix."""
     from scipy import sparse
 
-    in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)  # anndata's views, too
+    in_memory = isinstance(matrix, np.ndarray) or sparse.issparse(matrix)  # also anndata's views
     library = type(matrix).__module__.partition(".")[0]
     return not in_memory and library in ("anndata", "dask", "h5py", "zarr")
 
 
 class OnDisk:
-    """Rows of a matrix in a file: ``matrix[rows]`` chooses among them, ``matrix.read()`` reads.
+    """Rows of a matrix in a file: ``matrix[rows]`` selects rows, ``matrix.read()`` reads them.
 
-    ``block_size`` is how many neighbours to read together, so that training on them costs little
-    more time than in memory: more of zarr, whose chunks are larger.
+    ``block_size`` is the number of neighbouring rows to read together, so that training takes
+    little more time than in memory. It is larger for zarr, whose chunks are larger.
 
     Parameters
     ----------
     matrix
-        A dataset of h5py, an array of zarr, or ``anndata.io.sparse_dataset`` of a group of theirs.
+        An h5py dataset, a zarr array, or ``anndata.io.sparse_dataset`` of a group of either.
 
     Raises
     ------
     ValueError
-        The matrix is stored by columns, or is not in a file but computed by dask.
+        The matrix is stored by columns, or it is computed by dask instead of stored in a file.
     UnreadableError
         The file is closed or damaged.
     """
@@ -47,26 +47,29 @@ class OnDisk:
     def __init__(self, matrix):
         if type(matrix).__module__.startswith("dask"):
             raise ValueError(
-                "This matrix is computed by dask, row by row and anew each time. Give its values, "
-                "matrix.compute(), or open its file with anndata.read_h5ad(path, backed='r')."
+                "This matrix is computed by dask, again each time that a row is read; a matrix in "
+                "a file was expected. Give its values, matrix.compute(), or open its file with "
+                "anndata.read_h5ad(path, backed='r')."
             )
         if getattr(matrix, "format", "csr") != "csr":
             raise ValueError(
-                "This matrix lies in its file gene by gene (CSC), and no cell can be read alone. "
-                "Take adata.to_memory(), or write adata.X.to_memory().tocsr() into another file."
+                "This matrix is stored in its file gene by gene (CSC), so that a single cell "
+                "cannot be read; it must be stored cell by cell (CSR). Use adata.to_memory(), or "
+                "write adata.X.to_memory().tocsr() into another file."
             )
         self._sparse, self._file = hasattr(matrix, "format"), "its file"
         with self._reading():
-            # Not by slices of anndata's own matrix, of which each takes 2 ms: ten times as long.
+            # Read from the arrays themselves: a slice of anndata's own matrix takes 2 ms, ten
+            # times as long.
             names = ("data", "indices", "indptr") if self._sparse else ()
-            self._parts = [matrix.group[name] for name in names] or [matrix]
-            self._file = _file(self._parts[0])
+            self._arrays = [matrix.group[name] for name in names] or [matrix]
+            self._file = _path(self._arrays[0])
             self.shape, self.dtype, self.ndim = matrix.shape, matrix.dtype, len(matrix.shape)
-            n_bytes = sum(part.nbytes for part in self._parts[:2])
+            n_bytes = sum(array.nbytes for array in self._arrays[:2])
             self._near = NEAR * np.prod(self.shape[:1]) / max(1, n_bytes)  # rows
             if self._sparse:
-                self._parts[2] = self._parts[2][:]  # 8 bytes a cell
-        self.block_size = 64 if hasattr(self._parts[0], "oindex") else 16
+                self._arrays[2] = self._arrays[2][:]  # 8 bytes per cell
+        self.block_size = 64 if hasattr(self._arrays[0], "oindex") else 16
         self.rows = np.arange(self.shape[0]) if self.shape else None
 
     def __getitem__(self, rows) -> OnDisk:
@@ -87,7 +90,7 @@ class OnDisk:
         pieces = np.split(rows, 1 + np.flatnonzero(np.diff(rows) > 1 + self._near))
         runs = [(piece[0], piece[-1] + 1) for piece in pieces if len(piece)] or [(0, 0)]
         with self._reading():
-            x = self._read_sparse(runs) if self._sparse else _take(self._parts[0], runs)
+            x = self._read_sparse(runs) if self._sparse else _take(self._arrays[0], runs)
         return x[np.searchsorted(_within(runs), self.rows)]
 
     def toarray(self) -> np.ndarray:
@@ -97,14 +100,14 @@ class OnDisk:
     def _read_sparse(self, runs: list[tuple[int, int]]):
         from scipy import sparse
 
-        data, indices, indptr = self._parts
+        data, indices, indptr = self._arrays
         spans = [(indptr[start], indptr[stop]) for start, stop in runs]
         n_values = np.concatenate([np.diff(indptr[start : stop + 1]) for start, stop in runs])
         x = sparse.csr_matrix(
             (_take(data, spans), _take(indices, spans), np.append(0, np.cumsum(n_values))),
             shape=(len(n_values), self.shape[1]),
         )
-        x.check_format(full_check=True)  # a column that there is not would end the process
+        x.check_format(full_check=True)  # an index out of range would crash the process
         return x
 
     @contextmanager
@@ -113,7 +116,7 @@ class OnDisk:
             yield
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise UnreadableError(
-                f"{self._file} can't be read ({error}). It must stay open, whole and unchanged "
+                f"{self._file} cannot be read ({error}). It must stay open, whole and unchanged "
                 "while its cells are in use."
             ) from error
 
@@ -128,5 +131,5 @@ def _within(runs: list[tuple[int, int]]) -> np.ndarray:
     return np.concatenate([np.arange(start, stop) for start, stop in runs])
 
 
-def _file(stored) -> str:
+def _path(stored) -> str:
     return stored.file.filename if hasattr(stored, "file") else str(stored.store)

@@ -1,25 +1,30 @@
-"""The genes, batches and labels that a model knows, by name."""
+"""Comparison of names: the genes, batches and labels of a model and those of cells."""
 
 from __future__ import annotations
 
-__all__ = ["check_names", "index_of", "other_genes"]
+__all__ = ["index_of", "other_genes", "require_names"]
 
 
-def check_names(
+def require_names(
     kind: str, known: tuple[str, ...] | None, n_known: int, seen: tuple[str, ...]
 ) -> None:
-    """Refuse cells whose batches or labels are not those of the model, in its order.
+    """Refuse cells whose batches or labels are not those of the model, in the same order.
 
     Parameters
     ----------
     kind
         "batch" or "label".
     known
-        The model's; None before it was fitted.
+        Names that the model has; None before it is fitted.
     n_known
-        How many it was made for.
+        Number of names for which the model was made.
     seen
-        The cells'.
+        Names that the cells have.
+
+    Raises
+    ------
+    ValueError
+        The names, or their numbers, differ.
     """
     if seen == known or (len(seen) == n_known and (known is None or n_known == 1)):
         return
@@ -30,31 +35,31 @@ def check_names(
         )
     if seen == ("all",):
         raise ValueError(
-            f"The model was fitted to cells of {kind} {', '.join(known)}, and these have none: "
-            f"name their column, Cells.from_anndata(adata, {kind}=…)."
+            f"The model was fitted to cells of {kind} {', '.join(known)}, and these cells have no "
+            f"{kind}: name their column, Cells.from_anndata(adata, {kind}=…)."
         )
     if new := [name for name in seen if name not in known]:
         raise ValueError(
-            f"The model was fitted to cells of {kind} {', '.join(known)}; of {new[0]!r} it knows "
-            "nothing. Leave these cells out, or fit a model to all."
+            f"The model was fitted to cells of {kind} {', '.join(known)}; it does not know "
+            f"{new[0]!r}. Leave these cells out, or fit a model to all cells."
         )
     raise ValueError(
-        f"These cells have {kind} {', '.join(seen)}, the model {', '.join(known)}: number them as "
-        "it does, by cells.named(model.batch_names, model.label_names)."
+        f"These cells have {kind} {', '.join(seen)}, the model {', '.join(known)}: number them in "
+        "the model's order, cells.named(model.batch_names, model.label_names)."
     )
 
 
 def index_of(kind: str, name: str, known: tuple[str, ...] | None) -> int:
-    """The model's number of a batch or label."""
+    """The index of a batch or label in the model."""
     if known is None:
-        raise ValueError(f"The model knows no {kind} by name, {name!r} or other: fit it first.")
+        raise ValueError(f"{kind} is {name!r}, but the model has no {kind} names: fit it first.")
     if name not in known:
-        raise ValueError(f"There is no {kind} {name!r}: the model has {', '.join(known)}.")
+        raise ValueError(f"{kind} is {name!r}; choose from those of the model: {', '.join(known)}.")
     return known.index(name)
 
 
 def other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:
-    """What to say of cells whose genes are not those of the model, in its order."""
+    """The error message for cells that have other genes, or the same in another order."""
     absent = [name for name in expected if name not in set(seen)]
     if absent:
         return (
@@ -63,6 +68,6 @@ def other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:
             "adata[:, list(model.gene_names)]."
         )
     return (
-        "These are the model's genes in another order. Put them in its own: "
+        "These cells have the model's genes in another order. Put them into the model's order: "
         "adata[:, list(model.gene_names)]."
     )

@@ -1,4 +1,4 @@
-"""Saved models: the parameters as safetensors, and beside them a card in JSON."""
+"""Saved models: the parameters as safetensors, and a card in JSON next to them."""
 
 from __future__ import annotations
 
@@ -15,15 +15,19 @@ from .._internal.machine import find_device, to_json, write_atomically
 __all__ = ["ParameterFileError", "Savable"]
 
 
-NAMES = ("gene_names", "batch_names", "label_names")  # of the cells a model was fitted to
+NAMES = (
+    "gene_names",
+    "batch_names",
+    "label_names",
+)  # of the cells that a model was fitted to
 
 
 class ParameterFileError(ValueError):
-    """A file of saved parameters is not what it should be."""
+    """A file of saved parameters is damaged, or does not belong to the model or to its card."""
 
 
 class Savable:
-    """``save`` and ``load`` for a module with a ``configuration`` and ``NAMES``."""
+    """``save`` and ``load`` for a module that has a ``configuration`` and ``NAMES``."""
 
     def save(self, path: str | Path, half: bool = False, **card) -> Path:
         """Write ``path.safetensors`` (parameters) and ``path.json`` (the card).
@@ -31,11 +35,12 @@ class Savable:
         Parameters
         ----------
         path
-            With or without the ending; folders are made.
+            Path of the files, with or without an ending. Missing folders are made.
         half
-            Round the parameters to 16 bits: three digits, and half the size.
+            True to round the parameters to 16 bits: three digits, and half the size.
         card
-            Anything JSON can hold that a reader should know: data, seed, scores.
+            Anything else that the card should hold, such as data, seed and scores; values as in
+            JSON.
 
         Returns
         -------
@@ -44,9 +49,10 @@ class Savable:
         Raises
         ------
         TypeError
-            The card holds what JSON can't.
+            The card holds a value that JSON cannot hold.
         ValueError
-            The card has a name that the model writes itself, or a parameter is beyond 16 bits.
+            The card has a name that the model writes itself, or a parameter is too large for 16
+            bits.
         """
         from safetensors.torch import save
 
@@ -69,7 +75,9 @@ class Savable:
             **{name: getattr(self, name) for name in NAMES},
         }
         if taken := [name for name in card if name in about | proof]:
-            raise ValueError(f"The model writes {taken[0]!r} into its card: name yours otherwise.")
+            raise ValueError(
+                f"The model writes {taken[0]!r} into its card: choose another name for yours."
+            )
         text = to_json(about | card | proof, indent=1, ensure_ascii=False) + "\n"
         write_atomically({weights: parameters, card_path: text.encode()})
         return weights
@@ -81,11 +89,11 @@ class Savable:
         Raises
         ------
         FileNotFoundError
-            There is no such file.
+            The parameters or the card are missing.
         ParameterFileError
-            The file is of another model, truncated, changed, or not safetensors.
+            The file is from another model, truncated, changed, or not safetensors.
         ValueError
-            There is no such device.
+            This machine does not have the device.
         """
         from safetensors.torch import load
 
@@ -93,7 +101,7 @@ class Savable:
         for file in (weights, card_path):
             if not file.is_file():
                 raise FileNotFoundError(
-                    f"No file {file}: a saved model is a .safetensors and a .json."
+                    f"No file {file}: a saved model is a .safetensors and a .json file."
                 )
         try:
             card = json.loads(card_path.read_text(encoding="utf-8"))
@@ -106,8 +114,8 @@ class Savable:
         if hashlib.sha256(parameters).hexdigest() != digest:
             raise ParameterFileError(
                 f"{weights} is not the file that {card_path.name} describes ({len(parameters):,} "
-                "bytes, another sha256): it was cut off, changed, or is of another training. Copy "
-                "both files again, or train anew."
+                "bytes, another sha256): it was cut off, changed, or is from another training. "
+                "Copy both files again, or train again."
             )
         try:
             model = cls(**configuration).to(getattr(torch, card.get("dtype", "float32")))
@@ -118,7 +126,7 @@ class Savable:
             if n_names not in (0, n_genes):
                 raise ValueError(f"the card names {n_names} genes, the model has {n_genes}")
         except Exception as error:
-            reason = " ".join(str(error).split())  # torch's are of several lines
+            reason = " ".join(str(error).split())  # torch's messages have several lines
             raise ParameterFileError(
                 f"{weights} and its card do not fit a {kind} of this version of vaelab: {reason}"
             ) from None

@@ -4,7 +4,7 @@ A new model is a subclass of :class:`Model` with
 
 1. ``__init__(self, n_genes, *, …)``: call ``super().__init__()``, then build the networks inside
    ``with seeded(seed)``. The arguments are kept as ``configuration`` and saved with the model, so
-   each of them is something that JSON can hold.
+   JSON must be able to hold each of them.
 2. ``domain``: which data the model takes, "counts", "unit interval" or "real" (the default). Most
    models set it to the domain of their likelihood.
 3. ``prior()``: p(z), of shape (n_latent,).
@@ -17,8 +17,9 @@ That is enough for ``fit``, ``save`` and ``load``, ``embed``, ``reconstruct``, `
 ``elbo_per_cell``, ``log_marginal``, ``generate``, and the ledger. A model may also override
 
 7. ``prepare(cells)``: called once by ``fit``, before the first step; keeps what the model needs to
-   know of the cells. Call ``super().prepare(cells)`` first.
-8. ``check(cells)``: refuses cells that the model cannot read. Call ``super().check(cells)`` first.
+   know about the cells. Call ``super().prepare(cells)`` first.
+8. ``require_compatible(cells)``: refuses cells that the model cannot read. Call
+   ``super().require_compatible(cells)`` first.
 9. ``after_step()``: called by ``fit`` after each optimiser step, for what changes during training
    and is not a parameter.
 10. ``graph``: nodes and arrows for ``plotting.graphical_model``.
@@ -54,10 +55,10 @@ class Model(Savable, nn.Module):
     configuration
         The constructor's arguments by name.
     gene_names, batch_names, label_names
-        The names in the cells that the model was fitted to; None before, and where the model does
+        Names in the cells that the model was fitted to; None before the fit, and if the model does
         not use batches or labels.
     card
-        The card of a loaded model, else None.
+        The card of a loaded model; None if the model was not loaded.
     """
 
     domain = "real"
@@ -76,7 +77,7 @@ class Model(Savable, nn.Module):
         self.batch_names: tuple[str, ...] | None = None
         self.label_names: tuple[str, ...] | None = None
         self.card: dict | None = None
-        self.register_buffer("typical_library", torch.ones(()))  # median of the cells fitted to
+        self.register_buffer("typical_library", torch.ones(()))  # median over the fitted cells
 
     # The mathematics: see the subclass.
 
@@ -95,7 +96,7 @@ class Model(Savable, nn.Module):
     # Shared by several models.
 
     def encoder_input(self, cells: Cells) -> Tensor:
-        """log(1 + x) of counts, and x of other data; shape (n_cells, n_genes)."""
+        """log(1 + x) for counts, x for other data; shape (n_cells, n_genes)."""
         return torch.log1p(cells.x) if self.domain == "counts" else cells.x
 
     @staticmethod
@@ -108,7 +109,7 @@ class Model(Savable, nn.Module):
 
     def embed(self, cells: Cells) -> np.ndarray:
         """The posterior mean E_q[z | x] of each cell; shape (n_cells, n_latent)."""
-        return self._over_minibatches(cells, lambda part: self.encode(part).mean)
+        return self._over_minibatches(cells, lambda minibatch: self.encode(minibatch).mean)
 
     def reconstruct(self, cells: Cells) -> np.ndarray:
         """The mean of p(x | z) at z = E_q[z | x], at each cell's own library size.
@@ -117,30 +118,40 @@ class Model(Savable, nn.Module):
         -------
         Expected values in the units of x, shape (n_cells, n_genes), dense.
         """
-        return self._over_minibatches(
-            cells, lambda part: self.decode(self.encode(part).mean, self.infer_library(part)).mean
-        )
+
+        def mean(minibatch: Cells) -> Tensor:
+            z = self.encode(minibatch).mean
+            return self.decode(z, self.infer_library(minibatch)).mean
+
+        return self._over_minibatches(cells, mean)
 
     def replicate(self, cells: Cells, *, seed: int = 0) -> np.ndarray:
         """The cells sampled again: x from p(x | z) with z from q(z | x), the posterior predictive.
 
+        Parameters
+        ----------
+        cells
+            The cells.
+        seed
+            Random seed for the draws of z and x.
+
         Returns
         -------
-        In the units of x, shape (n_cells, n_genes), dense.
+        Drawn values in the units of x, shape (n_cells, n_genes), dense.
         """
 
-        def draw(part: Cells) -> Tensor:
-            z = self.encode(part).sample()
-            return self.decode(z, self.infer_library(part, draw=True)).sample()
+        def draw(minibatch: Cells) -> Tensor:
+            z = self.encode(minibatch).sample()
+            return self.decode(z, self.infer_library(minibatch, draw=True)).sample()
 
         with seeded(seed):
             return self._over_minibatches(cells, draw)
 
     def infer_library(self, cells: Cells, *, draw: bool = False) -> Cells:
-        """The cells with the library sizes at which they are decoded: here, their own.
+        """The cells with the library sizes for ``decode``; by default, their own.
 
-        A model in which the library size is latent overrides this; ``draw`` then asks for a draw
-        from q(ℓ | x) in place of its median.
+        A model whose library size is latent overrides this: it gives the median of q(ℓ | x), or a
+        draw from it if ``draw`` is True.
         """
         return cells
 
@@ -151,13 +162,13 @@ class Model(Savable, nn.Module):
         one. ``elbo_per_cell(cells.unlabelled())`` is a bound on log p(x) for all of them.
         """
         with seeded(seed):
-            return self._over_minibatches(cells, lambda part: self.elbo(part).per_cell())
+            return self._over_minibatches(cells, lambda minibatch: self.elbo(minibatch).per_cell())
 
     def log_marginal(self, cells: Cells, *, n_samples: int = 100, seed: int = 0) -> np.ndarray:
         """log p(x) of each cell by importance sampling from q (Burda et al. 2016, equation 8).
 
-        A lower bound in expectation, closer to log p(x) the more samples are drawn. If the model
-        reads labels (SCANVI), it is log p(x, c) for each cell that has one;
+        In expectation it is a lower bound, and it comes closer to log p(x) with more samples. If
+        the model reads labels (SCANVI), it is log p(x, c) for each cell that has one;
         ``log_marginal(cells.unlabelled())`` is log p(x) for all of them.
 
         Returns
@@ -168,9 +179,10 @@ class Model(Savable, nn.Module):
         at_once = max(1, 2**24 // (128 * cells.n_genes))  # draws: 64 MiB for each float32 tensor
         sizes = [len(draws) for draws in torch.arange(n_samples).split(at_once)]
 
-        def log_mean_weight(part: Cells) -> Tensor:
+        def log_mean_weight(minibatch: Cells) -> Tensor:
             pieces = [
-                self.elbo(part, n_samples=n, analytic_kl=False).iwae() + np.log(n) for n in sizes
+                self.elbo(minibatch, n_samples=n, analytic_kl=False).iwae() + np.log(n)
+                for n in sizes
             ]
             return torch.stack(pieces).logsumexp(0) - np.log(n_samples)
 
@@ -187,13 +199,14 @@ class Model(Savable, nn.Module):
         n_cells
             Number of cells.
         library
-            ℓ, one number or one per cell; None for the median of the cells it was fitted to.
+            Library size ℓ, one number or one per cell; None for the median over the cells to which
+            the model was fitted.
         seed
             Random seed; the same seed gives the same cells.
 
         Returns
         -------
-        x, shape (n_cells, n_genes), in the units of the data.
+        Drawn values x in the units of the data, shape (n_cells, n_genes).
         """
         return self._generate(n_cells, lambda: self.prior().sample((n_cells,)), library, seed)
 
@@ -214,16 +227,21 @@ class Model(Savable, nn.Module):
             return self.decode(z, self.blank_cells(n_cells, library, batch)).sample().cpu().numpy()
 
     def blank_cells(self, n_cells: int, library=None, batch: Tensor | int = 0) -> Cells:
-        """Cells without counts: the library sizes and batches at which ``decode`` is wanted.
+        """Cells without counts, which tell ``decode`` the library sizes and batches.
 
         Parameters
         ----------
         n_cells
             Number of cells.
         library
-            ℓ, one number or one per cell; None for the median of the cells it was fitted to.
+            Library size ℓ, one number or one per cell; None for the median over the cells to which
+            the model was fitted.
         batch
             Index of the batch, one number or one per cell.
+
+        Returns
+        -------
+        Cells on the model's device, whose x is 0.
         """
         n_genes = self.configuration["n_genes"]
         library = self.typical_library if library is None else torch.as_tensor(library)
@@ -252,28 +270,31 @@ class Model(Savable, nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def _over_minibatches(self, cells: Cells, answer_of, batch_size: int = 1024) -> np.ndarray:
-        self.check(cells)
+    def _over_minibatches(
+        self, cells: Cells, compute: Callable[[Cells], Tensor], batch_size: int = 1024
+    ) -> np.ndarray:
+        """``compute(minibatch)`` of each minibatch in evaluation mode, joined along the cells."""
+        self.require_compatible(cells)
         with evaluating(self):
-            for start in range(0, max(1, cells.n_cells), batch_size):  # no cells: one empty part
-                part = cells[start : start + batch_size].to(self.device, self.dtype)
-                answer = answer_of(part).cpu().numpy()
-                if start == 0:  # all at once: answers kept one by one would scatter the memory
-                    answers = np.empty((cells.n_cells, *answer.shape[1:]), answer.dtype)
-                answers[start : start + batch_size] = answer
-            return answers
+            for start in range(0, max(1, cells.n_cells), batch_size):  # without cells, once
+                minibatch = cells[start : start + batch_size].to(self.device, self.dtype)
+                values = compute(minibatch).cpu().numpy()
+                if start == 0:  # one array: a list of arrays would fragment the memory
+                    joined = np.empty((cells.n_cells, *values.shape[1:]), values.dtype)
+                joined[start : start + batch_size] = values
+            return joined
 
     # Cells that fit the model.
 
-    def check(self, cells: Cells) -> None:
-        """Refuse cells that the model can't read.
+    def require_compatible(self, cells: Cells) -> None:
+        """Refuse cells that the model cannot read.
 
         Raises
         ------
         TypeError
-            They are not ``Cells``.
+            ``cells`` are not ``Cells``.
         ValueError
-            The likelihood can't hold the values, or the genes are not those the model has.
+            The values are outside the model's domain, or the genes are not those of the model.
         """
         if not isinstance(cells, Cells):
             raise TypeError(
@@ -283,18 +304,16 @@ class Model(Savable, nn.Module):
         n_genes = self.configuration["n_genes"]
         if cells.n_genes != n_genes:
             raise ValueError(
-                f"The model has {n_genes:,} genes, these cells have {cells.n_genes:,}."
+                f"The model has {n_genes:,} genes, these cells have {cells.n_genes:,}: make the "
+                "model with n_genes=cells.n_genes, or select the same genes."
             )
         if self.gene_names is not None and cells.gene_names != self.gene_names:
             raise ValueError(other_genes(self.gene_names, cells.gene_names))
-        cells.check(self.domain)
+        cells.require_domain(self.domain)
 
     def prepare(self, cells: Cells) -> None:
-        """Check the cells that the model is about to be fitted to, and keep what it needs of them.
-
-        Here: the names of the genes, and the median library size.
-        """
-        self.check(cells)
+        """Check the cells before the fit, and keep their gene names and median library size."""
+        self.require_compatible(cells)
         self.gene_names = cells.gene_names
         self.typical_library.copy_(cells.library.median())
 

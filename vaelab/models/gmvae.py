@@ -1,4 +1,4 @@
-"""The VAE with a Gaussian mixture for a prior (Dilokthanakul et al. 2016; Grønbech et al. 2020).
+"""The VAE whose prior is a Gaussian mixture (Dilokthanakul et al. 2016; Grønbech et al. 2020).
 
 Generative model, for each cell with library size ℓ:
 
@@ -26,8 +26,8 @@ p(x | z, ℓ)    ``decode(z, cells)``, from ``decoder`` and ``likelihood``
 the bound      ``elbo(cells)``
 =============  ================================================================
 
-The KL of y counts once: it stands outside the sum over k. ℓ is ``cells.library``, observed and not
-modelled.
+The KL of y is outside the sum over k, so it counts once. ℓ is ``cells.library``: it is observed and
+not modelled.
 """
 
 from __future__ import annotations
@@ -68,24 +68,25 @@ class GMVAE(Model):
     n_genes, n_latent, n_hidden, n_layers, dropout_rate, likelihood, dispersion, normalization
         Same as in :class:`vaelab.VAE`.
     n_clusters
-        K, number of components of the mixture.
+        Number of components of the mixture, K.
     learn_weights
-        True to learn π; otherwise it is 1/K.
+        True to learn the weights π; False for 1/K.
     estimator
         How training averages over y: "sum" over all K (exact; K decoder passes per cell), "gumbel"
         (one relaxed draw; biased) or "straight-through" (one hard draw with a relaxed gradient).
         Outside training y is summed out, unless ``elbo`` gets another estimator.
     temperature
-        τ of a relaxed draw, at the start of training and at the end of the annealing.
+        Temperature τ of a relaxed draw, at the start of training and at the end of the annealing.
     annealing_steps
-        Optimiser steps over which ``fit`` lowers τ, by the same factor in each.
+        Number of optimiser steps over which ``fit`` lowers τ, by the same factor in each.
     seed
         Random seed for the initial weights.
 
     Raises
     ------
     ValueError
-        An unknown likelihood, dispersion, normalisation or estimator, or a number out of range.
+        The likelihood, dispersion, normalisation or estimator is unknown, or a number is out of
+        range.
     """
 
     graph = {  # for plotting.graphical_model
@@ -118,13 +119,13 @@ class GMVAE(Model):
         super().__init__()
         for name in ("n_genes", "n_clusters", "n_latent"):
             require_size(name, self.configuration[name])
-        what = "two numbers above 0, the first and the last"
-        require("temperature", temperature, (tuple, list), lambda τ: len(τ) == 2, what)
-        for τ in temperature:
-            require("temperature", τ, Real, lambda τ: 0 < τ < np.inf, what)
-        what = "a whole number, 0 or more"
-        require("annealing_steps", annealing_steps, Integral, lambda n: n >= 0, what)
-        _check_estimator(estimator)
+        expected = "two numbers above 0, the first and the last"
+        require("temperature", temperature, (tuple, list), lambda t: len(t) == 2, expected)
+        for number in temperature:
+            require("temperature", number, Real, lambda t: 0 < t < np.inf, expected)
+        expected = "a whole number, 0 or more"
+        require("annealing_steps", annealing_steps, Integral, lambda n: n >= 0, expected)
+        _require_estimator(estimator)
         with seeded(seed):
             hidden = {"n_hidden": n_hidden, "normalization": normalization}
             self.encoder = MLP(n_genes, n_layers=n_layers, dropout_rate=dropout_rate, **hidden)
@@ -136,18 +137,18 @@ class GMVAE(Model):
             self.means = nn.Parameter(torch.randn(n_clusters, n_latent))
         self.log_stds = nn.Parameter(torch.zeros(n_clusters, n_latent))
         self.log_weights = nn.Parameter(torch.zeros(n_clusters), requires_grad=learn_weights)
-        self.register_buffer("steps", torch.zeros(()))  # of the optimiser: see after_step
+        self.register_buffer("steps", torch.zeros(()))  # optimiser steps so far: see after_step
         self.domain = self.likelihood.domain
 
     def prior_given(self, y: Tensor) -> Distribution:
-        """p(z | y) = N(μ_y, σ_y²); y one-hot, shape (…, K), gives z of shape (…, n_latent)."""
+        """p(z | y) = N(μ_y, σ_y²) of shape (…, n_latent), for one-hot y of shape (…, K)."""
         return Normal(y @ self.means, (y @ self.log_stds).exp(), validate_args=False)
 
     def prior(self, y: int | None = None) -> Distribution:
         """p(z) = Σ_k π_k N(μ_k, σ_k²), or p(z | y) of one cluster; of shape (n_latent,)."""
         if y is not None:
-            what = f"a whole number from 0 to {self.n_clusters - 1}"
-            require("y", y, Integral, lambda y: 0 <= y < self.n_clusters, what)
+            expected = f"a whole number from 0 to {self.n_clusters - 1}"
+            require("y", y, Integral, lambda y: 0 <= y < self.n_clusters, expected)
             return Normal(self.means[y], self.log_stds[y].exp(), validate_args=False)
         components = Normal(self.means, self.log_stds.exp(), validate_args=False)
         return MixtureSameFamily(
@@ -155,11 +156,11 @@ class GMVAE(Model):
         )
 
     def encode_y(self, h: Tensor) -> Tensor:
-        """log q(y | x) of h = encoder(x), shape (n_cells, n_hidden); shape (n_cells, K)."""
+        """log q(y | x), shape (n_cells, K), for h = encoder(x) of shape (n_cells, n_hidden)."""
         return self.to_y(h).log_softmax(-1)
 
     def encode_z(self, h: Tensor, y: Tensor) -> Distribution:
-        """q(z | x, y) = N(m(x, y), s(x, y)²); y (…, n_cells, K) gives z (…, n_cells, n_latent)."""
+        """q(z | x, y) = N(m, s²), shape (…, n_cells, n_latent), for y of shape (…, n_cells, K)."""
         h = h.expand(*y.shape[:-1], -1)  # (…, n_cells, n_hidden)
         m, s = self.to_z(h, y).chunk(2, dim=-1)  # each (…, n_cells, n_latent)
         return Normal(m, softplus(s) + 1e-4, validate_args=False)
@@ -195,11 +196,12 @@ class GMVAE(Model):
             True for both KLs in closed form. False draws y and z: the signed terms of one draw then
             sum to its log importance weight, as ``Bound.iwae`` needs.
         estimator
-            How to average over y; None for the model's own in training, and "sum" otherwise.
+            How to average over y. None for the model's own estimator in training and "sum"
+            otherwise.
         """
         require_size("n_samples", n_samples)
         estimator = estimator or (self.configuration["estimator"] if self.training else "sum")
-        _check_estimator(estimator)
+        _require_estimator(estimator)
         h = self._hidden(cells)  # (n_cells, n_hidden)
         log_q_y, log_p_y = self.encode_y(h), self.log_weights.log_softmax(-1)
         if estimator == "sum" and analytic_kl:
@@ -211,7 +213,7 @@ class GMVAE(Model):
             drawn = gumbel_softmax(log_q_y, self.temperature, hard, n_samples)  # (S, n_cells, K)
             weighted = [(drawn, 1.0)]
         reconstruction, kl_z = 0.0, 0.0
-        for y, share in weighted:  # one at a time: all K at once would be slower, and large
+        for y, share in weighted:  # one y at a time: all K together are slower and need more memory
             q, p = self.encode_z(h, y), self.prior_given(y)
             z = gaussian(q.mean, q.stddev, n_samples if y.ndim == 2 else None)
             log_px = self.log_likelihood(self.decode(z, cells), cells)  # (S, n_cells)
@@ -232,7 +234,7 @@ class GMVAE(Model):
         )
 
     def after_step(self) -> None:
-        """Move τ one step towards its end."""
+        """Move τ one step towards its last value."""
         self.steps += 1
 
     def generate(
@@ -248,38 +250,47 @@ class GMVAE(Model):
 
     def cluster(self, cells: Cells) -> np.ndarray:
         """q(y | x), the probability of each cluster for each cell; shape (n_cells, K)."""
-        return self._over_minibatches(cells, lambda part: self.encode_y(self._hidden(part)).exp())
+
+        def probabilities(minibatch: Cells) -> Tensor:
+            return self.encode_y(self._hidden(minibatch)).exp()
+
+        return self._over_minibatches(cells, probabilities)
 
     @property
     def temperature(self) -> float:
-        """τ of the next relaxed draw."""
+        """The temperature τ of the next relaxed draw."""
         first, last = self.configuration["temperature"]
         steps = self.configuration["annealing_steps"]
         done = min(1.0, self.steps.item() / steps) if steps else 1.0
         return first ** (1 - done) * last**done
 
     def start_from(self, cells: Cells, clusters: np.ndarray, *, epochs: int = 20, seed: int = 0):
-        """Teach q(y | x) a first guess of the clusters, before ``fit``; changes nothing else.
+        """Train q(y | x), before ``fit``, to predict a first guess of the clusters.
+
+        Only the encoder and the layer ``to_y`` change.
 
         Parameters
         ----------
+        cells
+            The cells to train on.
         clusters
-            A number from 0 to K − 1 for each cell, for example by k-means on principal components.
+            A number from 0 to K − 1 for each cell, for example from k-means on principal
+            components.
         epochs
-            Passes over the cells.
+            Number of passes over the cells.
         seed
             Random seed for the order of the cells and for dropout.
 
         Raises
         ------
         ValueError
-            Not one such number for each cell.
+            ``clusters`` is not one such number for each cell.
         """
-        self.check(cells)
+        self.require_compatible(cells)
         clusters, n = np.asarray(clusters), len(cells)
         if not (clusters.shape == (n,) and np.isin(clusters, range(self.n_clusters)).all()):
             raise ValueError(
-                f"clusters has shape {clusters.shape} and holds {clusters.dtype}; it must be a "
+                f"clusters has shape {clusters.shape} and dtype {clusters.dtype}; it must hold a "
                 f"number from 0 to {self.n_clusters - 1} for each of the {n:,} cells."
             )
         clusters = torch.as_tensor(clusters.astype(np.int64))
@@ -288,8 +299,8 @@ class GMVAE(Model):
         with seeded(seed):
             for _ in range(epochs):
                 for rows in torch.randperm(len(cells)).split(128):
-                    part = cells[rows].to(self.device, self.dtype)
-                    log_q_y = self.encode_y(self._hidden(part))
+                    minibatch = cells[rows].to(self.device, self.dtype)
+                    log_q_y = self.encode_y(self._hidden(minibatch))
                     loss = nll_loss(log_q_y, clusters[rows].to(self.device))
                     optimizer.zero_grad()
                     loss.backward()
@@ -304,6 +315,6 @@ class GMVAE(Model):
         return self.encoder(self.encoder_input(cells))  # (n_cells, n_hidden)
 
 
-def _check_estimator(name: str) -> None:
+def _require_estimator(name: str) -> None:
     if name not in ESTIMATORS:
         raise ValueError(f"estimator is {name!r}; choose from {[*ESTIMATORS]}")

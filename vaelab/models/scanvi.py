@@ -2,8 +2,8 @@
 
 Generative model, for each cell with batch γ:
 
-    z2 ~ N(0, I)                            what varies within a type
-    c ~ Cat(p(c))                           its type, observed for some cells
+    z2 ~ N(0, I)                            variation within a type
+    c ~ Cat(p(c))                           cell type, observed for some cells
     z1 | z2, c ~ N(f(z2, c), diag g(z2, c))
     log ℓ ~ N(m_γ, v_γ), x_g | z1, ℓ, γ     as in :mod:`vaelab.models.scvi`, with z1 for z
 
@@ -11,8 +11,8 @@ Variational model:
 
     q(z1 | x) q(ℓ | x) q(c | z1) q(z2 | z1, c)
 
-Bounds, with ω_c = 1 for the type that was observed (L, on log p(x, c | γ)), or ω_c = q(c | z1)
-if none was (U, on log p(x | γ)):
+There are two bounds. L, on log p(x, c | γ), is for a cell with an observed type: ω_c = 1 for this
+type and 0 for the others. U, on log p(x | γ), is for a cell without: ω_c = q(c | z1).
 
     E_{q(z1) q(ℓ)} [ log p(x | z1, ℓ, γ) ] − KL(q(ℓ | x) ‖ p(ℓ | γ))
     − E_{q(z1)} [ log q(z1 | x) − Σ_c ω_c E_{q(z2|z1,c)} log p(z1 | z2, c) ]
@@ -56,7 +56,7 @@ from ..bounds import Bound, Term
 from ..cells import Cells
 from ..networks import MLP
 from ..reparametrization import gaussian, gumbel_softmax, seeded
-from ._names import check_names, index_of
+from ._names import index_of, require_names
 from .scvi import SCVI, normal_of_log_variance
 
 __all__ = ["SCANVI"]
@@ -65,7 +65,7 @@ SOURCE = "Lopez 2018; Xu et al. 2021"
 
 
 class SCANVI(SCVI):
-    """scVI with cell types, for cells of which some are labelled.
+    """scVI with cell types; some of the cells have labels.
 
     Parameters that are not listed are the same as in :class:`vaelab.SCVI`; z1 and z2 both have
     n_latent dimensions.
@@ -73,25 +73,26 @@ class SCANVI(SCVI):
     Parameters
     ----------
     n_labels
-        C, number of types: ``len(cells.label_names)``.
+        Number of types, C: ``len(cells.label_names)``.
     prior_c
-        p(c): None for 1/C, "learned", or C probabilities.
-    classifier_weight, classifier_mean
-        Weight of the cross-entropy that is trained in addition to the bound. If
-        ``classifier_mean``, it is averaged over the labelled cells of a minibatch and the bound
-        over all cells, as released (weight 50). Otherwise both are summed over cells, as in Kingma
-        et al. (2014), where the weight is α = 0.1 N for N cells.
+        The prior p(c): None for 1/C, "learned", or C probabilities.
+    classifier_weight
+        Weight of the cross-entropy, which is trained in addition to the bound.
+    classifier_mean
+        True to average the cross-entropy over the labelled cells of a minibatch, and the bound over
+        all its cells, as in the released code (weight 50). False to sum both over cells, as in
+        Kingma et al. (2014), where the weight is α = 0.1 N for N cells.
     label_bound
-        True to train labelled cells on L; False for U on every cell, as released.
+        True to train labelled cells on L; False for U on every cell, as in the released code.
     encode_batch_z2
-        True if q(z2 | z1, c) receives the batch as input too, as in the assignment.
+        True if q(z2 | z1, c) receives the batch as input too, as in the assignment of MCB128.
     classifier_layers
         Number of hidden layers of the classifier; 0 for a linear one.
 
     Raises
     ------
     ValueError
-        Same as in :class:`vaelab.SCVI`, or a p(c) that is not C probabilities.
+        Same as in :class:`vaelab.SCVI`, or ``prior_c`` is not C probabilities.
     """
 
     graph = {  # for plotting.graphical_model
@@ -127,11 +128,11 @@ class SCANVI(SCVI):
             library=library, encode_batch=encode_batch, normalization=normalization, seed=seed,
         )  # fmt: skip
         require_size("n_labels", n_labels)
-        what = "a number, 0 or more"
-        require("classifier_weight", classifier_weight, Real, lambda w: 0 <= w < np.inf, what)
+        expected = "a number, 0 or more"
+        require("classifier_weight", classifier_weight, Real, lambda w: 0 <= w < np.inf, expected)
         if not (prior_c is None or isinstance(prior_c, str)):
             prior_c = self.configuration["prior_c"] = [float(p) for p in prior_c]  # for JSON
-        with seeded(seed + 1):  # the networks of scVI are those that SCVI has with this seed
+        with seeded(seed + 1):  # with this seed, SCVI has the same networks of scVI
             hidden = {"n_hidden": n_hidden, "normalization": normalization}
             dropout = {**hidden, "dropout_rate": dropout_rate}
             self.classifier = MLP(n_latent, n_labels, n_layers=classifier_layers, **dropout)
@@ -152,9 +153,9 @@ class SCANVI(SCVI):
         Parameters
         ----------
         model
-            A trained SCVI. Its networks, genes and batches are taken over.
+            A trained SCVI. The new model has its networks, genes and batches.
         cells
-            Cells whose labels are the types.
+            Cells whose label names are the types.
         options
             Options that SCANVI has and SCVI does not.
 
@@ -177,7 +178,7 @@ class SCANVI(SCVI):
         scanvi.label_names = cells.label_names
         return scanvi
 
-    # The mathematics that is not in scVI.
+    # The mathematics that scVI does not have.
 
     @property
     def log_prior_c(self) -> Tensor:
@@ -185,7 +186,7 @@ class SCANVI(SCVI):
         return self.logits_c.log_softmax(-1)
 
     def decode_z1(self, z2: Tensor, c: Tensor) -> Distribution:
-        """p(z1 | z2, c); c one-hot, (…, n_labels), gives z1 of shape (…, n_latent)."""
+        """p(z1 | z2, c) of shape (…, n_latent), for one-hot c of shape (…, n_labels)."""
         mean, log_variance = self.decoder_z1(z2, c).chunk(2, dim=-1)
         return Normal(mean, (log_variance / 2).exp(), validate_args=False)
 
@@ -194,7 +195,7 @@ class SCANVI(SCVI):
         return self.classifier(z1).log_softmax(-1)
 
     def encode_z2(self, z1: Tensor, c: Tensor, cells: Cells) -> Distribution:
-        """q(z2 | z1, c); z1 (…, n_cells, n_latent) and c, one-hot, (…, n_cells, n_labels)."""
+        """q(z2 | z1, c), for z1 (…, n_cells, n_latent) and one-hot c (…, n_cells, n_labels)."""
         if self.configuration["encode_batch_z2"] and (γ := self.one_hot_batch(cells)) is not None:
             c = torch.cat([c, γ.expand(*c.shape[:-1], -1)], dim=-1)
         mean, log_variance = self.encoder_z2(z1, c).chunk(2, dim=-1)
@@ -252,7 +253,7 @@ class SCANVI(SCVI):
         )
 
     def _every_type(self, z1: Tensor) -> tuple[Tensor, Tensor]:
-        """Each type one-hot, (C, …, C), beside a copy of z1, (C, …, n_latent)."""
+        """Each type one-hot, (C, …, C), and a copy of z1 for each type, (C, …, n_latent)."""
         C = self.configuration["n_labels"]
         c = torch.eye(C).to(z1).view(C, *[1] * (z1.ndim - 1), C).expand(-1, *z1.shape[:-1], -1)
         return c, z1.expand(C, *z1.shape)
@@ -262,10 +263,13 @@ class SCANVI(SCVI):
         labelled = (cells.label >= 0).to(log_q_c)  # (n_cells,)
         index = cells.label.clamp(min=0).expand(log_q_c.shape[:-1])  # (S, n_cells)
         value = -log_q_c.gather(-1, index.unsqueeze(-1)).squeeze(-1) * labelled  # (S, n_cells)
-        if self.configuration["classifier_mean"]:  # the loss averages over all cells: undo that
+        if self.configuration["classifier_mean"]:  # the loss averages over all cells; undo that
             value = value * len(labelled) / labelled.sum().clamp(min=1)
-        besides = {"weight": self.configuration["classifier_weight"], "in_bound": False}
-        return Term("cross_entropy", "−log q(c|z1) if labelled", -1, value, SOURCE, **besides)
+        weight = self.configuration["classifier_weight"]
+        return Term(
+            "cross_entropy", "−log q(c|z1) if labelled", -1, value, SOURCE,
+            weight=weight, in_bound=False,
+        )  # fmt: skip
 
     def generate(
         self, n_cells: int, *, label: str | None = None, batch: str | None = None,
@@ -276,7 +280,7 @@ class SCANVI(SCVI):
         return self._generate_in_batch(n_cells, draw, library, seed, batch)
 
     def _draw_z1(self, n_cells: int, label: str | None) -> Tensor:
-        """z1 from p(z1), or from p(z1 | c) of one type: c and z2 first; (n_cells, n_latent)."""
+        """z1 from p(z1), or from p(z1 | c) of one type; shape (n_cells, n_latent)."""
         C = self.configuration["n_labels"]
         if label is None:
             c = torch.multinomial(self.log_prior_c.exp(), n_cells, replacement=True)
@@ -294,20 +298,21 @@ class SCANVI(SCVI):
         Parameters
         ----------
         n_samples
-            None classifies the mean of q(z1 | x), as released; a number averages q(c | z1) over as
-            many draws of z1, as the model defines q(c | x).
+            Number of draws of z1 over which q(c | z1) is averaged, as the model defines q(c | x).
+            None to classify the mean of q(z1 | x), as in the released code.
         seed
             Random seed for the draws.
 
         Returns
         -------
-        Shape (n_cells, n_labels), columns as ``model.label_names``.
+        Probabilities, shape (n_cells, n_labels), with columns in the order of
+        ``model.label_names``.
         """
         if n_samples is not None:
             require_size("n_samples", n_samples)
 
-        def probabilities(part: Cells) -> Tensor:
-            q = self.encode(part)
+        def probabilities(minibatch: Cells) -> Tensor:
+            q = self.encode(minibatch)
             z1 = q.mean if n_samples is None else gaussian(q.mean, q.stddev, n_samples)
             p = self.classify(z1).exp()
             return p if n_samples is None else p.mean(0)
@@ -316,27 +321,27 @@ class SCANVI(SCVI):
             return self._over_minibatches(cells, probabilities)
 
     def embed(self, cells: Cells, *, of: str = "z1") -> np.ndarray:
-        """The posterior mean of z1, or of z2 over the types by q(c | z1); (n_cells, n_latent)."""
+        """The posterior mean of z1, or of z2 averaged over types; shape (n_cells, n_latent)."""
         if of == "z1":
             return super().embed(cells)
         if of != "z2":
             raise ValueError(f"of is {of!r}; choose from ['z1', 'z2']")
 
-        def mean_of_z2(part: Cells) -> Tensor:
-            z1 = self.encode(part).mean
+        def mean_of_z2(minibatch: Cells) -> Tensor:
+            z1 = self.encode(minibatch).mean
             c, each_z1 = self._every_type(z1)  # (C, n_cells, C) and (C, n_cells, n_latent)
-            means = self.encode_z2(each_z1, c, part).mean
+            means = self.encode_z2(each_z1, c, minibatch).mean
             return torch.einsum("nc,cnd->nd", self.classify(z1).exp(), means)
 
         return self._over_minibatches(cells, mean_of_z2)
 
     # Cells that fit the model.
 
-    def check(self, cells: Cells) -> None:
-        super().check(cells)
+    def require_compatible(self, cells: Cells) -> None:
+        super().require_compatible(cells)
         if (cells.label >= 0).any():
             n_labels = self.configuration["n_labels"]
-            check_names("label", self.label_names, n_labels, cells.label_names)
+            require_names("label", self.label_names, n_labels, cells.label_names)
 
     def prepare(self, cells: Cells) -> None:
         super().prepare(cells)

@@ -32,8 +32,9 @@ p(x | z, ℓ, γ)    ``decode(z, cells)``, from ``decoder`` and ``likelihood``
 the bound         ``elbo(cells)``
 ================  =============================================================
 
-scVI-simplified, of MCB128, is ``SCVI(library="observed", likelihood="nb")``: three of the six
-networks are left out, the two of ℓ and that of π. With ℓ observed the bound is on log p(x | ℓ, γ).
+scVI-simplified, from the course MCB128, is ``SCVI(library="observed", likelihood="nb")``. It leaves
+out three of the six networks: the two for ℓ and the one for π. If ℓ is observed, the bound is on
+log p(x | ℓ, γ).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ from ..cells import Cells
 from ..likelihoods import make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
-from ._names import check_names, index_of
+from ._names import index_of, require_names
 from .base import Model
 
 __all__ = ["SCVI"]
@@ -69,12 +70,13 @@ class SCVI(Model):
     n_genes, n_latent, n_hidden, n_layers, dropout_rate, likelihood, normalization
         Same as in :class:`vaelab.VAE`.
     n_batches
-        B, number of batches: ``len(cells.batch_names)``. The decoder receives the batch as input.
+        Number of batches, B: ``len(cells.batch_names)``. The decoder receives the batch as input.
     library
-        "observed" (``cells.library``, as released) or "latent" (ℓ log-normal, with the mean and
-        variance of each batch, as published; only with a likelihood of counts).
+        "observed" for ℓ = ``cells.library``, as in the released code. "latent" for a log-normal ℓ
+        with the mean and variance of each batch, as published; it needs a count likelihood.
     dispersion
-        "gene", "gene-batch" or "gene-cell".
+        What the inverse dispersion of a negative binomial depends on: "gene", "gene-batch" or
+        "gene-cell".
     encode_batch
         True if the encoders receive the batch as input too.
     seed
@@ -83,8 +85,8 @@ class SCVI(Model):
     Raises
     ------
     ValueError
-        An unknown likelihood, dispersion, library or normalisation, a size out of range, or a
-        latent library size with a likelihood that has none.
+        The likelihood, dispersion, library or normalisation is unknown, a size is out of range, or
+        the library size is latent and the likelihood is not of counts.
     """
 
     graph = {  # for plotting.graphical_model
@@ -117,7 +119,7 @@ class SCVI(Model):
             require_size(name, self.configuration[name])
         if library not in ("observed", "latent"):
             raise ValueError(f"library is {library!r}; choose from ['observed', 'latent']")
-        n_conditions = n_batches if n_batches > 1 else 0  # one batch tells nothing
+        n_conditions = n_batches if n_batches > 1 else 0  # a single batch carries no information
         with seeded(seed):
             hidden = {"n_hidden": n_hidden, "normalization": normalization}
             encoder = {**hidden, "dropout_rate": dropout_rate,
@@ -135,7 +137,8 @@ class SCVI(Model):
         self.domain = self.likelihood.domain
         if library == "latent" and self.domain != "counts":
             raise ValueError(
-                f"library='latent' needs a likelihood of counts, and {likelihood!r} is not one."
+                f"library='latent' needs a count likelihood, but likelihood is {likelihood!r}: "
+                "choose 'poisson', 'zip', 'nb' or 'zinb', or library='observed'."
             )
 
     def prior(self) -> Distribution:
@@ -161,16 +164,16 @@ class SCVI(Model):
         return normal_of_log_variance(m, log_v)
 
     def encoder_conditions(self, cells: Cells) -> Tensor | None:
-        """γ one-hot if the encoders receive it, else None."""
+        """γ one-hot if the encoders receive it, None if not."""
         return self.one_hot_batch(cells) if self.configuration["encode_batch"] else None
 
     def one_hot_batch(self, cells: Cells) -> Tensor | None:
-        """γ one-hot, shape (n_cells, n_batches); None if there is one batch, which says nothing."""
+        """γ one-hot, shape (n_cells, n_batches); None if there is only one batch."""
         n_batches = self.configuration["n_batches"]
         return one_hot(cells.batch, n_batches).to(self.dtype) if n_batches > 1 else None
 
     def decode(self, z: Tensor, cells: Cells) -> Distribution:
-        """p(x | z, ℓ, γ) at ℓ = cells.library and γ = cells.batch; z (…, n_cells, n_latent)."""
+        """p(x | z, ℓ, γ) at ℓ = cells.library and γ = cells.batch: see VAE.decode."""
         h = self.decoder(z, self.one_hot_batch(cells))
         return self.likelihood(h, cells.library, cells.batch)
 
@@ -190,7 +193,7 @@ class SCVI(Model):
             *kl_library,
         )
 
-    # The two terms that SCANVI has too.
+    # The two terms that SCANVI shares.
 
     def _reconstruction(self, cells: Cells, z: Tensor) -> Term:
         log_px = self.log_likelihood(self.decode(z, cells), cells)  # (S, n_cells)
@@ -199,7 +202,7 @@ class SCVI(Model):
     def _draw_library(
         self, cells: Cells, n_samples: int, analytic_kl: bool
     ) -> tuple[Cells, list[Term]]:
-        """If ℓ is latent, the cells with ℓ drawn, (n_samples, n_cells), and the KL term of ℓ."""
+        """The cells with a drawn ℓ, (n_samples, n_cells), and its KL term, if ℓ is latent."""
         if self.configuration["library"] == "observed":
             return cells, []
         q, p = self.encode_library(cells), self.prior_library(cells.batch)
@@ -222,38 +225,41 @@ class SCVI(Model):
         library: float = 1.0,
         seed: int = 0,
     ) -> np.ndarray:
-        """E_q[ρ | x]: each gene's share of a cell's counts, free of library size and noise.
+        """E_q[ρ | x]: each gene's share of a cell's counts, without library size and noise.
 
         Parameters
         ----------
+        cells
+            The cells.
         batch
-            Expression as if in this batch, or on average over these; None for each cell's own.
+            Batch in which to predict the expression of all cells, or several batches to average
+            over; None for each cell's own batch.
         n_samples
-            Draws of z per cell.
+            Number of draws of z per cell.
         library
-            1 for shares that sum to 1; 1e4 for counts per ten thousand.
+            Factor of the shares: 1 for shares that sum to 1, 1e4 for counts per ten thousand.
         seed
             Random seed for the draws.
 
         Returns
         -------
-        Shape (n_cells, n_genes).
+        Expression, shape (n_cells, n_genes).
 
         Raises
         ------
         ValueError
-            No batch, or one that the model does not know.
+            ``batch`` is an empty list, or the model does not know a batch.
         """
         require_size("n_samples", n_samples)
         asked = [batch] if batch is None or isinstance(batch, str) else [*batch]
         if not asked:
-            raise ValueError("batch names no batch; give one or more, or None for each cell's own.")
+            raise ValueError("batch is empty; name one or more, or None for each cell's own.")
 
-        def shares(part: Cells) -> Tensor:
-            q, total = self.encode(part), 0.0
-            part = replace(part, library=torch.ones_like(part.library))
+        def shares(minibatch: Cells) -> Tensor:
+            q, total = self.encode(minibatch), 0.0
+            own = replace(minibatch, library=torch.ones_like(minibatch.library))
             in_batches = [
-                part if name is None else replace(part, batch=self._batch(name, len(part)))
+                own if name is None else replace(own, batch=self._batch(name, len(own)))
                 for name in asked
             ]
             for z in gaussian(q.mean, q.stddev, n_samples):
@@ -275,7 +281,7 @@ class SCVI(Model):
     ) -> np.ndarray:
         """New cells of one batch, the first by default: see ``VAE.generate``.
 
-        If ℓ is latent and not given, it is drawn from p(ℓ | γ).
+        If ℓ is latent and ``library`` is None, ℓ is drawn from p(ℓ | γ).
         """
         return self._generate_in_batch(
             n_cells, lambda: self.prior().sample((n_cells,)), library, seed, batch
@@ -296,13 +302,13 @@ class SCVI(Model):
 
     # Cells that fit the model.
 
-    def check(self, cells: Cells) -> None:
-        super().check(cells)
+    def require_compatible(self, cells: Cells) -> None:
+        super().require_compatible(cells)
         n_batches = self.configuration["n_batches"]
-        check_names("batch", self.batch_names, n_batches, cells.batch_names)
+        require_names("batch", self.batch_names, n_batches, cells.batch_names)
 
     def prepare(self, cells: Cells) -> None:
-        """Keep the names of the batches, and mean and spread of log ℓ in each."""
+        """Keep the batch names, and the mean and standard deviation of log ℓ in each batch."""
         super().prepare(cells)
         self.batch_names = cells.batch_names
         if self.configuration["library"] == "latent":
@@ -317,5 +323,5 @@ class SCVI(Model):
 
 
 def normal_of_log_variance(mean: Tensor, log_variance: Tensor) -> Distribution:
-    """N(m, v) with v = exp(log_variance) + 10⁻⁴: scVI's floor since its release 0.6.8."""
+    """N(m, v) with v = exp(log_variance) + 10⁻⁴, as in scVI since its release 0.6.8."""
     return Normal(mean, (log_variance.exp() + 1e-4).sqrt(), validate_args=False)

@@ -49,7 +49,7 @@ class VAE(Model):
     Parameters
     ----------
     n_genes
-        G, number of genes.
+        Number of genes, G.
     n_latent
         Number of latent dimensions.
     n_hidden, n_layers
@@ -57,18 +57,18 @@ class VAE(Model):
     dropout_rate
         Dropout rate of the encoder while training. The decoder has no dropout.
     likelihood
-        A name in ``vaelab.LIKELIHOODS``.
+        Name of a likelihood in ``vaelab.LIKELIHOODS``.
     dispersion
         What the inverse dispersion of a negative binomial depends on: "gene" or "gene-cell".
     normalization
-        See :class:`vaelab.networks.MLP`.
+        "batch", "layer" or None: see :class:`vaelab.networks.MLP`.
     seed
         Random seed for the initial weights.
 
     Raises
     ------
     ValueError
-        An unknown likelihood, dispersion or normalisation, or a size out of range.
+        The likelihood, dispersion or normalisation is unknown, or a size is out of range.
     """
 
     graph = {  # for plotting.graphical_model
@@ -115,7 +115,7 @@ class VAE(Model):
     def decode(self, z: Tensor, cells: Cells) -> Distribution:
         """p(x | z, ℓ) at ℓ = cells.library, of shape (…, n_cells, n_genes).
 
-        ``z`` has shape (…, n_cells, n_latent); ``blank_cells`` makes cells for any z.
+        z has shape (…, n_cells, n_latent). ``blank_cells`` makes cells for any z.
         """
         return self.likelihood(self.decoder(z), cells.library)
 
@@ -127,7 +127,7 @@ class VAE(Model):
         cells
             Dense cells on the model's device: ``cells.to(device)``.
         n_samples
-            S, draws of z per cell.
+            Number of draws of z per cell, S.
         analytic_kl
             True for the KL in closed form. False estimates it from the same draws of z: the signed
             terms of one draw then sum to its log importance weight, as ``Bound.iwae`` needs.
