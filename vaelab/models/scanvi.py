@@ -265,11 +265,8 @@ class SCANVI(SCVI):
         value = -log_q_c.gather(-1, index.unsqueeze(-1)).squeeze(-1) * labelled  # (S, n_cells)
         if self.configuration["classifier_mean"]:  # the loss averages over all cells; undo that
             value = value * len(labelled) / labelled.sum().clamp(min=1)
-        weight = self.configuration["classifier_weight"]
-        return Term(
-            "cross_entropy", "−log q(c|z1) if labelled", -1, value, SOURCE,
-            weight=weight, in_bound=False,
-        )  # fmt: skip
+        options = {"weight": self.configuration["classifier_weight"], "in_bound": False}
+        return Term("cross_entropy", "−log q(c|z1) if labelled", -1, value, SOURCE, **options)
 
     def generate(
         self, n_cells: int, *, label: str | None = None, batch: str | None = None,
