@@ -233,6 +233,15 @@ def test_ours_goes_on_training_there(adata):
     train(theirs)
 
 
+def test_the_typical_library_is_the_median_and_survives_the_round_trip(adata):
+    ours = vaelab.SCVI(60, n_batches=2, n_hidden=16)
+    vaelab.fit(ours, Cells.from_anndata(adata, batch="batch"), epochs=1, progress=False)
+    back = from_scvi(to_scvi(ours, adata.copy(), batch="batch"))
+    totals = np.sort(np.asarray(adata.X.sum(1)).ravel())
+    assert back.typical_library.item() == ours.typical_library.item() == totals[(N - 1) // 2]
+    np.testing.assert_array_equal(back.generate(20), ours.generate(20))
+
+
 def test_what_has_no_counterpart_is_refused(adata):
     tools.model.SCVI.setup_anndata(adata, batch_key="batch")
     for options, says in [
