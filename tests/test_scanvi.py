@@ -294,7 +294,7 @@ def test_with_labels_log_marginal_is_of_x_and_c_and_without_of_x(fitted):
 
 
 def test_held_out_cells_are_judged_without_their_labels():
-    adata = vaelab.simulate.cells(120, 30, n_types=3, seed=0)
+    adata = vaelab.simulate.dataset(120, 30, n_types=3, seed=0)
     cells, asked = Cells.from_anndata(adata, label="cell_type"), []
     model = vaelab.SCANVI(30, n_labels=3, n_latent=2, n_hidden=8)
     elbo_per_cell = model.elbo_per_cell
