@@ -411,6 +411,16 @@ def test_a_mixture_that_collapses_does_not_do_so_unseen():
         vaelab.fit(model, Cells.from_anndata(adata), epochs=1, progress=False)
 
 
+def test_a_rare_value_is_not_called_unused():
+    rng = np.random.default_rng(0)
+    label = np.where(np.arange(200) < 190, "common", "rare")
+    cells = Cells.from_array(rng.poisson(3, (200, 20)), label=label)
+    model = vaelab.SCANVI(20, n_labels=2, n_latent=2, n_hidden=16)
+    history = vaelab.fit(model, cells, epochs=1, progress=False)  # a warning would be an error
+    assert history.usage("c")["used"].tolist() == [2]
+    assert history.usage("c")["entropy"].iloc[-1] < np.log(2) / 2
+
+
 def test_a_training_interrupted_goes_on_at_its_temperature(tmp_path):
     cells = Cells.from_anndata(vaelab.simulate.dataset(150, 20, seed=0))
     options = {"n_clusters": 3, "n_latent": 2, "n_hidden": 8, "estimator": "gumbel"}

@@ -179,9 +179,10 @@ def fit(
     run.restore_best()
     for name, shares in history.shares.items():
         final = usage(shares[-1])
-        if final["entropy"] < math.log(len(shares[-1])) / 2:
+        n_values = len(shares[-1])
+        if final["used"] < n_values and final["entropy"] < math.log(n_values) / 2:
             warnings.warn(
-                f"The model uses {final['used']} of the {len(shares[-1])} values of {name}: the "
+                f"The model uses {final['used']} of the {n_values} values of {name}: the "
                 "others have no cells, and the parameters that describe them mean nothing. A "
                 "better start or a longer KL warm-up may help.",
                 stacklevel=2,

@@ -65,7 +65,10 @@ class Model(Savable, nn.Module):
 
     def __new__(cls, *args, **kwargs):
         model = super().__new__(cls)
-        arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)
+        try:
+            arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{cls.__name__}: {error}; options are given by keyword") from None
         arguments.apply_defaults()
         _, *named = arguments.arguments.items()  # the first is self
         model.__dict__["configuration"] = dict(named)
