@@ -389,7 +389,7 @@ bound.ledger().round({"nats": 1})
 # %%
 full = models["full"]
 with torch.no_grad():
-    q = full.encode_library(told.to())
+    q = full.encode_log_library(told.to())
 few_genes = np.asarray(adata[:, ["Ins1", "Ins2", "Sst", "Ttr"]].X.sum(1)).ravel()
 share = few_genes / told.library.numpy()
 

@@ -141,7 +141,7 @@ types = torch.eye(3).double()
 @torch.no_grad()
 def tabulate(cell):
     """Nine tables of log-probabilities of one cell, axes (ℓ, z1, c, z2)."""
-    q_l, γ = small.encode_library(cell), cell.batch
+    q_l, γ = small.encode_log_library(cell), cell.batch
     at = log_ℓ + q_l.mean  # the grid of log ℓ lies around its posterior mean
     p_z1 = small.decode_z1(z2[:, None, None].expand(-1, 3, 1), types.expand(41, 3, 3))
     q_z2 = small.encode_z2(z1[:, None, None].expand(-1, 3, 1), types.expand(141, 3, 3), cell)
@@ -149,7 +149,9 @@ def tabulate(cell):
     p_x = small.decode(z1[:, None].expand(31, -1, 1), at_each_ℓ)
     return {
         "log_p_x": p_x.log_prob(cell.x).sum(-1)[:, :, None, None],
-        "log_p_library": (small.prior_library(γ).log_prob(at) + log_step["ℓ"])[:, None, None, None],
+        "log_p_library": (small.prior_log_library(γ).log_prob(at) + log_step["ℓ"])[
+            :, None, None, None
+        ],
         "log_p_z1": p_z1.log_prob(z1[:, None, None, None])[..., 0].mT[None] + log_step["z1"],
         "log_p_c": small.log_prior_c.double()[None, None, :, None],
         "log_p_z2": (small.prior().log_prob(z2) + log_step["z2"])[None, None, None],
@@ -503,7 +505,7 @@ vaelab.check("12.4", latent_terms)
 @torch.no_grad()
 def by_hand(cell, n_draws):
     """The terms of one cell from its networks, drawing in the order in which SCANVI draws."""
-    q_z1, q_l = small.encode(cell), small.encode_library(cell)
+    q_z1, q_l = small.encode(cell), small.encode_log_library(cell)
     with seeded(0):
         at_z1 = gaussian(q_z1.mean, q_z1.stddev, n_draws)  # (n_draws, 1, 1)
         gaussian(q_l.mean, q_l.stddev, n_draws)  # ℓ, which the latent terms do not need

@@ -183,7 +183,7 @@ def test_no_constructor_has_a_positional_option():
     model, cells, *options = inspect.signature(vaelab.fit).parameters.values()
     assert (model.name, cells.name) == ("model", "cells")
     assert options and all(p.kind is p.KEYWORD_ONLY for p in options)
-    with pytest.raises(TypeError, match="SCVI: .*positional.*by keyword"):
+    with pytest.raises(TypeError, match=r"SCVI: .*positional.*by keyword"):
         vaelab.SCVI(2000, 10)
     with pytest.raises(TypeError, match="positional"):
         vaelab.fit(make("VAE"), some_cells(), 3)

@@ -300,7 +300,7 @@ def test_cells_are_reconstructed_at_the_library_that_was_inferred(fitted):
     _, cells, model = fitted
     with torch.no_grad():
         part = cells.to()
-        z, library = model.encode(part).mean, model.encode_library(part).mean.exp()
+        z, library = model.encode(part).mean, model.encode_log_library(part).mean.exp()
         expected = model.decode(z, replace(part, library=library)).mean
     np.testing.assert_allclose(model.reconstruct(cells), expected, rtol=1e-4)
     observed = vaelab.SCVI(40, n_batches=2, n_latent=2, n_hidden=8, likelihood="nb")
@@ -378,7 +378,7 @@ def test_arguments_out_of_range_are_refused(argument, value):
 @pytest.mark.parametrize("likelihood", ["normal", "continuous_bernoulli"])
 def test_a_latent_library_needs_counts(likelihood):
     with pytest.raises(
-        ValueError, match=f"'latent' needs a likelihood of counts, and '{likelihood}'"
+        ValueError, match=f"'latent' needs a count likelihood, but likelihood is '{likelihood}'"
     ):
         vaelab.SCVI(G, library="latent", likelihood=likelihood)
     vaelab.SCVI(G, library="observed", likelihood=likelihood)

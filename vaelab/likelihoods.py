@@ -15,7 +15,16 @@ zinb                    the same, zero-inflated with logits g_g(h)        counts
 ======================  ================================================  ===================
 
 with ρ = softmax f(h), the share of each gene in the cell's counts (Lopez et al. 2018).
-To add a likelihood, write its class here, and its distribution in :mod:`vaelab.distributions`.
+
+To add a likelihood:
+
+1. Write its distribution, if torch has none: in :mod:`vaelab.distributions`, with ``log_prob``,
+   ``mean``, ``variance`` and ``sample``.
+2. Write its class here: a :class:`Likelihood` with the ``domain`` of its data, its own parameters,
+   and ``forward(h, library, batch)``, which returns the distribution.
+3. Add it to ``LIKELIHOODS`` at the end of this file, and to the table above.
+
+Nothing else changes: models know likelihoods by name and domain only.
 """
 
 from __future__ import annotations

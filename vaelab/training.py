@@ -30,7 +30,8 @@ MIXED = 4096  # cells of a file that are in memory at once to be mixed
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on. The model keeps its last finite parameters.
+    """Training cannot go on. The model keeps its last finite parameters, or the best ones so far
+    if the cells could not be read any more.
 
     Attributes
     ----------

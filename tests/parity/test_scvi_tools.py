@@ -136,7 +136,7 @@ def test_scvi_agrees_term_by_term(their_scvi, adata, their_draws):
     if inference["ql"] is not None:
         draws.append(inference["library"])
         decoded = replace(cells, library=inference["library"].exp().squeeze(-1))
-        same(ours.encode_library(cells).stddev, inference["ql"].scale)
+        same(ours.encode_log_library(cells).stddev, inference["ql"].scale)
     same_px(ours.decode(inference["z"], decoded), generative["px"])
     their_draws(*draws)
     bound = ours.elbo(cells)

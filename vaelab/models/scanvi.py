@@ -19,7 +19,11 @@ type and 0 for the others. U, on log p(x | γ), is for a cell without: ω_c = q(
     − E_{q(z1)} [ Σ_c ω_c KL(q(z2 | z1, c) ‖ p(z2)) ] − E_{q(z1)} [ KL(ω ‖ p(c)) ]
 
 KL(ω ‖ p(c)) = Σ_c ω_c log(ω_c / p(c)) is −log p(c) for an observed type. One more term is trained
-but is not part of the bound: the cross-entropy −log q(c | z1) of the labelled cells.
+but is not part of the bound: the cross-entropy −log q(c | z1) of the labelled cells. With KL weight
+w, the loss of a minibatch is
+
+    mean over cells of [ −E log p(x | z1, ℓ, γ) − w · (all other terms of L or U) ]
+    + classifier_weight · mean over labelled cells of [ −log q(c | z1) ]
 
 ====================  =========================================================
 symbol                where
@@ -30,7 +34,7 @@ p(z1 | z2, c)         ``decode_z1(z2, c)``, from ``decoder_z1``
 q(z1 | x)             ``encode(cells)``, from ``encoder``
 q(c | z1)             ``classify(z1)``, from ``classifier``
 q(z2 | z1, c)         ``encode_z2(z1, c)``, from ``encoder_z2``
-p(x | z1, ℓ, γ), ℓ    ``decode``, ``encode_library``: scVI's
+p(x | z1, ℓ, γ), ℓ    ``decode``, ``encode_log_library``: scVI's
 both bounds           ``elbo(cells)``
 ====================  =========================================================
 
@@ -204,7 +208,8 @@ class SCANVI(SCVI):
     def elbo(self, cells: Cells, *, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
         """L of the cells with a label, U of the others, and the classifier's cross-entropy.
 
-        L bounds log p(x, c), U bounds log p(x): ``cells.unlabelled()`` gives U for every cell.
+        L bounds log p(x, c), U bounds log p(x). ``cells.unlabelled()`` gives U for every cell, and
+        so does ``label_bound=False``.
 
         Parameters
         ----------
@@ -218,22 +223,22 @@ class SCANVI(SCVI):
         C = self.configuration["n_labels"]
         q_z1, p_z2 = self.encode(cells), self.prior()
         z1 = gaussian(q_z1.mean, q_z1.stddev, n_samples)  # (S, n_cells, n_latent)
-        cells, kl_library = self._draw_library(cells, n_samples, analytic_kl)
+        drawn, kl_library = self._draw_library(cells, n_samples, analytic_kl)  # with ℓ (S, n_cells)
         log_q_c = self.classify(z1)  # (S, n_cells, C)
         uses_label = (cells.label >= 0) & bool(self.configuration["label_bound"])
         uses_label = uses_label.unsqueeze(-1)  # (n_cells, 1)
         label = one_hot(cells.label.clamp(min=0), C).to(z1)  # (n_cells, C)
         guess = log_q_c.exp() if analytic_kl else gumbel_softmax(log_q_c.detach(), 1.0, hard=True)
         ω = torch.where(uses_label, label, guess)  # (S, n_cells, C)
-        log_ω = torch.where(uses_label, 0.0, log_q_c)  # 0 log 0 = 0 for observed types
+        log_ω = torch.where(uses_label, 0.0, log_q_c)  # of the type: 0 if it was observed
 
         c, each_z1 = self._every_type(z1)  # (C, S, n_cells, C) and (C, S, n_cells, n_latent)
         q_z2 = self.encode_z2(each_z1, c, cells)
         z2 = gaussian(q_z2.mean, q_z2.stddev)  # (C, S, n_cells, n_latent)
         kl_z2 = kl_divergence(q_z2, p_z2) if analytic_kl else q_z2.log_prob(z2) - p_z2.log_prob(z2)
 
-        def mean_over_c(value: Tensor) -> Tensor:  # Σ_c ω_c value_c, (C, S, n_cells) → (S, n_cells)
-            return torch.einsum("snc,csn->sn", ω, value)
+        def mean_over_c(value: Tensor) -> Tensor:  # if c was drawn, the value at the drawn c
+            return torch.einsum("snc,csn->sn", ω, value)  # Σ_c ω_c value_c, (S, n_cells)
 
         log_q_z1 = q_z1.log_prob(z1).sum(-1)  # (S, n_cells)
         log_p_z1 = mean_over_c(self.decode_z1(z2, c).log_prob(each_z1).sum(-1))  # (S, n_cells)
@@ -242,7 +247,7 @@ class SCANVI(SCVI):
         if analytic_kl:  # averages over z2 and c, not draws
             kl_z2, kl_c = kl_z2.mean(0), kl_c.mean(0)  # (n_cells,)
         return Bound(
-            self._reconstruction(cells, z1),
+            self._reconstruction(drawn, z1),
             Term("log_q_z1", "E_q[log q(z1|x)]", -1, log_q_z1, SOURCE, warm_up=True),
             Term("log_p_z1", "Σ_c ω_c E_q[log p(z1|z2,c)]", +1, log_p_z1, SOURCE, warm_up=True),
             Term("kl_z2", "Σ_c ω_c KL(q(z2|z1,c)‖p(z2))", -1, kl_z2, SOURCE, warm_up=True),
@@ -259,14 +264,17 @@ class SCANVI(SCVI):
         return c, z1.expand(C, *z1.shape)
 
     def _cross_entropy(self, cells: Cells, log_q_c: Tensor) -> Term:
-        """−log q(c | z1) of the labelled cells, from log_q_c of shape (S, n_cells, C)."""
+        """−log q(c | z1), 0 for cells without a label; from log_q_c of shape (S, n_cells, C).
+
+        If ``classifier_mean``, scaled so that its mean over all cells is that over labelled cells.
+        """
         labelled = (cells.label >= 0).to(log_q_c)  # (n_cells,)
         index = cells.label.clamp(min=0).expand(log_q_c.shape[:-1])  # (S, n_cells)
         value = -log_q_c.gather(-1, index.unsqueeze(-1)).squeeze(-1) * labelled  # (S, n_cells)
-        if self.configuration["classifier_mean"]:  # the loss averages over all cells; undo that
+        if self.configuration["classifier_mean"]:
             value = value * len(labelled) / labelled.sum().clamp(min=1)
         options = {"weight": self.configuration["classifier_weight"], "in_bound": False}
-        return Term("cross_entropy", "−log q(c|z1) if labelled", -1, value, SOURCE, **options)
+        return Term("cross_entropy", "cross-entropy of q(c|z1)", -1, value, SOURCE, **options)
 
     def generate(
         self, n_cells: int, *, label: str | None = None, batch: str | None = None,

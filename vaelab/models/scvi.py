@@ -27,10 +27,13 @@ symbol            where
 p(z)              ``prior()``
 m_γ, √v_γ         ``library_log_mean``, ``library_log_std``, set by ``prepare``
 m, v              ``encode(cells)``, from ``encoder``
-m_ℓ, v_ℓ          ``encode_library(cells)``, from ``library_encoder``
+m_ℓ, v_ℓ          ``encode_log_library(cells)``, from ``library_encoder``
 p(x | z, ℓ, γ)    ``decode(z, cells)``, from ``decoder`` and ``likelihood``
 the bound         ``elbo(cells)``
 ================  =============================================================
+
+The batch γ enters the decoder (every hidden layer), p(ℓ | γ), and θ if ``dispersion="gene-batch"``.
+It enters the encoders only if ``encode_batch``. With one batch it enters nothing.
 
 scVI-simplified, from the course MCB128, is ``SCVI(library="observed", likelihood="nb")``. It leaves
 out three of the six networks: the two for ℓ and the one for π. If ℓ is observed, the bound is on
@@ -51,7 +54,7 @@ from torch.nn.functional import one_hot
 from .._internal.arguments import require_size
 from ..bounds import Bound, Term
 from ..cells import Cells
-from ..likelihoods import make_likelihood
+from ..likelihoods import LIKELIHOODS, make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
 from ._names import index_of, require_names
@@ -78,7 +81,7 @@ class SCVI(Model):
         What the inverse dispersion of a negative binomial depends on: "gene", "gene-batch" or
         "gene-cell".
     encode_batch
-        True if the encoders receive the batch as input too.
+        True if the encoders, q(z | x) and q(ℓ | x), receive the batch as input too.
     seed
         Random seed for the initial weights.
 
@@ -136,9 +139,10 @@ class SCVI(Model):
             )
         self.domain = self.likelihood.domain
         if library == "latent" and self.domain != "counts":
+            count_likelihoods = [n for n, kind in LIKELIHOODS.items() if kind.domain == "counts"]
             raise ValueError(
                 f"library='latent' needs a count likelihood, but likelihood is {likelihood!r}: "
-                "choose 'poisson', 'zip', 'nb' or 'zinb', or library='observed'."
+                f"choose from {count_likelihoods}, or library='observed'."
             )
 
     def prior(self) -> Distribution:
@@ -146,7 +150,7 @@ class SCVI(Model):
         zero = torch.zeros(self.configuration["n_latent"], dtype=self.dtype, device=self.device)
         return Normal(zero, 1.0, validate_args=False)
 
-    def prior_library(self, batch: Tensor) -> Distribution:
+    def prior_log_library(self, batch: Tensor) -> Distribution:
         """p(log ℓ | γ), of shape (n_cells,)."""
         mean, std = self.library_log_mean[batch], self.library_log_std[batch]
         return Normal(mean, std, validate_args=False)
@@ -157,7 +161,7 @@ class SCVI(Model):
         m, log_v = h.chunk(2, dim=-1)  # each (n_cells, n_latent)
         return normal_of_log_variance(m, log_v)
 
-    def encode_library(self, cells: Cells) -> Distribution:
+    def encode_log_library(self, cells: Cells) -> Distribution:
         """q(log ℓ | x) = N(m_ℓ, v_ℓ), of shape (n_cells,)."""
         h = self.library_encoder(self.encoder_input(cells), self.encoder_conditions(cells))
         m, log_v = h.unbind(-1)  # each (n_cells,)
@@ -182,13 +186,13 @@ class SCVI(Model):
         require_size("n_samples", n_samples)
         q_z, p_z = self.encode(cells), self.prior()
         z = gaussian(q_z.mean, q_z.stddev, n_samples)  # (n_samples, n_cells, n_latent)
-        cells, kl_library = self._draw_library(cells, n_samples, analytic_kl)
+        drawn, kl_library = self._draw_library(cells, n_samples, analytic_kl)  # with ℓ (S, n_cells)
         if analytic_kl:
             kl_z = kl_divergence(q_z, p_z).sum(-1)  # (n_cells,)
         else:
             kl_z = (q_z.log_prob(z) - p_z.log_prob(z)).sum(-1)  # (n_samples, n_cells)
         return Bound(
-            self._reconstruction(cells, z),
+            self._reconstruction(drawn, z),
             Term("kl_z", "KL(q(z|x)‖p(z))", -1, kl_z, SOURCE, warm_up=True),
             *kl_library,
         )
@@ -205,7 +209,7 @@ class SCVI(Model):
         """The cells with a drawn ℓ, (n_samples, n_cells), and its KL term, if ℓ is latent."""
         if self.configuration["library"] == "observed":
             return cells, []
-        q, p = self.encode_library(cells), self.prior_library(cells.batch)
+        q, p = self.encode_log_library(cells), self.prior_log_library(cells.batch)
         log_library = gaussian(q.mean, q.stddev, n_samples)  # (n_samples, n_cells)
         if analytic_kl:
             kl = kl_divergence(q, p)  # (n_cells,)
@@ -291,13 +295,13 @@ class SCVI(Model):
         γ = self._batch(batch, n_cells)
         if library is None and self.configuration["library"] == "latent":
             with seeded(seed + 1):
-                library = self.prior_library(γ).sample().exp().cpu().numpy()
+                library = self.prior_log_library(γ).sample().exp().cpu().numpy()
         return self._generate(n_cells, draw_z, library, seed, γ)
 
     def infer_library(self, cells: Cells, *, draw: bool = False) -> Cells:
         if self.configuration["library"] == "observed":
             return cells
-        q = self.encode_library(cells)
+        q = self.encode_log_library(cells)
         return replace(cells, library=(q.sample() if draw else q.mean).exp())
 
     # Cells that fit the model.
