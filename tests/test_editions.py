@@ -454,7 +454,7 @@ def test_check_names_what_differs_and_writes_nothing(course):
     before = Path("given/05_mini.ipynb").read_bytes()
     code, said = call("--out", "given", "--check")
     assert code == 1 and said.count("\n") == 1
-    assert "05_mini.ipynb differs, 04_old.ipynb is of no lesson (remove it)." in said
+    assert "05_mini.ipynb differs, 04_old.ipynb belongs to no lesson (remove it)." in said
     assert Path("given/05_mini.ipynb").read_bytes() == before
     code, said = call(course / "05_mini.py", "--out", "given", "--check")
     assert code == 1 and "04_old" not in said
