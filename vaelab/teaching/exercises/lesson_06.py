@@ -47,7 +47,7 @@ def by_definition(points, labels, own=-1, alone=0.0, others=np.min):
 
 
 def draw_two_groupings(rng: np.random.Generator) -> list[dict]:
-    """Four cells, then groupings that agree in part, only by chance, and in all but the names."""
+    """Four cells, then groupings that agree in part, only by chance, and under other names."""
     cases = [{"truth": np.array([0, 0, 1, 1]), "found": np.array([0, 0, 1, 2])}]
     truth = rng.integers(4, size=120)
     found = np.where(rng.random(120) < 0.7, truth, rng.integers(6, size=120))
