@@ -12,11 +12,11 @@ TESTS  ?= tests course
 LESSONS = $(sort $(wildcard course/[0-9]*.py))
 WORKERS = $(shell test `getconf _NPROCESSORS_ONLN` -gt 1 && echo 2 || echo 1)
 
-# Two processes at once, one thread each: with more they slow each other down many times over.
-# numba would set torch's number of threads too, through the OpenMP that they share.
+# Two processes with one thread each: with more threads they slow each other down many times.
+# numba also sets torch's number of threads, through the OpenMP that both use.
 ONE_THREAD = OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1
 
-# The environments of `make matrix`, the lock, and measurements are made here; git ignores it.
+# `make matrix`, `make lock` and the measurements write here; git ignores it.
 BUILD = build
 PYTHONS ?= python3.11 python3.12 python3.13
 TORCH = 2.13.0
@@ -26,16 +26,16 @@ help:
 	@echo "make course    set up, get the data, and open the course in JupyterLab"
 	@echo "make test      set up, and run every test"
 	@echo "make parity    compare our models with scvi-tools, in an environment of its own"
-	@echo "make lessons   run course/*.py anew into their notebooks (LESSONS=course/01_x.py: one)"
-	@echo "make format    put the code into the house's form"
-	@echo "make bench     measure speed and memory beside scvi-tools (BENCH=--quick: see it run)"
+	@echo "make lessons   run course/*.py again into their notebooks (LESSONS=course/01_x.py: one)"
+	@echo "make format    format the code"
+	@echo "make bench     compare speed and memory with scvi-tools (BENCH=--quick: a short trial)"
 	@echo "make portable  run lessons as on other processors (LESSONS=course/01_x.py: one)"
-	@echo "make lock      pin every package anew, for each Python: constraints.txt, tests/lowest.txt"
-	@echo "make matrix    every test on each of PYTHONS with the locked, lowest, newest packages"
-	@echo "make clean     remove what tests and tools left behind (the environment: rm -r $(VENV))"
+	@echo "make lock      pin every package again, for each Python: constraints.txt, tests/lowest.txt"
+	@echo "make matrix    run every test on each of PYTHONS with locked, lowest and newest packages"
+	@echo "make clean     remove files of tests and tools (for the environment: rm -r $(VENV))"
 
 course: $(STAMP)
-	@$(RUN) vaelab data fetch pancreas || echo "Going on without these data." >&2
+	@$(RUN) vaelab data fetch pancreas || echo "The data are not available now; the course opens without them." >&2
 	@$(RUN) vaelab course
 
 test: $(STAMP)
@@ -47,7 +47,7 @@ test: $(STAMP)
 parity:
 	@$(MAKE) test VENV=$(BUILD)/parity EXTRAS=dev,parity TESTS="tests/parity tests/test_benchmarks.py"
 
-# The .py is the master. It is touched at the end since JupyterLab refuses a pair whose .py is older.
+# The .py is the master. It is touched last, because JupyterLab refuses a pair whose .py is older.
 lessons: $(STAMP)
 	@for lesson in $(LESSONS); do \
 	    echo "$$lesson"; \
@@ -71,12 +71,12 @@ bench: $(STAMP)
 	    $(RUN) pip install -c $(PINS) -e ".[dev,parity]"
 	$(ONE_THREAD) $(VENV)/bin/python tests/benchmarks/scvi_tools.py $(BENCH)
 
-# It chooses kernels and threads itself. Lessons named here run alone, without the tests.
+# It chooses kernels and threads itself. With LESSONS, only these lessons run, without the tests.
 portable: $(STAMP)
 	$(VENV)/bin/python tests/portable.py $(PORTABLE) \
 	    $(if $(filter command line environment,$(origin LESSONS)),$(LESSONS))
 
-# One version of torch for everybody, so that seeds give the same numbers.
+# Everybody gets one version of torch, so that a seed gives the same numbers.
 RESOLVE = echo "torch==$(TORCH)" | $(BUILD)/lock/bin/uv pip compile pyproject.toml --quiet --universal \
 	--python-version 3.11 --constraint - --upgrade --no-annotate \
 	--custom-compile-command "make lock"
@@ -96,8 +96,8 @@ clean:
 
 # ---------------------------------------------------------------------------- the environment
 
-# The stamp holds the folder that it was made in: a repository that was moved, or an interpreter
-# that no longer runs, is seen here, and set up again.
+# The stamp holds the folder in which it was made. So a repository that was moved, or an interpreter
+# that no longer runs, is noticed here, and the environment is made again.
 SET_UP_IN := $(shell $(VENV)/bin/python -c 'print(open("$(STAMP)").read().strip())' 2>/dev/null)
 ifneq ($(SET_UP_IN),$(CURDIR))
 .PHONY: $(STAMP)
@@ -111,12 +111,12 @@ $(STAMP): pyproject.toml $(PINS)
 	@cp $(PINS) $(VENV)/.pins
 	@echo "$(CURDIR)" >$@ && rm $(BEGUN)
 
-# From nothing: also where a set-up was killed half-way.
+# Start from nothing, also if an earlier set-up was killed.
 venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	    echo "vaelab needs Python 3.11 or newer, and $(PYTHON) is not one:" \
+	    echo "vaelab needs Python 3.11 or newer, but $(PYTHON) is older or missing:" \
 	        "name another with make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	    echo "$(PYTHON) can't make environments: install its venv package" \
+	    echo "$(PYTHON) cannot make environments. Install its venv package" \
 	        "(on Debian and Ubuntu: sudo apt install python3-venv)." >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)

@@ -280,7 +280,7 @@ print(f"closed form:                  {(m**2 + s**2 - 1 - np.log(s**2)) / 2:.6f}
 print(f"torch:                        {by_torch:.6f}")
 
 # %% [markdown]
-# ### Exercise 02.2 · Mend a KL
+# ### Exercise 02.2 · Fix a KL
 # ★☆☆ · 5 minutes · 2 points
 #
 # **A bug hunt.** A published package of three VAEs for counts has, in all of them, in effect this:

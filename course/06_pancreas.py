@@ -147,7 +147,7 @@ except ValueError as error:
 # silhouette is (b − a) / max(a, b): near 1 if its own kind is much closer, negative if it sits
 # among strangers. The **average silhouette width** (ASW) is the mean over cells.
 #
-# ### Exercise 06.1 · Mend a silhouette
+# ### Exercise 06.1 · Fix a silhouette
 # ★★☆ · 10 minutes · 3 points
 #
 # Here it is as a tutorial has it. It runs, and it gives one number, near the right one. Three

@@ -599,7 +599,7 @@ _ = ax.legend(frameon=False)
 # of a bound, or is not there). Then the name of its term, one of
 #
 # `reconstruction`, `log_q_z1`, `log_p_z1`, `kl_z1`, `kl_z2`, `kl_c`, `kl_library`, `log_p_c`;
-# `beside`, for what the assignment says is trained besides the bounds; and `unknown`, the honest
+# `outside`, for what the assignment trains in addition to the bounds; and `unknown`, the honest
 # answer, for what no equation of the assignment gives a reason for.
 #
 # Not every name is needed, and some are needed twice. (The names of quantities are those of the
@@ -627,7 +627,7 @@ def term_of(line):
         5: (1, "kl_c"),
         6: (1, "kl_library"),
         7: (1, "kl_library"),
-        8: (0, "beside"),
+        8: (0, "outside"),
         9: (0, "unknown"),
         10: (0, "unknown"),
         11: (0, "log_p_c"),
@@ -650,7 +650,7 @@ vaelab.check("12.5", term_of)
 # | −KL(q(c\|z1)‖p(c)) | line 5; p(c) is uniform and never learned |
 # | −KL(q(ℓ\|x)‖p(ℓ\|γ)) | line 6; by default line 7: ℓ is observed, and there is nothing to pay |
 # | log p(c) in L | **absent**. So is L itself: the function is not given labels, computes U for every cell, and knows ω = q(c\|z1) only |
-# | none, trained beside | line 8: a mean over labelled cells, taken at the mean of q(z1\|x) |
+# | none, trained outside the bounds | line 8: a mean over labelled cells, taken at the mean of q(z1\|x) |
 # | I don't know | 50: it works, and no equation says so. `labels_groups`: types in groups; not in the assignment |
 
 # %% [markdown]

@@ -1,16 +1,16 @@
-"""The lessons and the numeric tests on other processors: what differs, and by how much.
+"""Run lessons and numeric tests as on other processors; print what differs, and by how much.
 
-    make portable            or     python tests/portable.py [course/04_vae.py …] [--least-alike]
+    make portable            or     python tests/portable.py [course/04_vae.py …] [--least-similar]
 
 Each processor has its own kernels for sums and products. This program makes the libraries choose
-those of another: OpenBLAS (numpy, scipy), torch with oneDNN and MKL, numpy's and the system's
-elementary functions, on one thread and on two. Under each choice it runs the lessons with nbval and
-compares each printed number with the notebook's, as printed.py does. The table says per lesson how
-many numbers there are and how many differ, and the largest difference in units of the last digit:
-where it is, and what is tolerated there. build/portable/ keeps all of it as JSON. What this machine
-can't run is passed over, with a line that says so.
+those of another processor: OpenBLAS (numpy, scipy), torch with oneDNN and MKL, the elementary
+functions of numpy and of the system, on one thread and on two. For each choice it runs the lessons
+with nbval and compares each printed number with the notebook's, as printed.py does. The table says,
+per lesson, how many numbers there are, how many differ, and the largest difference in units of the
+last digit, with its place and its tolerance. build/portable/ keeps the results as JSON. A processor
+that this machine cannot imitate is skipped, and a line says so.
 
-Exit status: 1 where a lesson or a test failed, else 0.
+Exit status: 1 if a lesson or a test failed, else 0.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 OUT = ROOT / "build" / "portable"
-NUMERIC = [  # the tests that assert what models, likelihoods, trainings and metrics give
+NUMERIC = [  # the tests of results of models, likelihoods, trainings and metrics
     ROOT / "tests" / f"test_{name}.py"
     for name in (
         *("bounds", "distributions", "exercises", "gmvae", "likelihoods", "metrics"),
         *("preprocessing", "reparametrization", "scanvi", "scvi", "simulate", "training", "vae"),
     )
 ]
-INSTRUCTIONS = {  # up to which: torch, oneDNN, MKL and the system's elementary functions
+INSTRUCTIONS = {  # the most that torch, oneDNN, MKL and the system's elementary functions use
     "default": {
         "ATEN_CPU_CAPABILITY": "default",
         "DNNL_MAX_CPU_ISA": "SSE41",
-        "MKL_CBWR": "COMPATIBLE",  # all that MKL can be asked for on a processor not Intel's
+        "MKL_CBWR": "COMPATIBLE",  # MKL has no other choice on a processor that is not Intel's
         "GLIBC_TUNABLES": "glibc.cpu.hwcaps=-AVX2,-FMA,-AVX512F",
     },
     "avx2": {
@@ -55,7 +55,7 @@ INSTRUCTIONS = {  # up to which: torch, oneDNN, MKL and the system's elementary 
 BEYOND = {"default": "X86_V[34]|AVX.*|FMA.*|F16C", "avx2": "X86_V4|AVX512.*", "avx512": "(?!)"}
 CHOICES = ("OPENBLAS_", "ATEN_", "DNNL_", "ONEDNN_", "MKL_", "NPY_", "OMP_", "NUMBA_NUM", "GLIBC_")
 
-# Asked of a fresh interpreter, since each library looks at its variables once.
+# Runs in a fresh interpreter, because each library reads its variables only once.
 LOOK = """
 import json, numpy, scipy.linalg, threadpoolctl, torch
 blas = [pool for pool in threadpoolctl.threadpool_info() if pool["internal_api"] == "openblas"]
@@ -77,14 +77,14 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Processor:
-    """A processor to be played.
+    """A processor to imitate.
 
     Parameters
     ----------
     kernel
         The OpenBLAS kernel.
     instructions
-        Up to which instructions all else may go: torch with oneDNN and MKL, numpy, the system.
+        The newest instructions for everything else: torch with oneDNN and MKL, numpy, the system.
     threads
         The number of threads.
     """
@@ -98,12 +98,12 @@ class Processor:
         return f"{self.kernel}, {self.instructions}, {threads}"
 
     def is_within(self, instructions: str) -> bool:
-        """Whether a machine of these instructions can play it."""
+        """True if a machine with these instructions can imitate it."""
         known = list(INSTRUCTIONS)
         return known.index(self.instructions) <= known.index(instructions)
 
     def environment(self, features: list[str]) -> dict[str, str]:
-        """Variables that choose its kernels; `features` are those of numpy that are here."""
+        """Variables that choose its kernels, given the CPU features that numpy finds here."""
         off = [name for name in features if re.fullmatch(BEYOND[self.instructions], name)]
         threads = str(self.threads)
         return INSTRUCTIONS[self.instructions] | {
@@ -122,7 +122,7 @@ PROCESSORS = [  # together every kernel, every instruction set, and both numbers
     Processor("SkylakeX", "avx512", 2),
     Processor("Haswell", "avx2", 1),
 ]
-LEAST_ALIKE = PROCESSORS[0]  # to any machine of the last ten years
+LEAST_SIMILAR = PROCESSORS[0]  # from any machine of the last ten years
 
 
 def own() -> dict[str, str]:
@@ -131,7 +131,7 @@ def own() -> dict[str, str]:
 
 
 def look(environment: dict[str, str]) -> dict | None:
-    """What is in use in a process of these variables; None where it dies."""
+    """The kernels in use in a process with these variables; None if the process dies."""
     done = subprocess.run(
         [sys.executable, "-c", LOOK], env=environment, capture_output=True, text=True
     )
@@ -140,14 +140,14 @@ def look(environment: dict[str, str]) -> dict | None:
 
 @dataclass
 class Lesson:
-    """What a lesson printed on one processor.
+    """The numbers that a lesson printed on one processor.
 
     Parameters
     ----------
     name
         The name of its file.
     cells
-        What printed.py recorded of each cell.
+        The record that printed.py wrote for each cell.
     failed
         The cells that failed, as pytest names them.
     """
@@ -157,7 +157,7 @@ class Lesson:
     failed: list[str]
 
     def lines(self) -> list[str]:
-        """The lesson's line of the table, and one for each thing that is wrong."""
+        """The lesson's line of the table, and one line for each problem."""
         numbers = [
             number | {"cell": cell["cell"]} for cell in self.cells for number in cell["numbers"]
         ]
@@ -179,11 +179,11 @@ HEADER = f"{'':<32} {'numbers':>7} {'differ':>6} {'units':>6} {'relative':>8} {'
 
 
 def run_pytest(environment: dict[str, str], *words: str) -> tuple[list[str], str]:
-    """The failures of a run, a line each, and its last line."""
+    """The failures of a run, one line for each, and the run's last line."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=no", *words],
         cwd=ROOT,
-        env=environment | {"VAELAB_BUDGET_SLACK": "10"},  # how long it takes is not asked here
+        env=environment | {"VAELAB_BUDGET_SLACK": "10"},  # time is not tested here
         capture_output=True,
         text=True,
     )
@@ -206,7 +206,7 @@ def run_lesson(notebook: Path, environment: dict[str, str], folder: Path) -> Les
 
 
 def run_processor(processor: Processor, environment, notebooks: list[Path], tests: bool) -> dict:
-    """Everything on one processor, printed line by line as it comes."""
+    """Run everything on one processor, and print each line when it is known."""
     folder = OUT / re.sub(r"\W+", "-", str(processor)).lower()
     folder.mkdir(parents=True, exist_ok=True)
     print(HEADER)
@@ -225,27 +225,27 @@ def run_processor(processor: Processor, environment, notebooks: list[Path], test
 
 def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("lessons", nargs="*", type=Path, help="course/NN_name.py; without: all")
-    parser.add_argument("--least-alike", action="store_true", help="one processor, lessons only")
+    parser.add_argument("lessons", nargs="*", type=Path, help="course/NN_name.py; default: all")
+    parser.add_argument("--least-similar", action="store_true", help="one processor, lessons only")
     asked = parser.parse_args(words)
     lessons = asked.lessons or sorted((ROOT / "course").glob("[0-9]*.py"))
     notebooks = [lesson.resolve().with_suffix(".ipynb") for lesson in lessons]
-    tests = not (asked.lessons or asked.least_alike)
+    tests = not (asked.lessons or asked.least_similar)
     machine, results = look(own()), {}
-    for processor in [LEAST_ALIKE] if asked.least_alike else PROCESSORS:
+    for processor in [LEAST_SIMILAR] if asked.least_similar else PROCESSORS:
         print(f"\n{processor}")
         environment = own() | processor.environment(machine["features"])
         in_use = processor.is_within(machine["torch"]) and look(environment)
         if not in_use:
-            print("    passed over: this machine has not the instructions")
+            print("    skipped: this machine does not have the instructions")
             continue
         del in_use["features"]
         kernels = ", ".join(f"{library} {kernel}" for library, kernel in in_use["kernels"].items())
         print(f"    in use: {kernels}, torch {in_use['torch']}, threads {in_use['threads']}")
         if {*in_use["kernels"].values()} != {processor.kernel}:
-            print(f"    no library here has kernels for {processor.kernel}: these are the nearest")
+            print(f"    no library here has kernels for {processor.kernel}; these are the nearest")
         if same := [name for name, result in results.items() if in_use.items() <= result.items()]:
-            print(f"    passed over: the same as {same[0]}")
+            print(f"    skipped: the same as {same[0]}")
             continue
         results[str(processor)] = in_use | run_processor(processor, environment, notebooks, tests)
         (OUT / "portable.json").write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -1,8 +1,8 @@
-"""Printed outputs of lessons, compared: text to the letter, numbers within a tolerance.
+"""Compare the printed outputs of lessons: text exactly, numbers within a tolerance.
 
-Another processor adds the same numbers in another order, and 0.655 becomes 0.656. A tolerance is
-therefore counted in units of the last printed digit. It holds for numbers with a decimal point;
-integers are compared exactly. A cell that needs more says so in its metadata, ``# %% tolerance=2``.
+Another processor adds the same numbers in another order, and 0.655 becomes 0.656. So a tolerance
+is counted in units of the last printed digit. It applies to numbers with a decimal point; integers
+are compared exactly. A cell that needs more has it in its metadata, ``# %% tolerance=2``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Pair:
 
     @property
     def same_form(self) -> bool:
-        """Whether both are written with as many decimals, or are the same nan or infinity."""
+        """True if both have the same number of decimals, or are the same nan or infinity."""
         return _form(self.expected) == _form(self.seen)
 
     @property
@@ -51,7 +51,7 @@ class Pair:
 
     @property
     def unit(self) -> float:
-        """What one more in the last digit of the notebook's number is worth."""
+        """One unit of the last digit of the notebook's number."""
         mantissa, _, exponent = _plain(self.expected).partition("e")
         return 10.0 ** (int(exponent or 0) - len(mantissa.partition(".")[2]))
 
@@ -62,26 +62,26 @@ class Pair:
         return round(self.difference / self.unit, 3) if self.same_form else float("inf")
 
     def allowed(self, tolerance: float | None) -> float:
-        """Units by which the two may differ where the cell says so, or says nothing."""
+        """The units by which the two may differ; ``tolerance`` is the cell's, or None."""
         if tolerance is not None:
             return tolerance
         return 0 if self.is_integer else TOLERANCE
 
     def complaint(self, tolerance: float | None) -> str:
-        """What is wrong with the number seen; empty if nothing is."""
+        """What is wrong with the number seen; empty if it is right."""
         allowed = self.allowed(tolerance)
         if self.units <= allowed:
             return ""
         found = f"{self.seen} where the notebook has {self.expected}"
         if not self.same_form:
-            return f"{found}: written in another form, which no tolerance allows"
+            return f"{found}: its form (decimals, exponent, nan) differs, which no tolerance allows"
         return (
             f"{found}: they differ by {self.difference:.6g}, "
-            f"{self.units:g} units of the last digit, and {allowed:g} is the tolerance"
+            f"{self.units:g} units of the last digit; the tolerance is {allowed:g}"
         )
 
     def record(self, tolerance: float | None) -> dict:
-        """What tests/portable.py makes its table of."""
+        """The entry for the table of tests/portable.py."""
         return asdict(self) | {
             "units": self.units,
             "relative": self.relative,
@@ -98,7 +98,7 @@ def _value(number: str) -> float:
 
 
 def _form(number: str) -> tuple:
-    """Its decimals, and whether it has a point and an exponent; nan and inf as they are."""
+    """A point or none, the number of decimals, and the exponent's e; nan and inf as they are."""
     plain = _plain(number)
     if plain[-1].isalpha():
         return (plain,)
@@ -107,18 +107,18 @@ def _form(number: str) -> tuple:
 
 
 class TextDiffers(Exception):
-    """The text between the numbers is not the same."""
+    """Raised if the text between the numbers is not the same."""
 
 
 def pairs(expected: str, seen: str) -> list[Pair]:
-    """The numbers of two texts, one beside the other.
+    """Pair the numbers of two texts.
 
-    Blanks beside a number may differ: a table is aligned by its widest number.
+    Blanks next to a number may differ, because a table is aligned by its widest number.
 
     Raises
     ------
     TextDiffers
-        Anything else differs; says what, and in which line.
+        Anything else differs. The message has the difference and its line.
     """
     theirs, ours = NUMBER.split(expected), NUMBER.split(seen)
     for place in range(0, max(len(theirs), len(ours)), 2):
@@ -131,7 +131,7 @@ def pairs(expected: str, seen: str) -> list[Pair]:
 
 
 class Cell(IPyNbCell):
-    """nbval's cell, for which a number that is near enough is the notebook's."""
+    """A cell of nbval that accepts a number within the tolerance."""
 
     def compare_outputs(self, test, ref, skip_compare=None):
         tolerance = self.cell.metadata.get("tolerance")
@@ -163,7 +163,7 @@ class Cell(IPyNbCell):
 
 
 def _texts(outputs) -> dict[str, list[tuple[dict, str]]]:
-    """Where the texts of a cell's outputs stand, by their kind: what nbval compares in turn."""
+    """The texts of a cell's outputs by their kind, as pairs (output, key): what nbval compares."""
     found = {}
     for output in outputs:
         if "text" in output:

@@ -207,17 +207,21 @@ DISORDER = {
     "no markers": (
         MINI[MINI.index("    ### BEGIN") : MINI.index("    return log_prob")],
         "",
-        r"\(05-1\): an answer cell holds ### BEGIN SOLUTION",
+        r"\(05-1\): an answer cell must have ### BEGIN SOLUTION",
     ),
-    "markers elsewhere": ('print("On', '### BEGIN SOLUTION\nprint("On', "is no answer cell"),
-    "markers in prose": ("The logit is", "END SOLUTION", "is no answer cell"),
-    "no answer": (ANSWER, "# %% tags=[]", "is no answer cell"),
+    "markers elsewhere": (
+        'print("On',
+        '### BEGIN SOLUTION\nprint("On',
+        "only allowed in an answer cell",
+    ),
+    "markers in prose": ("The logit is", "END SOLUTION", "only allowed in an answer cell"),
+    "no answer": (ANSWER, "# %% tags=[]", "only allowed in an answer cell"),
     "answer after check": (
         MINI,
         MINI[: MINI.index(ANSWER)]
         + MINI[MINI.index(CHECK) :]
         + MINI[MINI.index(ANSWER) : MINI.index(CHECK)],
-        "no answer cell 05.1 stands above",
+        "no answer cell 05.1 comes before",
     ),
     "no check": (CHECK, "# %%", "no check cell follows the answer to 05.1"),
     "check of another": ('check("05.1"', 'check("05.2"', "one call and nothing else"),
@@ -233,18 +237,26 @@ DISORDER = {
     "points": (
         CHECK,
         re.sub(r'"points": \d+', '"points": 50', CHECK),
-        r"\(05-1-check\): it says points 50, and vaelab.teaching.exercises says \d",
+        r"\(05-1-check\): it has points 50, but vaelab.teaching.exercises has \d",
     ),
-    "unlocked": ('"locked": true', '"locked": false', "a check cell is locked"),
-    "another lesson": ("05-1", "06-1", r"\(06-1\): the grade_id of this lesson's answers is 05-1"),
+    "unlocked": ('"locked": true', '"locked": false', 'must have "locked": true'),
+    "another lesson": (
+        "05-1",
+        "06-1",
+        r"\(06-1\): the grade_id of this lesson's answers must be 05-1",
+    ),
     "a number for a name": ('"grade_id": "05-1",', '"grade_id": 51,', r"\(51\): the grade_id of"),
     "twice": (
         "# %%\nprint",
         MINI[MINI.index(ANSWER) : MINI.index(CHECK)] + "\n# %%\nprint",
-        r"cell 7 \(05-1\): the same grade_id stands above",
+        r"cell 7 \(05-1\): an earlier cell has the same grade_id",
     ),
-    "answer and check in one": ('"grade": false', '"grade": true', "is either code for an answer"),
-    "a task": ('"task": false', '"task": true', "is either code for an answer"),
+    "answer and check in one": (
+        '"grade": false',
+        '"grade": true',
+        "must be code, for an answer",
+    ),
+    "a task": ('"task": false', '"task": true', "must be code, for an answer"),
 }
 
 
@@ -442,7 +454,7 @@ def test_check_names_what_differs_and_writes_nothing(course):
     before = Path("given/05_mini.ipynb").read_bytes()
     code, said = call("--out", "given", "--check")
     assert code == 1 and said.count("\n") == 1
-    assert "05_mini.ipynb differs, 04_old.ipynb is of no lesson (remove it)." in said
+    assert "05_mini.ipynb differs, 04_old.ipynb belongs to no lesson (remove it)." in said
     assert Path("given/05_mini.ipynb").read_bytes() == before
     code, said = call(course / "05_mini.py", "--out", "given", "--check")
     assert code == 1 and "04_old" not in said
@@ -467,7 +479,7 @@ def test_answers_are_not_written_over(course):
     [
         (["course/05_mini.py", "--out", "file"], "file is a file"),
         (["course/05_none.py", "--out", "given"], "course/05_none.py"),
-        (["disorder/05_mini.py", "--out", "given"], "cell 5 (05-1-check): a check cell is locked"),
+        (["disorder/05_mini.py", "--out", "given"], "cell 5 (05-1-check): a check cell must have"),
     ],
 )
 def test_the_command_refuses_in_a_sentence(course, words, sentence):

@@ -1,4 +1,4 @@
-"""What `import vaelab` costs, and which module may know which."""
+"""What `import vaelab` costs, which module may import which, and how large each may be."""
 
 import ast
 import os
@@ -58,8 +58,8 @@ def test_a_module_imports_only_from_those_before_it(path):
     before = ORDER[: ORDER.index(here[0])]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         for there in imported(node, here):
-            inside = there == here[0] and len(here) > 1  # parts of one folder may know each other
-            assert inside or there in before, f"{here[0]} imports {there}, which stands above it"
+            inside = there == here[0] and len(here) > 1  # one folder may import itself
+            assert inside or there in before, f"{here[0]} imports {there}, which stands higher"
 
 
 def imported(node: ast.AST, here: tuple[str, ...]) -> list[str]:
@@ -75,13 +75,43 @@ def imported(node: ast.AST, here: tuple[str, ...]) -> list[str]:
     return [name[1] if len(name) > 1 else "vaelab" for name in names if name[0] == "vaelab"]
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda p: p.stem)
-def test_a_model_is_under_200_lines_of_code(path):
-    source = path.read_text(encoding="utf-8")
+# ------------------------------------------------------------------------------------- sizes
+
+
+def lines_of_code(source: str) -> list[int]:
+    """The numbers of the lines that are neither blank nor part of a docstring."""
     prose = set()
     for node in ast.walk(ast.parse(source)):
         holds_prose = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
         if holds_prose and ast.get_docstring(node):
             prose |= {*range(node.body[0].lineno, node.body[0].end_lineno + 1)}
-    code = [i for i, line in enumerate(source.splitlines(), 1) if line.strip() and i not in prose]
-    assert len(code) < 200
+    return [i for i, line in enumerate(source.splitlines(), 1) if line.strip() and i not in prose]
+
+
+def test_docstrings_and_blank_lines_are_not_code():
+    assert lines_of_code('"""Page.\n\nMore."""\n\nx = 1\n\n\ndef f():\n    """F."""\n') == [5, 8]
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "models").glob("*.py")), ids=lambda p: p.stem)
+def test_a_model_is_under_200_lines_of_code(path):
+    assert len(lines_of_code(path.read_text(encoding="utf-8"))) < 200
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_no_class_is_over_200_lines_of_code(path):
+    source = path.read_text(encoding="utf-8")
+    code = lines_of_code(source)
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef):
+            size = sum(node.lineno <= i <= node.end_lineno for i in code)
+            assert size <= 200, f"{node.name} has {size} lines of code: split it"
+
+
+def test_the_mathematics_and_the_models_are_under_3500_lines():
+    rooms = f"{FLOORS['the mathematics']} {FLOORS['the models']}".split()
+    size = {
+        str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in MODULES
+        if path.relative_to(PACKAGE).with_suffix("").parts[0] in rooms
+    }
+    assert sum(size.values()) < 3500, size

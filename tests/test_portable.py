@@ -5,7 +5,7 @@ import platform
 import portable
 import pytest
 
-NEHALEM = portable.LEAST_ALIKE
+NEHALEM = portable.LEAST_SIMILAR
 
 
 def test_each_kernel_instruction_set_and_number_of_threads_occurs():

@@ -96,8 +96,8 @@ def test_what_no_processor_may_print(expected, seen):
 def test_a_complaint_names_numbers_difference_and_tolerance():
     (said,) = complaints("R² 0.655", "R² 0.658")
     assert said == (
-        "0.658 where the notebook has 0.655: they differ by 0.003, 3 units of the last digit, "
-        "and 1 is the tolerance"
+        "0.658 where the notebook has 0.655: they differ by 0.003, 3 units of the last digit; "
+        "the tolerance is 1"
     )
     (said,) = complaints("a 0.1\nof beta\n", "a 0.1\nof bta\n")
     assert "bta" in said and "beta" in said and "line 1" in said

@@ -1,4 +1,4 @@
-"""The command ``vaelab``: open the course, get the data, train, look into trouble."""
+"""The command ``vaelab``: open the course, get the data, train, grade, find problems."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")]
 @app.callback()
 def main() -> None:
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="replace")  # an ASCII terminal gets "?" and no traceback
+        stream.reconfigure(errors="replace")  # an ASCII terminal gets "?" instead of a traceback
 
 
 def _fail(sentence: object) -> NoReturn:
@@ -58,13 +58,13 @@ def course(browser: Annotated[bool, typer.Option(help="Open a web browser.")] = 
     folder = REPOSITORY / "course"
     if not (IN_CHECKOUT and folder.is_dir()):
         _fail(
-            "There is no course folder beside this package: the lessons are in the repository. "
+            "There is no course folder next to this package: the lessons are in the repository. "
             "Clone it and run `make course` there."
         )
     try:
         from jupyterlab.labapp import LabApp
     except ImportError:
-        _fail('JupyterLab is not installed here; get it with: pip install "vaelab[course]"')
+        _fail('JupyterLab is not installed here. Install it with: pip install "vaelab[course]"')
     first = next(iter(sorted(folder.glob("[0-9]*.ipynb"))), folder)
     as_root = hasattr(os, "geteuid") and os.geteuid() == 0
     server = LabApp.initialize_server(
@@ -77,11 +77,11 @@ def course(browser: Annotated[bool, typer.Option(help="Open a web browser.")] = 
             "--LabApp.log_level=ERROR",
         ]
     )
-    # Jupyter greets and takes leave at this level, at length; errors still show.
+    # Jupyter's long greetings have this level; errors have another and are still shown.
     server.log.addFilter(lambda record: record.levelno != logging.CRITICAL)
-    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))  # stop, and don't ask back
+    signal.signal(signal.SIGINT, signal.getsignal(signal.SIGTERM))  # stop without asking
     address = f"The course is at\n\n    {server.local_url}\n\nCtrl-C ends it."
-    server.io_loop.add_callback(typer.echo, address)  # once it does answer
+    server.io_loop.add_callback(typer.echo, address)  # once the server answers
     server.start()
     typer.echo("\nThe course is closed.")
 
@@ -89,16 +89,17 @@ def course(browser: Annotated[bool, typer.Option(help="Open a web browser.")] = 
 # --------------------------------------------------------------------------------------- data
 
 
-def _known(names: list[str] | None) -> list[str]:
+def _known_names(names: list[str] | None) -> list[str]:
     for name in names or ():
         if name not in datasets.DATASETS:
-            there = ", ".join(datasets.DATASETS)
-            _fail(f"No data set is called {name!r}; there are {there}.")
+            _fail(
+                f"No data set is called {name!r}. The data sets are {', '.join(datasets.DATASETS)}."
+            )
     return list(dict.fromkeys(names or datasets.DATASETS))
 
 
-def _found(name: str) -> str:
-    """Where the files of a data set are: "cache", or "cache (1), source (9)"."""
+def _where(name: str) -> str:
+    """Where the files of a data set are, for example "cache" or "cache (1), source (9)"."""
     places = Counter(datasets.locate(name).values())
     if not places:
         return "ships with scanpy"
@@ -108,12 +109,12 @@ def _found(name: str) -> str:
 
 @data.command("list")
 def list_() -> None:
-    """Each data set, its size, and where it is found: cache, mirror, or only public source."""
+    """List the data sets, their sizes, and where they are: cache, mirror, or only public source."""
     typer.echo(f"{'data set':18}{'files':>5}{'unpacked':>12}  found in")
     for name, files in datasets.DATASETS.items():
         known = all(file.size for file in files)
         size = f"{sum(file.size for file in files) / 1e6:.1f} MB" if known and files else "?"
-        typer.echo(f"{name:18}{len(files):5}{size if files else '':>12}  {_found(name)}")
+        typer.echo(f"{name:18}{len(files):5}{size if files else '':>12}  {_where(name)}")
     typer.echo(f"\ncache: {datasets.cache_folder()}")
     typer.echo(f"mirror: {os.environ.get('VAELAB_MIRROR') or 'none (VAELAB_MIRROR is not set)'}")
 
@@ -123,18 +124,18 @@ def fetch(
     names: Names = None,
     all_: Annotated[bool, typer.Option("--all", help="Every data set.")] = False,
 ) -> None:
-    """Bring data sets into the cache, and check them."""
+    """Download data sets into the cache, and check them."""
     if not names and not all_:
-        _fail(f"Which data set? Name some of {', '.join(datasets.DATASETS)}, or say --all.")
+        _fail(f"Which data sets? Name some of {', '.join(datasets.DATASETS)}, or use --all.")
     failed = False
-    for name in _known(None if all_ else names):
+    for name in _known_names(None if all_ else names):
         try:
             with warnings.catch_warnings(record=True) as notes:
                 warnings.simplefilter("always")  # whatever PYTHONWARNINGS says
                 paths = datasets.fetch(name, progress=sys.stderr.isatty())
             for note in notes:
                 typer.echo(note.message, err=True)
-            where = f"{len(paths)} files in {paths[0].parent}" if paths else _found(name)
+            where = f"{len(paths)} files in {paths[0].parent}" if paths else _where(name)
             typer.echo(f"{name}: {where}")
         except OSError as error:
             failed = True
@@ -145,11 +146,11 @@ def fetch(
 
 @data.command()
 def verify(names: Names = None) -> None:
-    """Hold the files in the cache against their content hashes.
+    """Compare the files in the cache with their content hashes.
 
-    Exit code 1 for a damaged file, and for a missing one of a data set that was named."""
+    Exit code 1 if a file is damaged, or if a file of a named data set is missing."""
     failed = False
-    for name in _known(names):
+    for name in _known_names(names):
         for file, state in datasets.verify(name).items():
             typer.echo(f"{name:18}{file:54}{state}")
             failed |= state not in ("ok", "missing") or (state == "missing" and bool(names))
@@ -163,12 +164,12 @@ def verify(names: Names = None) -> None:
 @app.command()
 def train(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]")] = None,
-    seed: Annotated[int, typer.Option(help="Of the weights, the split and the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed for weights, split and draws.")] = 0,
     out: Annotated[Path, typer.Option(show_default="saved_model_parameters")] = SAVED,
-    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of the recipe's number.")] = None,
     list_: Annotated[bool, typer.Option("--list", help="Only list the recipes.")] = False,
 ) -> None:
-    """Train by a recipe; writes NAME.safetensors and its card NAME.json. Without NAME: a list."""
+    """Train a recipe and write NAME.safetensors and its card NAME.json. Without NAME: a list."""
     from .teaching.recipes import RECIPES
     from .training import StopReason, TrainingError
 
@@ -177,14 +178,14 @@ def train(
             typer.echo(f"{recipe.name:32}{recipe.description}")
         return
     if name not in RECIPES:
-        _fail(f"No recipe is called {name!r}; there are {', '.join(RECIPES)}.")
+        _fail(f"No recipe is called {name!r}. The recipes are {', '.join(RECIPES)}.")
     if out.exists() and not out.is_dir():
-        _fail(f"{out} is a file; --out takes a folder.")
+        _fail(f"{out} is a file, but --out takes a folder.")
     try:
         model, history, card = RECIPES[name].train(seed, epochs, progress=sys.stdout.isatty())
         if not history.records:
-            _fail("Stopped before the first epoch was over; there is nothing to save.")
-        if history.reason is StopReason.INTERRUPTED:  # half a training must not replace a whole one
+            _fail("Stopped before the end of the first epoch; there is nothing to save.")
+        if history.reason is StopReason.INTERRUPTED:  # must not replace a finished training
             name += "_interrupted"
         path = model.save(out / name, half=True, **card)
     except (OSError, ValueError, TrainingError) as error:
@@ -205,15 +206,15 @@ def release(
         bool, typer.Option("--check", help="Write nothing; exit code 1 if a file differs.")
     ] = False,
 ) -> None:
-    """Make the learner's editions: solutions out, stubs in. Without LESSON.py: of all lessons."""
+    """Make the learner's editions, with stubs for solutions. Without LESSON.py: of all lessons."""
     from ._internal.machine import write_atomically
     from .teaching import editions
 
     masters = lessons or sorted((REPOSITORY / "course").glob("[0-9]*.py"))
     if not masters:
-        _fail("There are no lessons beside this package; name the .py of one.")
+        _fail("There are no lessons next to this package. Name the .py of a lesson.")
     if out.exists() and not out.is_dir():
-        _fail(f"{out} is a file; --out takes a folder.")
+        _fail(f"{out} is a file, but --out takes a folder.")
     made = {}
     try:
         for lesson in masters:
@@ -223,17 +224,17 @@ def release(
             elif lessons:
                 typer.echo(f"{lesson} has no exercises.")
         if check:
-            wrong = _differing(made) + ([] if lessons else _left_over(made, out))
+            wrong = _differing(made) + ([] if lessons else _superfluous(made, out))
             if wrong:
-                _fail(f"{out} is not what `vaelab release` makes: {', '.join(wrong)}.")
+                _fail(f"{out} differs from what `vaelab release` makes: {', '.join(wrong)}.")
             return
         for path in made:
             if path.exists() and not editions.is_untouched(path):
-                _fail(f"{path} was changed since its release: move it, lest answers be lost.")
+                _fail(f"{path} was changed since its release. Move it, so that no answer is lost.")
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(made)
     except ImportError as error:
-        _fail(f'{error.name} is not installed here; get it with: pip install "vaelab[course]"')
+        _fail(f'{error.name} is not installed here. Install it with: pip install "vaelab[course]"')
     except (OSError, ValueError) as error:
         _fail(error)
     for path in made:
@@ -246,9 +247,9 @@ def _differing(made: dict[Path, bytes]) -> list[str]:
     return [f"{p.name} is missing" for p in missing] + [f"{p.name} differs" for p in differ]
 
 
-def _left_over(made: dict[Path, bytes], out: Path) -> list[str]:
+def _superfluous(made: dict[Path, bytes], out: Path) -> list[str]:
     others = sorted({*out.glob("*.ipynb")} - {*made})
-    return [f"{path.name} is of no lesson (remove it)" for path in others]
+    return [f"{path.name} belongs to no lesson (remove it)" for path in others]
 
 
 # ------------------------------------------------------------------------------------- grade
@@ -258,21 +259,24 @@ def _left_over(made: dict[Path, bytes], out: Path) -> list[str]:
 def grade(
     submissions: Annotated[list[Path], typer.Argument(metavar="SUBMISSION...")],
     out: Annotated[Path, typer.Option(help="A folder for grades, feedback and report.")],
-    lesson: Annotated[str | None, typer.Option(help='"05"; else what most are of.')] = None,
-    seed: Annotated[int, typer.Option(help="Of the hidden inputs.")] = 1,
+    lesson: Annotated[
+        str | None, typer.Option(help='For example "05"; default: most frequent.')
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for the hidden inputs.")] = 1,
     salt: Annotated[
-        str, typer.Option(envvar="VAELAB_SALT", help="A secret: nobody can guess the inputs.")
+        str,
+        typer.Option(envvar="VAELAB_SALT", help="A secret, so that nobody guesses the inputs."),
     ] = "",
-    jobs: Annotated[int | None, typer.Option(help="Notebooks at a time.")] = None,
-    seconds: Annotated[float, typer.Option(help="That a notebook may take.")] = 300,
+    jobs: Annotated[int | None, typer.Option(help="Number of notebooks at a time.")] = None,
+    seconds: Annotated[float, typer.Option(help="Time limit of a notebook.")] = 300,
     editions: Annotated[Path, typer.Option(show_default="course/exercises")] = EDITIONS,
 ) -> None:
-    """Grade learners' notebooks: files, or folders of them. Interrupted, it goes on next time."""
+    """Grade notebooks: files, or folders of them. After Ctrl-C, run it again to go on."""
     from .teaching import grading
     from .teaching.report import NOT_CONTAINED
     from .teaching.sandbox import Limits
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # same as Ctrl-C: no process stays
     limits = Limits(seconds=seconds, cell_seconds=min(60, seconds))
     progress = sys.stderr.isatty()
     try:
@@ -283,7 +287,7 @@ def grade(
         _fail(error)
     except KeyboardInterrupt:
         typer.echo(
-            "Interrupted. What was graded is kept: the same command goes on there.", err=True
+            "Interrupted. Finished grades are kept; run the same command again to go on.", err=True
         )
         raise typer.Exit(130) from None
     for row in rows:
@@ -298,21 +302,21 @@ def grade(
 
 @app.command()
 def doctor() -> None:
-    """Say what of the course can run here, and what to do about the rest."""
+    """Check if the course can run here, and say what to do if it cannot."""
     marks = {True: "✓", False: "✗", None: "!"}
     try:
         "✓✗".encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
         marks = {True: "ok", False: "no", None: "! "}
     healthy = True
-    for good, text in _examine():  # None is a warning
+    for good, text in _diagnose():  # None is a warning
         typer.echo(f"{marks[good]} {text}")
         healthy &= good is not False
     if not healthy:
         raise typer.Exit(1)
 
 
-def _examine() -> Iterator[tuple[bool | None, str]]:
+def _diagnose() -> Iterator[tuple[bool | None, str]]:
     import psutil
     import torch
 
@@ -323,26 +327,26 @@ def _examine() -> Iterator[tuple[bool | None, str]]:
     device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     try:
         works = torch.ones(3, device=device).sum().item() == 3
-    except (AssertionError, RuntimeError):  # a driver that is too old, a card in use
+    except (AssertionError, RuntimeError):  # the driver is too old, or the card is in use
         works = False
     yield works, f"torch {torch.__version__} on {device}, {torch.get_num_threads()} threads"
 
     memory = psutil.virtual_memory()
-    says = f"memory {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available"
+    memory_text = f"memory {memory.total / 1e9:.1f} GB, {memory.available / 1e9:.1f} GB available"
     if memory.total < ENOUGH_MEMORY:
-        yield False, f"{says}; a lesson may need 2 GB"
+        yield False, f"{memory_text}; a lesson may need 2 GB"
     elif memory.available < ENOUGH_MEMORY:
-        yield None, f"{says}; a lesson may need 2 GB: close other programs"
+        yield None, f"{memory_text}; a lesson may need 2 GB: close other programs"
     else:
-        yield True, says
+        yield True, memory_text
 
     cache = datasets.cache_folder()
     free = shutil.disk_usage(_existing(cache)).free
     yield free > 1e9 or None, f"disk {free / 1e9:.1f} GB free in {cache}"
     for name in datasets.DATASETS:
-        found = _found(name)
+        found = _where(name)
         if "source" in found:
-            yield None, f"data {name}: {found}; to have it here: vaelab data fetch {name}"
+            yield None, f"data {name}: {found}; to download it: vaelab data fetch {name}"
         else:
             yield True, f"data {name}: {found}"
     yield _kernel()
@@ -369,18 +373,18 @@ def _kernel() -> tuple[bool, str]:
 
         python = KernelManager(kernel_name="python3").format_kernel_cmd()[0]
         imports = [python, "-c", "import ipykernel, vaelab"]
-        # From a neutral folder: in the repository any Python would find vaelab.
+        # Run in another folder: in the repository any Python would find vaelab.
         done = subprocess.run(imports, cwd=tempfile.gettempdir(), capture_output=True, text=True)
     except ImportError:
-        return False, 'Jupyter is not installed; get it with: pip install "vaelab[course]"'
+        return False, 'Jupyter is not installed. Install it with: pip install "vaelab[course]"'
     except (NoSuchKernel, OSError) as error:
-        said = str(error)
+        reason = str(error)
     else:
         if done.returncode == 0:
             return True, f"Jupyter kernel python3 is {python}"
-        said = f"{python}: " + (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        reason = f"{python}: " + (done.stderr.strip().splitlines() or ["no answer"])[-1]
     cure = f"{sys.executable} -m ipykernel install --sys-prefix"
-    return False, f"Jupyter kernel python3 can't run the lessons ({said}); mend it with: {cure}"
+    return False, f"Jupyter kernel python3 can't run the lessons ({reason}). Fix it with: {cure}"
 
 
 if __name__ == "__main__":

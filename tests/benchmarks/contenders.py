@@ -1,6 +1,6 @@
-"""The two that are compared: the same VAE trained by vaelab and by scvi-tools, epochs timed.
+"""The two contenders: the same VAE trained by vaelab and by scvi-tools, with timed epochs.
 
-Each side is imported only when it is asked for, so that a process holds no more than its own:
+Each package is imported only when it is needed, so that a process holds no more than its own:
 
     python tests/benchmarks/contenders.py ours|theirs counts.npz
 
@@ -26,7 +26,7 @@ KL_WARMUP = 0.25  # share of all steps
 
 
 def clock(device: str) -> float:
-    """CPU seconds of this process; on a GPU seconds by the wall, once its work is done."""
+    """CPU seconds of this process; on a GPU wall-clock seconds, after its work is done."""
     if device == "cpu":
         return time.process_time()
     torch.cuda.synchronize()
@@ -38,12 +38,12 @@ def train_ours(
 ) -> tuple:
     """A vaelab.VAE, its Cells, and the seconds of each epoch after the first.
 
-    ``plain`` trains the likelihood as the formula stands, differentiated by autograd alone.
+    With ``plain`` the likelihood is its formula, differentiated by autograd alone.
 
     Raises
     ------
     KeyboardInterrupt
-        Ctrl-C, which ``vaelab.fit`` itself takes for the wish to keep the model so far.
+        The user pressed Ctrl-C; ``vaelab.fit`` itself would return the model trained so far.
     """
     import vaelab
 
@@ -54,7 +54,7 @@ def train_ours(
     model = vaelab.VAE(cells.n_genes, n_latent=n_latent, likelihood="zinb", seed=seed, **SHAPE)
     if plain:
         make_plain(model)
-    with marks(device) as ends:
+    with epoch_ends(device) as ends:
         history = vaelab.fit(
             model, cells, epochs=epochs, batch_size=batch_size, kl_warmup=KL_WARMUP,
             validation_fraction=0, patience=None, seed=seed, device=device, progress=False,
@@ -65,8 +65,8 @@ def train_ours(
 
 
 @contextmanager
-def marks(device: str):
-    """The times at which epochs of vaelab end, while the block runs."""
+def epoch_ends(device: str):
+    """Collect the times at which epochs of vaelab end, while the block runs."""
     from vaelab import training
 
     ends, epoch = [], training._Run.epoch
@@ -83,7 +83,7 @@ def marks(device: str):
 
 
 def make_plain(model) -> None:
-    """Let a ZINB model compute its likelihood by the generic formula, whatever it ships with."""
+    """Make a ZINB model compute its likelihood by the generic formula."""
     from vaelab.distributions import CountDistribution, NegativeBinomial, ZeroInflated
     from vaelab.likelihoods import count_mean
 
@@ -101,7 +101,7 @@ def make_plain(model) -> None:
 
 
 def train_theirs(adata, n_latent=10, batch_size=128, epochs=3, seed=0, device="cpu") -> tuple:
-    """The same with scvi.model.SCVI: the model, None, and the seconds of each epoch."""
+    """A scvi.model.SCVI, None, and the seconds of each epoch after the first."""
     scvi, Callback = quiet_scvi()
 
     class Marks(Callback):
@@ -129,14 +129,14 @@ def train_theirs(adata, n_latent=10, batch_size=128, epochs=3, seed=0, device="c
             logger=False,
             callbacks=[Marks()],
         )
-    except SystemExit:  # how Lightning answers Ctrl-C, deaf to a second one
+    except SystemExit:  # Lightning's answer to Ctrl-C; it ignores a second one
         signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from None
     return model, None, np.diff(ends)
 
 
 def quiet_scvi():
-    """scvi and Lightning's Callback, with nothing to say."""
+    """scvi and Lightning's Callback, without their warnings and logs."""
     warnings.simplefilter("ignore")
     import scvi
     from lightning.pytorch.callbacks import Callback
@@ -152,11 +152,11 @@ def embed_ours(model, cells):
 
 
 def embed_theirs(model, _):
-    return model.get_latent_representation(batch_size=1024)  # ours has minibatches of this size
+    return model.get_latent_representation(batch_size=1024)  # the size of our minibatches
 
 
 def bound_ours(model, adata, draws: int) -> float:
-    """The held-out bound, mean over cells and draws of z; nats a cell."""
+    """The held-out bound in nats per cell, a mean over cells and draws of z."""
     import vaelab
 
     with warnings.catch_warnings():
@@ -170,10 +170,10 @@ def bound_theirs(model, adata, draws: int) -> float:
 
 
 def peak_memory() -> float:
-    """MiB that this process has held at most."""
-    try:  # getrusage counts in what the parent held before this process began
+    """The peak memory of this process so far, in MiB."""
+    try:  # getrusage would include the memory of the parent process
         return int(re.search(r"VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
-    except OSError:  # no Linux
+    except OSError:  # not on Linux
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

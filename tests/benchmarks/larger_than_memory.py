@@ -1,10 +1,10 @@
-"""Train on a file of 200,000 cells × 2,000 genes: memory, and speed beside the same in memory.
+"""Train on a file of 200,000 cells × 2,000 genes; compare its speed with training in memory.
 
     python tests/benchmarks/larger_than_memory.py [--format zarr] [--folder somewhere]
 
-Makes the file (sorted by type, 92 % zeros), trains a VAE on it, and prints the peak memory of this
-process; then trains an epoch in memory and an epoch on the file in turns. Fails where the peak is
-above 1.5 GB, or where the file is trained on at less than half the speed.
+The script makes the file (sorted by type, 92 % zeros), trains a VAE on it, and prints the peak
+memory of this process. Then it trains an epoch in memory and an epoch on the file in turns. It
+fails if the peak is above 1.5 GB, or if training on the file has less than half the speed.
 """
 
 import argparse
@@ -38,9 +38,9 @@ def write(path: Path, n_cells: int) -> None:
     types = np.sort(rng.integers(N_TYPES, size=n_cells))
     file = open_file(path, "w")
     for start in range(0, n_cells, AT_ONCE):
-        of = types[start : start + AT_ONCE]
-        library = rng.lognormal(np.log(175), 0.3, size=(len(of), 1))
-        counts = sparse.csr_matrix(rng.poisson(library * profiles[of]).astype(np.float32))
+        piece = types[start : start + AT_ONCE]
+        library = rng.lognormal(np.log(175), 0.3, size=(len(piece), 1))
+        counts = sparse.csr_matrix(rng.poisson(library * profiles[piece]).astype(np.float32))
         if start == 0:
             write_elem(file, "X", counts)
         else:
@@ -53,14 +53,14 @@ def write(path: Path, n_cells: int) -> None:
 
 
 def read(path: Path) -> anndata.AnnData:
-    """What is in the file, with X left there."""
+    """The AnnData of the file; X stays on disk."""
     file = open_file(path, "r")
     obs, var = read_elem(file["obs"]), read_elem(file["var"])
     return anndata.AnnData(X=sparse_dataset(file["X"]), obs=obs, var=var)
 
 
 def epoch(cells: Cells) -> tuple[float, float]:
-    """Cells per second of an epoch, held-out cells included: by the clock, and of the processor."""
+    """Cells per second of an epoch, held-out cells included: by wall-clock and by CPU time."""
     model, started = VAE(cells.n_genes, likelihood="nb"), time.process_time()
     history = fit(model, cells, epochs=1, progress=False)
     cpu = time.process_time() - started
@@ -68,7 +68,7 @@ def epoch(cells: Cells) -> tuple[float, float]:
 
 
 def peak() -> float:
-    """Of this process so far, in GB."""
+    """The peak memory of this process so far, in GB."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return size * (1 if sys.platform == "darwin" else 1024) / 1e9
 
@@ -76,7 +76,7 @@ def peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--format", default="h5ad", choices=["h5ad", "zarr"])
-    parser.add_argument("--folder", type=Path, help="where to make the file; it is then kept")
+    parser.add_argument("--folder", type=Path, help="folder in which to make and keep the file")
     parser.add_argument("--cells", type=int, default=200_000)
     parser.add_argument("--epochs", type=int, default=3)
     arguments = parser.parse_args()
@@ -98,8 +98,8 @@ def main() -> None:
             (wall, cpu), (wall_here, cpu_here) = epoch(cells), epoch(here)
             ratios.append((wall / wall_here, cpu / cpu_here))
             print(
-                f"cells a second, on file : in memory = {wall:,.0f} : {wall_here:,.0f} = "
-                f"{ratios[-1][0]:.2f} (processor {ratios[-1][1]:.2f})",
+                f"cells per second, on file : in memory = {wall:,.0f} : {wall_here:,.0f} = "
+                f"{ratios[-1][0]:.2f} (CPU time {ratios[-1][1]:.2f})",
                 flush=True,
             )
     ratio = np.median(ratios, axis=0)[0]

@@ -1,10 +1,10 @@
-"""Mouse 1 without labels: PCA, and the VAEs of a recipe over several seeds.
+"""Cluster mouse 1 without labels: by PCA, and by the VAEs of a recipe over several seeds.
 
     python tests/benchmarks/pancreas.py [--recipe pancreas_nb_wide] [--seeds 3]
 
-Prints mean ± standard deviation over seeds of each score (types with at least 5 cells; see
-``vaelab.metrics.clustering_scores``), beside those of scvi-tools 1.4.2 (ZINB, 300 epochs) on the
-same cells and genes. Seconds are those of reading the data and training.
+The script prints mean ± standard deviation over seeds of each score (types with at least 5 cells;
+see ``vaelab.metrics.clustering_scores``), next to the scores of scvi-tools 1.4.2 (ZINB, 300 epochs)
+on the same cells and genes. Seconds are the time to read the data and train.
 """
 
 import argparse

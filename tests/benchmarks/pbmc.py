@@ -1,11 +1,11 @@
-"""Clusters of a GMVAE, without labels, beside k-means and Leiden.
+"""Compare the clusters of a GMVAE, found without labels, with k-means and Leiden.
 
     python tests/benchmarks/pbmc.py [--recipe pbmc_gmvae|pancreas_gmvae] [--seeds 0 1 2]
 
-Prints ARI and NMI to the types (of at least 5 cells), as mean ± standard deviation over seeds: of
-the mixture's own clusters, of k-means and Leiden on its latent space, and of both on 30 principal
-components. Those of scvi-tools 1.4.2 (ZINB, latent space) are from an earlier run on the
-same cells and genes. Seconds are of one thread, data and first guess included.
+The script prints ARI and NMI with the types (of at least 5 cells) as mean ± standard deviation over
+seeds: for the mixture's own clusters, for k-means and Leiden on its latent space, and for both on
+30 principal components. The scores of scvi-tools 1.4.2 (ZINB, latent space) are from an earlier run
+on the same cells and genes. Seconds are CPU time of one thread, with the data and the first guess.
 """
 
 import argparse
@@ -36,9 +36,9 @@ def main() -> None:
     adata = select_genes(recipe.load())
     cells = recipe.read(adata)
     pca = sc.pp.pca(adata.layers["log_normalized"], n_comps=30, random_state=0)
-    rows = {"PCA-30": _of_latent(pca, cells.labels)}
-    theirs = dict(zip(rows["PCA-30"], SCVI_TOOLS[arguments.recipe], strict=True))
-    rows["scvi-tools (not run here)"] = theirs
+    rows = {"PCA-30": _scores_of(pca, cells.labels)}
+    scvi_tools = dict(zip(rows["PCA-30"], SCVI_TOOLS[arguments.recipe], strict=True))
+    rows["scvi-tools (not run here)"] = scvi_tools
 
     runs = []
     for seed in arguments.seeds:
@@ -47,7 +47,7 @@ def main() -> None:
         seconds = time.process_time() - started
         own = {"own ARI": card["scores"]["ari"], "own NMI": card["scores"]["nmi"]}
         own |= {"used": card["scores"]["used"], "CPU s": seconds}
-        runs.append(own | _of_latent(model.embed(cells), cells.labels))
+        runs.append(own | _scores_of(model.embed(cells), cells.labels))
         print(f"seed {seed}: {own}", flush=True)
     runs = pd.DataFrame(runs)
     rows |= {arguments.recipe: runs.mean(), "± (sd)": runs.std()}
@@ -55,7 +55,7 @@ def main() -> None:
     print(table.round(3).to_string(na_rep=""))
 
 
-def _of_latent(latent, labels) -> dict[str, float]:
+def _scores_of(latent, labels) -> dict[str, float]:
     scores = metrics.clustering_scores(latent, labels)
     names = {"kmeans_ari": "k-means ARI", "kmeans_nmi": "k-means NMI"}
     names |= {"leiden_ari": "Leiden ARI", "leiden_nmi": "Leiden NMI"}

@@ -1,4 +1,4 @@
-"""What was measured, ours beside theirs: ratios, verdicts, a table, and a figure."""
+"""The results, ours next to theirs: ratios, verdicts, a table, and a figure."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class Row:
     Parameters
     ----------
     what, unit
-        As the table prints them.
+        The quantity and its unit, as the table prints them.
     ours, theirs
-        One value a pair.
+        One value for each pair.
     better
-        "more" or "less"; None where a ratio says nothing.
+        "more" or "less"; None if a ratio has no meaning.
     wanted
-        Lowest and highest median ratio; without a ratio, of our own value.
+        The lowest and highest median ratio that we want; without a ratio, of our own value.
     of
-        What was measured, for whoever reads the JSON or draws.
+        What was measured, for the JSON and the figure.
     """
 
     what: str
@@ -39,7 +39,7 @@ class Row:
 
     @property
     def ratios(self) -> list[float]:
-        """How many times better ours is, pair by pair: above 1 in our favour."""
+        """How many times better ours is, for each pair; above 1 is in our favour."""
         if self.better is None:
             return []
         pairs = zip(self.ours, self.theirs, strict=True)
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether it is as wanted; None where nothing is."""
+        """True if the result is as wanted; None if nothing is wanted."""
         if self.wanted is None:
             return None
         return self.wanted[0] <= statistics.median(self.ratios or self.ours) <= self.wanted[1]
@@ -80,7 +80,7 @@ def number(value: float) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Held-out bounds of both sides, one value a seed: nats a cell, more is better."""
+    """Held-out bounds of both sides in nats per cell, one value per seed; more is better."""
 
     ours: list[float]
     theirs: list[float]
@@ -94,14 +94,14 @@ class Verdict:
     def sd(self) -> float:
         """Standard deviation, over seeds, of one run of ours minus one of theirs.
 
-        The two variances add up: a seed means nothing across packages. The held-out cells are
-        the same for all seeds, so that it holds no spread between cells.
+        The two variances add up, because the same seed gives unrelated draws in the two packages.
+        The held-out cells are the same for all seeds, so the spread between cells is not in it.
         """
         return math.sqrt(statistics.variance(self.ours) + statistics.variance(self.theirs))
 
     @property
     def worse(self) -> bool:
-        """Ours lies more than 2 sd below theirs, or is no number."""
+        """True if ours is more than 2 sd below theirs, or is NaN."""
         return not self.difference >= -2 * self.sd
 
     def record(self) -> dict:
@@ -114,8 +114,8 @@ class Verdict:
         )
         found = "WORSE by more than 2 sd" if self.worse else "within 2 sd, or better"
         return (
-            f"held-out bound, {len(self.ours)} seeds: ours {ours}, scvi-tools {theirs} nats a "
-            f"cell; difference {self.difference:+.2f}, 2 sd {2 * self.sd:.2f}: {found}"
+            f"held-out bound, {len(self.ours)} seeds: ours {ours}, scvi-tools {theirs} nats "
+            f"per cell; difference {self.difference:+.2f}, 2 sd {2 * self.sd:.2f}: {found}"
         )
 
 
@@ -125,7 +125,7 @@ def exponent(sizes, costs) -> float:
 
 
 def draw(rows: list[Row]):
-    """The figure: how many times faster we train, and how an epoch grows with cells and genes."""
+    """Draw how many times faster we train, and how an epoch grows with cells and genes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -171,7 +171,7 @@ def draw_growth(axes, rows: list[Row], name: str) -> None:
     from vaelab.plotting import COLOURS, MARKERS
 
     axes.set(
-        xscale="log", yscale="log", xlabel=name, ylabel="CPU seconds an epoch",
+        xscale="log", yscale="log", xlabel=name, ylabel="CPU seconds per epoch",
         title=f"Growth with {name}",
     )  # fmt: skip
     if not rows:

@@ -1,21 +1,21 @@
-"""Types of cells without a label: SCANVI beside that of scvi-tools 1.4.2, and beside two lines.
+"""Types of cells without a label: our SCANVI, that of scvi-tools 1.4.2, and two baselines.
 
     python tests/benchmarks/scanvi.py [--data pancreas pbmc] [--seeds 3] [--no-scvi-tools] [--quick]
 
-pancreas: mouse 1 with its labels, mouse 2 without, prepared together. pbmc: ten sorted populations,
-of each the labels of 20 cells, another draw with each seed. All see the same cells, the same 2,000
-genes and the same labels, and are scored on the cells whose label was hidden: accuracy, balanced
-accuracy and macro-F1 over all types that these have, however few cells have them. The table gives
-mean ± standard deviation over seeds.
+pancreas: mouse 1 with its labels and mouse 2 without, prepared together. pbmc: ten sorted
+populations with the labels of 20 cells each, drawn again for each seed. All methods get the same
+cells, the same 2,000 genes and the same labels. They are scored on the cells whose label was
+hidden: accuracy, balanced accuracy and macro-F1 over all types of these cells, also the rare ones.
+The table gives mean ± standard deviation over seeds.
 
-Ours is the recipe of ``vaelab train``. Theirs is as shipped: SCVI for 200 epochs (pbmc 150), then
-SCANVI from it for 30, with 100 labels a type an epoch. Logistic regression and the 15 nearest
-neighbours see 30 principal components of the log-normalised counts. Ours and theirs train in turns
-in this process, on one thread; seconds are CPU time of the training, and the ratio is the median
-of the pairs'.
+Ours is the recipe of ``vaelab train``. Theirs has the default settings: SCVI for 200 epochs (pbmc
+150), then SCANVI from it for 30, with 100 labels per type and epoch. Logistic regression and the 15
+nearest neighbours use 30 principal components of the log-normalised counts. Ours and theirs train
+in turns in this process, on one thread. Seconds are CPU time of the training, and the ratio is the
+median over pairs.
 
-Exit status: 1 where ours has the lower mean of balanced accuracy or of macro-F1, or is less than
-twice as fast, 2 where scvi-tools is missing, else 0.
+Exit status: 1 if ours has the lower mean balanced accuracy or macro-F1, or is less than twice as
+fast; 2 if scvi-tools is missing; else 0.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ SCVI_EPOCHS = {"pancreas": 200, "pbmc": 150}
 FASTER = 2
 
 
-def lines(adata) -> dict[str, np.ndarray]:
-    """The types of all cells by logistic regression and by neighbours, the lines to beat."""
+def baselines(adata) -> dict[str, np.ndarray]:
+    """The types of all cells by logistic regression and by nearest neighbours."""
     import scanpy as sc
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -59,7 +59,7 @@ def lines(adata) -> dict[str, np.ndarray]:
 
 
 def ours(adata, recipe, epochs: int | None, seed: int) -> tuple[np.ndarray, float]:
-    """The most probable type of each cell, and the seconds of training."""
+    """The most probable type of each cell by vaelab, and the seconds of training."""
     torch.set_num_threads(1)
     cells = recipe.read(adata)
     settings = recipe.fit | ({} if epochs is None else {"epochs": epochs})
@@ -71,7 +71,7 @@ def ours(adata, recipe, epochs: int | None, seed: int) -> tuple[np.ndarray, floa
 
 
 def theirs(adata, batch: str | None, epochs: tuple[int, int], seed: int) -> tuple:
-    """The same of scvi-tools, as it ships."""
+    """The most probable type of each cell by scvi-tools, and the seconds of training."""
     scvi, _ = quiet_scvi()
     scvi.settings.seed = seed
     torch.set_num_threads(1)
@@ -92,25 +92,25 @@ def has_scvi_tools() -> bool:
 
 
 def compare(name: str, seeds: int, scvi_tools: bool, quick: bool) -> bool:
-    """Print the table of one data set; whether ours is as good, and fast enough."""
+    """Print the table of one data set; True if ours is as good, and fast enough."""
     recipe, runs = RECIPES[f"{name}_scanvi"], []
 
-    def note(seed: int, method: str, predicted: np.ndarray, seconds: float = np.nan) -> None:
-        of_run = label_scores(truth[hidden], predicted[hidden]) | {"seconds": seconds}
-        runs.append({"seed": seed, "method": method} | of_run)
-        said = "  ".join(f"{what} {value:.3f}" for what, value in of_run.items() if value == value)
+    def record(seed: int, method: str, predicted: np.ndarray, seconds: float = np.nan) -> None:
+        scores = label_scores(truth[hidden], predicted[hidden]) | {"seconds": seconds}
+        runs.append({"seed": seed, "method": method} | scores)
+        said = "  ".join(f"{what} {value:.3f}" for what, value in scores.items() if value == value)
         print(f"{name}, seed {seed}, {method}: {said}", file=sys.stderr, flush=True)
 
     for seed in range(seeds):
         adata = vaelab.select_genes(DATA[name](seed))
         truth = adata.obs["cell_type"].to_numpy(dtype=str)
         hidden = adata.obs["known"].to_numpy() == "unknown"
-        for method, predicted in lines(adata).items():
-            note(seed, method, predicted)
+        for method, predicted in baselines(adata).items():
+            record(seed, method, predicted)
         if scvi_tools:
             epochs = (2, 1) if quick else (SCVI_EPOCHS[name], 30)
-            note(seed, "scvi-tools", *theirs(adata, recipe.batch, epochs, seed))
-        note(seed, "vaelab", *ours(adata, recipe, 2 if quick else None, seed))
+            record(seed, "scvi-tools", *theirs(adata, recipe.batch, epochs, seed))
+        record(seed, "vaelab", *ours(adata, recipe, 2 if quick else None, seed))
 
     runs = pd.DataFrame(runs)
     of_method = runs.groupby("method", sort=False)[[*SCORES, "seconds"]]
@@ -137,13 +137,13 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", nargs="+", default=[*DATA], choices=DATA)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--no-scvi-tools", action="store_true", help="ours and the lines alone")
-    parser.add_argument("--quick", action="store_true", help="few epochs, to see it run")
+    parser.add_argument("--no-scvi-tools", action="store_true", help="ours and baselines only")
+    parser.add_argument("--quick", action="store_true", help="few epochs, to see that it runs")
     arguments = parser.parse_args(words)
     scvi_tools = not arguments.no_scvi_tools
     if scvi_tools and not has_scvi_tools():
         print(
-            'scvi-tools is not installed. Run pip install -e ".[parity]", or compare without it: '
+            'scvi-tools is not installed. Run pip install -e ".[parity]", or leave it out with '
             "--no-scvi-tools.",
             file=sys.stderr,
         )

@@ -1,15 +1,16 @@
-"""vaelab beside scvi-tools: speed, memory, and the held-out bound that neither may pay with.
+"""Compare vaelab with scvi-tools: speed, memory, and the held-out bound.
 
     make bench            or     python tests/benchmarks/scvi_tools.py [--quick] [--out build/bench]
 
-Both train the same VAE (ZINB, one θ a gene, 128 hidden, 10 latent) on the same counts with the
-same batch size, as each package ships, in turns, on one thread. A pair is one training of each;
-its cost is the CPU time of the whole epochs after the first, data loading included. The table
-gives medians, and the median and range of the pairs' ratios. "Plain" differentiates the
-likelihood's formula by autograd; "default" is vaelab as it ships. Ctrl-C keeps what was measured.
+Both train the same VAE (ZINB, one θ per gene, 128 hidden units, 10 latent dimensions) on the same
+counts with the same batch size and otherwise default settings, in turns, on one thread. A pair is
+one training of each. Its cost is the CPU time of the epochs after the first, data loading included.
+The table gives medians, and the median and range of the ratios over pairs. "Plain" differentiates
+the likelihood's formula by autograd; "default" is vaelab as released. Ctrl-C keeps the results so
+far.
 
-Exit status: 1 where our held-out bound is worse than theirs by more than 2 standard deviations
-over seeds, 2 where scvi-tools is missing, 130 after Ctrl-C, else 0.
+Exit status: 1 if our held-out bound is worse than theirs by more than 2 standard deviations over
+seeds, 2 if scvi-tools is missing, 130 after Ctrl-C, else 0.
 """
 
 from __future__ import annotations
@@ -43,19 +44,19 @@ from contenders import (
 )
 from report import HEADER, INFINITY, Row, Verdict, draw, exponent, line
 
-LIBRARY = {92: 277.0, 70: 2715.0}  # counts a cell in 2,000 genes that make this % of zeros
+LIBRARY = {92: 277.0, 70: 2715.0}  # counts per cell in 2,000 genes, for this % of zeros
 WANTED = {  # (% zeros, batch size, form): times the speed of scvi-tools
     (92, 128, "plain"): 2.4,
     (92, 128, "default"): 3.0,
     (70, 128, "plain"): 1.8,
     (70, 128, "default"): 2.2,
 }
-LINEAR = (0.9, 1.1)  # exponents: at most a third more than 16 times the cost for 16 times the cells
+LINEAR = (0.9, 1.1)  # exponents: 16 times the cells cost 12 to 21 times as much
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """The sizes and repetitions of all measurements."""
 
     n_cells: int = 5_000
     n_genes: int = 2_000
@@ -78,7 +79,7 @@ QUICK = Plan(
 
 
 class Report:
-    """What was measured so far, printed row by row."""
+    """The results so far; each row is printed when it is added."""
 
     def __init__(self):
         self.rows: list[Row] = []
@@ -94,7 +95,7 @@ class Report:
         print(self.verdict, flush=True)
 
     def write(self, folder: Path) -> None:
-        """scvi_tools.json and scvi_tools.png."""
+        """Write scvi_tools.json and scvi_tools.png."""
         from vaelab._internal.machine import to_json, write_atomically
 
         content = {
@@ -118,10 +119,10 @@ class Report:
 
 
 def machine() -> dict:
-    """What the figures depend on besides the code."""
+    """The machine and the versions, on which the results depend."""
     try:
         cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):  # no Linux, or a processor that gives no name
+    except (OSError, TypeError):  # not on Linux, or a processor without a name
         cpu = platform.processor() or platform.machine()
     packages = ("torch", "scvi-tools", "vaelab", "lightning", "numpy")
     return {
@@ -137,14 +138,14 @@ def machine() -> dict:
 
 
 def simulated(n_cells: int, n_genes: int, zeros: int = 92):
-    """Counts of which so many per cent are zero, cells × genes, CSR.
+    """Counts with the given percentage of zeros, cells × genes, CSR.
 
-    In pieces, each with types of its own: a simulation holds several dense matrices.
+    They are made in pieces with different types, because a simulation holds several dense matrices.
 
     Raises
     ------
     ValueError
-        The share of zeros is off by more than one per cent.
+        The percentage of zeros is off by more than one.
     """
     from scipy import sparse
 
@@ -169,7 +170,7 @@ def adata_of(counts):
 
 
 def alternating(rounds: int, **contenders) -> dict[str, list[float]]:
-    """Each contender's cost in each round, in turns: A B A B."""
+    """The cost of each contender in each round; they take turns: A B A B."""
     costs = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, cost in contenders.items():
@@ -189,12 +190,15 @@ def speed(n_cells: int, seconds: list[float]) -> list[float]:
 
 
 def measure_parameters(report: Report, plan: Plan) -> None:
-    """Refuse to compare two models of which one is smaller."""
+    """Refuse to compare two models with different numbers of parameters in use."""
     import vaelab
 
     adata = adata_of(simulated(500, plan.n_genes))
     theirs, _, _ = train_theirs(adata, epochs=1)
-    idle = (theirs.module.l_encoder, theirs.module.decoder.px_r_decoder)  # other settings use them
+    idle = (
+        theirs.module.l_encoder,
+        theirs.module.decoder.px_r_decoder,
+    )  # for other settings
     n_theirs, n_idle = (
         sum(p.numel() for module in modules for p in module.parameters())
         for modules in ([theirs.module], idle)
@@ -202,8 +206,8 @@ def measure_parameters(report: Report, plan: Plan) -> None:
     n_ours = vaelab.VAE(plan.n_genes, likelihood="zinb").n_parameters
     if n_ours != n_theirs - n_idle:
         raise RuntimeError(
-            f"The models differ: {n_ours:,} parameters of ours, {n_theirs - n_idle:,} of theirs in "
-            "use. Give both the same shape in tests/benchmarks/contenders.py."
+            f"Our model has {n_ours:,} parameters, theirs uses {n_theirs - n_idle:,}. Give both "
+            "the same shape in tests/benchmarks/contenders.py."
         )
     report.add("parameters in use", "", [n_ours], [n_theirs - n_idle], better=None)
 
@@ -249,11 +253,11 @@ def measure_embedding(report: Report, plan: Plan, counts) -> None:
 
     def seconds(embed, model) -> float:
         start = clock("cpu")
-        for _ in range(3):  # one of ours alone is over in a fraction of a second
+        for _ in range(3):  # a single one of ours takes too little time to measure
             embed(model, cells)
         return (clock("cpu") - start) / 3
 
-    embed_ours(ours, cells), embed_theirs(theirs, None)  # the first of each allocates
+    embed_ours(ours, cells), embed_theirs(theirs, None)  # the first run of each allocates memory
     costs = alternating(
         2 * plan.pairs,
         theirs=lambda: seconds(embed_theirs, theirs),
@@ -286,7 +290,7 @@ def measure_bound(report: Report, plan: Plan, counts) -> None:
 
 
 def measure_memory(report: Report, counts) -> None:
-    """One epoch and the embedding, each side in a process of its own."""
+    """One epoch and the embedding, each package in its own process."""
     from scipy import sparse
 
     with tempfile.TemporaryDirectory() as folder:
@@ -307,7 +311,7 @@ def measure_memory(report: Report, counts) -> None:
 
 
 def measure_growth(report: Report, plan: Plan, cells) -> None:
-    """Seconds an epoch, at batch 128, along three axes; ``cells`` holds the most cells."""
+    """Seconds per epoch at batch 128, along three axes; ``cells`` is the largest data set."""
 
     def add(name: str, size: int, counts, **options) -> None:
         adata = adata_of(counts)
@@ -335,7 +339,7 @@ def measure_growth(report: Report, plan: Plan, cells) -> None:
 
 
 def measure_gpu(report: Report, counts) -> None:
-    """Seconds by the wall, on a GPU."""
+    """Cells per second of wall-clock time, on a GPU."""
     adata, n_cells = adata_of(counts), counts.shape[0]
     for batch_size in (128, 1024, 8192):
         options = {"timed_epochs": 2, "batch_size": batch_size, "device": "cuda"}
@@ -371,30 +375,35 @@ def measure(report: Report, plan: Plan) -> None:
 
 
 def pbmc_sorted():
-    """The 2,000 most variable genes of the sorted blood cells; None where they can't be had."""
+    """The 2,000 most variable genes of the sorted blood cells; None if these are not available."""
     import vaelab
 
     try:
         adata = vaelab.datasets.pbmc_sorted()
     except vaelab.datasets.DataUnavailable:
-        print("pbmc_sorted is left out: get it with vaelab data fetch pbmc_sorted.", flush=True)
+        print(
+            "pbmc_sorted is left out. Download it with: vaelab data fetch pbmc_sorted", flush=True
+        )
         return None
     return vaelab.select_genes(adata).X.tocsr()
 
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="less of everything, to see it run")
+    parser.add_argument("--quick", action="store_true", help="less of everything, as a trial")
     parser.add_argument("--out", type=Path, default=Path("build/bench"), help="folder to write to")
     arguments = parser.parse_args(words)
     if importlib.util.find_spec("scvi") is None:
-        print('scvi-tools is not here: pip install -e ".[parity]", or make bench.', file=sys.stderr)
+        print(
+            'scvi-tools is not installed. Run pip install -e ".[parity]", or make bench.',
+            file=sys.stderr,
+        )
         return 2
     report = Report()
     try:
         measure(report, QUICK if arguments.quick else Plan())
     except KeyboardInterrupt:
-        print("Stopped by Ctrl-C; what was measured is kept.")
+        print("Stopped by Ctrl-C; the results so far are kept.")
         return 130
     finally:
         report.write(arguments.out)

@@ -19,22 +19,23 @@ PREFACE = """\
 This is the learner's edition of [lesson {number}](../{stem}.ipynb), which has the solutions: here \
 you write the answers, in place of the lines that raise `NotImplementedError`. Run the cell below \
 your answer: its check says at once whether it is right, and if not, what went wrong."""
-MARKER = re.compile(r"(BEGIN|END) SOLUTION")  # as nbgrader looks for them
+MARKER = re.compile(r"(BEGIN|END) SOLUTION")  # nbgrader looks for the same words
 SOLUTION = re.compile(r"^([ \t]*)[^\n]*BEGIN SOLUTION.*?END SOLUTION[^\n]*", re.M | re.S)
-UPWARDS = re.compile(r"""(["'])\.\./""")  # a path from the lesson's folder, in a string
+UPWARDS = re.compile(r"""(["'])\.\./""")  # a path in a string, relative to the lesson's folder
 LINK = re.compile(r"""(\]\(|(?:src|href)=["'])([^)"'#\s]+)""")
 
 
 class EditionError(ValueError):
-    """The exercises of a lesson are not in order."""
+    """Raised if the exercise cells of a lesson are inconsistent."""
 
 
 def release(lesson: Path):
-    """The learner's edition of a lesson, the same each time.
+    """Make the learner's edition of a lesson; the same lesson always gives the same edition.
 
-    Everything from ``### BEGIN SOLUTION`` to ``### END SOLUTION`` gives way to a stub, and markdown
-    cells tagged "solution" are left out. Paths lead out of one folder more. ``metadata.vaelab``
-    says which lesson this is, what data it needs, and by a hash of its cells which release.
+    A stub takes the place of everything from ``### BEGIN SOLUTION`` to ``### END SOLUTION``, and
+    markdown cells tagged "solution" are left out. Relative paths go up by one folder more.
+    ``metadata.vaelab`` holds the number of the lesson, the data that it needs, and a hash of the
+    cells that names the release.
 
     Parameters
     ----------
@@ -48,7 +49,7 @@ def release(lesson: Path):
     Raises
     ------
     EditionError
-        A solution, a check or an id is not as it has to be: says which cell, and what of it.
+        A solution, a check or an id is wrong. The message names the cell and the problem.
     """
     import jupytext
     from nbformat import v4
@@ -56,7 +57,7 @@ def release(lesson: Path):
     lesson = Path(lesson)
     master = jupytext.read(lesson)
     number = lesson.stem.partition("_")[0]
-    if not _examine(lesson.name, number, master.cells):
+    if not _exercises_in(lesson.name, number, master.cells):
         return None
     preface = PREFACE.format(number=number, stem=lesson.stem)
     cells = [v4.new_markdown_cell(preface, id=f"{number}-000")]
@@ -78,102 +79,102 @@ def release(lesson: Path):
         "vaelab": {
             "lesson": number,
             "data": master.metadata.get("vaelab", {}).get("data", []),
-            "release": _digest(cells),
+            "release": _hash_of(cells),
         },
     }
     return edition
 
 
 def to_text(edition) -> str:
-    """An edition as a file holds it."""
+    """The text of an edition's file."""
     import nbformat
 
     return nbformat.writes(edition) + "\n"
 
 
 def is_untouched(path: Path) -> bool:
-    """Whether a file holds an edition as it was released, before anybody wrote into it."""
+    """True if nobody has written into an edition's file since its release."""
     import nbformat
 
     notebook = nbformat.read(path, as_version=4)
     released = notebook.metadata.get("vaelab", {}).get("release")
-    return released == _digest(notebook.cells)
+    return released == _hash_of(notebook.cells)
 
 
-def _digest(cells) -> str:
-    """Of what a release is made of: neither outputs nor what Jupyter notes beside them."""
+def _hash_of(cells) -> str:
+    """Hash of the cells' types, sources and marks, without outputs and other metadata."""
     parts = [(c.cell_type, c.source, c.metadata.get("nbgrader")) for c in cells]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def _from_below(link: re.Match, folder: Path) -> str:
-    """A link to a file of the lesson's folder, seen from the edition's."""
+    """A link in the lesson, changed to work from the folder of the editions."""
     return link[1] + ("../" if (folder / link[2]).exists() else "") + link[2]
 
 
 def _name(grade_id: str) -> str:
-    """05.1, which nbgrader takes as 05-1 and 05-1-check: no dots in a grade_id."""
+    """The name 05.1 of a grade_id 05-1 or 05-1-check; nbgrader allows no dots there."""
     return grade_id.removesuffix("-check").replace("-", ".", 1)
 
 
-def _examine(file: str, lesson: str, cells) -> list[str]:
-    """The names of a lesson's exercises, if all is in order."""
+def _exercises_in(file: str, lesson: str, cells) -> list[str]:
+    """The names of a lesson's exercises; raises an error if its cells are inconsistent."""
     answers, checked, ids = [], [], set()
     for position, cell in enumerate(cells, start=1):
         marked = cell.metadata.get("nbgrader", {})
         grade_id = str(marked.get("grade_id", ""))
         kind = tuple(bool(marked.get(key)) for key in ("solution", "grade", "task"))
-        name, wrong = _name(grade_id), None
+        name, problem = _name(grade_id), None
         if grade_id and grade_id in ids:
-            wrong = "the same grade_id stands above"
+            problem = "an earlier cell has the same grade_id"
         elif kind == (True, False, False) and cell.cell_type == "code":
-            wrong = _wrong_with_answer(cell.source, lesson, grade_id)
+            problem = _problem_of_answer(cell.source, lesson, grade_id)
             answers.append(name)
         elif kind == (False, True, False) and cell.cell_type == "code":
             if not grade_id.endswith("-check"):
-                wrong = "the grade_id of a check is that of its answer, and -check"
+                problem = "the grade_id of a check must be that of its answer and -check"
             elif name not in answers:
-                wrong = f"no answer cell {name} stands above this check"
+                problem = f"no answer cell {name} comes before this check"
             else:
-                wrong = _wrong_with_check(cell.source, name, marked)
+                problem = _problem_of_check(cell.source, name, marked)
             checked.append(name)
         elif any(kind):
-            wrong = "a cell is either code for an answer (solution) or code for a check (grade)"
+            problem = "a marked cell must be code, for an answer (solution) or a check (grade)"
         elif MARKER.search(cell.source):
-            wrong = "solution markers stand in a cell that is no answer cell"
-        if wrong:
-            raise EditionError(f"{file}, cell {position} ({grade_id or 'no grade_id'}): {wrong}.")
+            problem = "solution markers are only allowed in an answer cell"
+        if problem:
+            raise EditionError(f"{file}, cell {position} ({grade_id or 'no grade_id'}): {problem}.")
         ids.add(grade_id)
     if unchecked := [name for name in answers if name not in checked]:
         raise EditionError(f"{file}: no check cell follows the answer to {', '.join(unchecked)}.")
     return answers
 
 
-def _wrong_with_answer(source: str, lesson: str, grade_id: str) -> str | None:
+def _problem_of_answer(source: str, lesson: str, grade_id: str) -> str | None:
     if not re.fullmatch(rf"{lesson}-\d+", grade_id):
-        return f"the grade_id of this lesson's answers is {lesson}-1 and so on"
+        return f"the grade_id of this lesson's answers must be {lesson}-1 and so on"
     marks = MARKER.findall(source)
     if not marks:
-        return "an answer cell holds ### BEGIN SOLUTION and ### END SOLUTION, and this one doesn't"
+        return "an answer cell must have ### BEGIN SOLUTION and ### END SOLUTION"
     if marks != ["BEGIN", "END"] * (len(marks) // 2):
-        return f"solution markers come in pairs; these are {', '.join(marks)}"
+        return f"solution markers must come in pairs; these are {', '.join(marks)}"
     return None
 
 
-def _wrong_with_check(source: str, name: str, marked: dict) -> str | None:
+def _problem_of_check(source: str, name: str, marked: dict) -> str | None:
     if _checked(source) != name:
-        return f'a check cell holds one call and nothing else, vaelab.check("{name}", …)'
+        return f'a check cell must hold one call and nothing else, vaelab.check("{name}", …)'
     try:
         points = exercises.find(name).points
     except KeyError as error:
         return error.args[0].rstrip(".")
     if marked.get("points") != points:
-        return f"it says points {marked.get('points')}, and vaelab.teaching.exercises says {points}"
-    return None if marked.get("locked") else "a check cell is locked"
+        return f"it has points {marked.get('points')}, but vaelab.teaching.exercises has {points}"
+    return None if marked.get("locked") else 'a check cell must have "locked": true'
 
 
 def _checked(source: str) -> str | None:
-    """The exercise that a cell checks; None if it does not do just that."""
+    """The exercise that a cell checks; None if the cell does anything else."""
     try:
         match ast.parse(source).body:
             case [ast.Expr(ast.Call(function, [ast.Constant(str(name)), _], []))]:

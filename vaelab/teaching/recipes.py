@@ -1,6 +1,7 @@
-"""Recipes: the trainings behind ``saved_model_parameters/``, each had again by one command.
+"""Recipes: the trainings behind ``saved_model_parameters/``, each reproduced by one command.
 
-``vaelab train NAME`` or, in a lesson, ``RECIPES[name].train()``. They are saved at half precision.
+Run ``vaelab train NAME`` or, in a lesson, ``RECIPES[name].train()``. Parameters are saved at half
+precision.
 """
 
 from __future__ import annotations
@@ -26,17 +27,35 @@ NOT_SETTINGS = ("model", "cells", "seed", "device", "checkpoint", "progress")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training: its data, and the arguments of its model (`model`) and of vaelab.fit (`fit`).
+    """One training: its data, its model, and the settings of :func:`vaelab.fit`.
 
-    `start`, if any, is what is done to the model before it is fitted, by the seed.
+    Parameters
+    ----------
+    name, description
+        The recipe as ``vaelab train --list`` shows it.
+    data_set
+        The data as the card names them.
+    load
+        A function that returns the AnnData.
+    layer, label, batch
+        The layer of the values, and the columns of labels and batches. The label "known" hides some
+        types; the model is then scored on the cells with a hidden type.
+    n_genes
+        Number of variable genes to use.
+    kind, model
+        The class of the model, and its arguments.
+    start
+        A function that is called as ``start(model, cells, seed)`` before training; None for none.
+    fit
+        The arguments of :func:`vaelab.fit`.
     """
 
     name: str
     description: str
     data_set: str
-    load: Callable  # () -> AnnData
+    load: Callable
     layer: str = "counts"
-    label: str = "cell_type"  # "known" where types are hidden from some cells, who are scored
+    label: str = "cell_type"
     batch: str | None = None
     n_genes: int = 2000
     kind: type[Model] = VAE
@@ -45,11 +64,17 @@ class Recipe:
     fit: dict = field(default_factory=dict)
 
     def cells(self) -> Cells:
-        """What the model is fitted to. Raises `DataUnavailable` where the data can't be had."""
+        """The cells that the model is fitted to.
+
+        Raises
+        ------
+        DataUnavailable
+            The data are not available here.
+        """
         return self.read(self._adata())
 
     def read(self, adata) -> Cells:
-        """The cells of an AnnData, as the model is to see them."""
+        """The cells of an AnnData, as the model reads them."""
         columns = {"layer": self.layer, "label": self.label, "batch": self.batch}
         return Cells.from_anndata(adata, **columns, unlabelled="unknown")
 
@@ -59,22 +84,20 @@ class Recipe:
     def train(
         self, seed: int = 0, epochs: int | None = None, progress: bool = True
     ) -> tuple[Model, History, dict]:
-        """Train anew; the model, its history, and the card for ``model.save(path, **card)``."""
+        """Train; returns the model, its history, and the card for ``model.save(path, **card)``."""
         adata = self._adata()
         cells, started = self.read(adata), time.perf_counter()
         model = self.kind(cells.n_genes, seed=seed, **self.model)
         settings = self.fit | ({} if epochs is None else {"epochs": epochs})
         call = inspect.signature(fit).bind(model, cells, seed=seed, progress=progress, **settings)
-        call.apply_defaults()  # the card holds every setting, also those left at their default
+        call.apply_defaults()  # the card holds every setting, defaults included
         if self.start is not None:
             self.start(model, cells, seed)
         history = fit(*call.args, **call.kwargs)
         seconds = time.perf_counter() - started
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.copy_(
-                    parameter.half()
-                )  # as it is saved, so that the scores are the file's
+                parameter.copy_(parameter.half())  # as saved: the scores are those of the file
         scores = _scores(model, cells, adata.obs["cell_type"].to_numpy(dtype=str))
         if history.best_epoch:
             kept = history.records[history.best_epoch - 1]
@@ -93,7 +116,7 @@ class Recipe:
 
 
 def _scores(model: Model, cells: Cells, truth: np.ndarray) -> dict[str, float]:
-    """Of the types of SCANVI, a mixture's own clusters, and the latent space of any other model."""
+    """Scores: types (SCANVI), clusters (GMVAE), or k-means and Leiden on the latent space."""
     if isinstance(model, SCANVI):
         hidden = (cells.label < 0).numpy()
         return label_scores(truth[hidden], predicted_types(model, cells)[hidden])
@@ -125,17 +148,17 @@ def predicted_types(model: SCANVI, cells: Cells) -> np.ndarray:
 
 
 def label_scores(truth, predicted) -> dict[str, float]:
-    """How right predicted types are: over all cells, and as means over the types of the truth.
+    """Scores of predicted types, over all cells and as means over the types in the truth.
 
     Parameters
     ----------
     truth, predicted
-        One name a cell.
+        The names of the types, one per cell.
 
     Returns
     -------
-    "accuracy"; "balanced_accuracy", the mean of the types' recalls; "macro_f1", of their F1. A
-    type counts as much as any other, however few cells have it.
+    "accuracy", "balanced_accuracy" (the mean of the types' recalls) and "macro_f1" (the mean of
+    their F1). In the two means all types count equally, however few cells they have.
     """
     from sklearn.metrics import f1_score, recall_score
 
@@ -149,27 +172,27 @@ def label_scores(truth, predicted) -> dict[str, float]:
 
 
 def two_mice():
-    """Pancreas of mouse 1 and mouse 2; obs["known"] is "unknown" throughout mouse 2."""
+    """Pancreas of mouse 1 and mouse 2; obs["known"] is "unknown" in all cells of mouse 2."""
     import anndata
 
     mice = {f"mouse {n}": datasets.pancreas(mouse=n) for n in (1, 2)}
     adata = anndata.concat(mice, label="mouse", index_unique="-")
-    adata.obs["known"] = _hide(adata, adata.obs["mouse"] == "mouse 2")
+    adata.obs["known"] = _with_hidden(adata, adata.obs["mouse"] == "mouse 2")
     return adata
 
 
 def sorted_blood(n_labels: int = 20, seed: int = 0):
-    """Sorted PBMC; obs["known"] has the type of so many cells of each, else "unknown"."""
-    adata, order = datasets.pbmc_sorted(), np.random.default_rng(seed)
+    """Sorted PBMC; obs["known"] has the type of ``n_labels`` cells per type, else "unknown"."""
+    adata, rng = datasets.pbmc_sorted(), np.random.default_rng(seed)
     types = adata.obs["cell_type"].to_numpy(dtype=str)
     hidden = np.ones(len(types), dtype=bool)
     for name in np.unique(types):
-        hidden[order.choice(np.flatnonzero(types == name), n_labels, replace=False)] = False
-    adata.obs["known"] = _hide(adata, hidden)
+        hidden[rng.choice(np.flatnonzero(types == name), n_labels, replace=False)] = False
+    adata.obs["known"] = _with_hidden(adata, hidden)
     return adata
 
 
-def _hide(adata, hidden) -> np.ndarray:
+def _with_hidden(adata, hidden) -> np.ndarray:
     return np.where(hidden, "unknown", adata.obs["cell_type"].to_numpy(dtype=str))
 
 
@@ -241,7 +264,7 @@ _RECIPES = (
     ),
     Recipe(
         name="pancreas_scanvi",
-        description="Mouse pancreas, types of mouse 2 from those of mouse 1",
+        description="Mouse pancreas, types of mouse 2 from the labels of mouse 1",
         data_set="pancreas, mouse 1 and mouse 2",
         load=two_mice,
         label="known",
@@ -252,7 +275,7 @@ _RECIPES = (
     ),
     Recipe(
         name="pbmc_scanvi",
-        description="Sorted blood cells, types from those of 20 cells each",
+        description="Sorted blood cells, types from the labels of 20 cells per type",
         data_set="pbmc_sorted, 20 labels a type",
         load=sorted_blood,
         label="known",
@@ -260,8 +283,8 @@ _RECIPES = (
         model={"n_labels": 10, "likelihood": "nb", "n_latent": 20},
         fit={"epochs": 40, "learning_rate": 2e-3, "validation_fraction": 0},
     ),
-    _two_mice_scvi("", "simplified, of counts and mouse"),
-    _two_mice_scvi("_blind", "simplified, not told the mouse", batch=None),
+    _two_mice_scvi("", "simplified, from counts and mouse"),
+    _two_mice_scvi("_blind", "simplified, without the mouse as input", batch=None),
     _two_mice_scvi(
         "_full", "with latent library sizes and dropout", library="latent", likelihood="zinb"
     ),

@@ -1,7 +1,7 @@
-"""A learner's answer meets its inputs: what comes back is plain data, whatever it was.
+"""Call a learner's answer with its inputs; whatever it gives comes back as plain data.
 
-Nothing here knows a right answer. So the grader can let this module, alone of its folder, into the
-process in which a submission runs.
+Nothing here knows a right answer. So this is the only module of its folder that the grader lets
+into the process in which a submission runs.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Data = np.ndarray | str | tuple  # numbers, a word, or several of these
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an answer gave for one case.
+    """The result of one call of an answer.
 
     Parameters
     ----------
     kind
-        "value", or why there is none: "undone" (the stub is still there), "raised", "endless",
-        "foreign" (something that holds no numbers).
+        "value", or the reason why there is no value: "undone" (the stub is still there),
+        "raised", "endless", or "foreign" (the type holds no numbers).
     value
         An array of numbers, a word, or a tuple of these.
     message
-        The error and where it arose, or the foreign type.
+        The error and its line, the time limit, or the foreign type.
     """
 
     kind: str
@@ -39,25 +39,25 @@ class Outcome:
 
 
 class _TooLong(BaseException):
-    """Not an Exception: `except Exception` in an answer must not catch it."""
+    """Raised at the time limit. Not an Exception: ``except Exception`` must not catch it."""
 
 
 def apply(answer, case: dict, call: str = "numbers", seconds: float = 10.0) -> Outcome:
-    """The answer's outcome for one case.
+    """Call an answer for one case.
 
     Parameters
     ----------
     answer
-        A function of the case's inputs, or a value that needs none.
+        A function of the case's inputs, or a value.
     case
         Inputs by name: arrays, numbers, words.
     call
-        A name in :data:`CALLS`: how the inputs are handed over.
+        How the inputs are passed: a name in :data:`CALLS`.
     seconds
-        After which a call is given up.
+        The time limit of the call.
     """
     try:
-        with _limit(seconds):
+        with _time_limit(seconds):
             result = CALLS[call](answer, case) if callable(answer) else answer
             return Outcome("value", as_data(result))
     except _TooLong:
@@ -71,7 +71,7 @@ def apply(answer, case: dict, call: str = "numbers", seconds: float = 10.0) -> O
 
 
 def _numbers(answer, case: dict):
-    """Arrays as float tensors of their own precision, everything else as it is; by position."""
+    """Pass arrays as tensors of the same precision and everything else as it is, by position."""
     import torch
 
     return answer(
@@ -80,15 +80,15 @@ def _numbers(answer, case: dict):
 
 
 def _arrays(answer, case: dict):
-    """Arrays as they are, for answers in numpy; by position."""
+    """Pass arrays as they are, by position: for answers in numpy."""
     return answer(*(v.copy() if isinstance(v, np.ndarray) else v for v in case.values()))
 
 
 def _densities(answer, case: dict):
-    """For a latent z with finitely many states: E, the mean under q, then tables as functions of z.
+    """Pass E, the mean under q, then each table as a function of z: for a z with few states.
 
-    Each array holds log-densities, their last axis the states; "log_q" is one of them. E(f) is
-    Σ_z q(z) f(z) for a function f.
+    Each array holds log-densities, with the states on the last axis; "log_q" is one of them. E(f)
+    is Σ_z q(z) f(z) for a function f.
     """
     states = np.arange(case["log_q"].shape[-1])
 
@@ -97,14 +97,16 @@ def _densities(answer, case: dict):
 
     def E(f):
         if not callable(f):
-            raise TypeError("E takes a function of z, as in E(lambda z: log_q(z))")
+            raise TypeError(
+                f"E takes a function of z, as in E(lambda z: log_q(z)); got {type(f).__name__}"
+            )
         return (np.exp(case["log_q"]) * f(states)).sum(-1)
 
     return answer(E, *(table(values.copy()) for values in case.values()))
 
 
 def _slope(answer, case: dict):
-    """As "numbers"; and beside the answer its derivative in the last input, NaN if it has none."""
+    """Same as "numbers"; adds the answer's derivative in the last input, NaN if it has none."""
     import torch
 
     *inputs, last = (
@@ -118,8 +120,8 @@ def _slope(answer, case: dict):
 
 
 def _gradient(answer, case: dict):
-    """As "numbers" but for the last, "weight"; beside the answer, the gradient of its sum with that
-    weight in the first input, zero if it has none.
+    """Same as "numbers" without the last input, "weight"; adds the gradient of Σ weight · answer in
+    the first input, zero if it has none.
     """
     import torch
 
@@ -129,16 +131,18 @@ def _gradient(answer, case: dict):
     first = inputs[0].requires_grad_()
     value = answer(*inputs)
     if not isinstance(value, torch.Tensor):
-        raise TypeError("a tensor is asked for, so that a gradient can come back through it")
+        raise TypeError(
+            f"Expected a tensor, so that a gradient can flow back; got {type(value).__name__}"
+        )
     if not value.requires_grad:
         return value, torch.zeros_like(first)
     return value, *torch.autograd.grad((weight * value).sum(), first, materialize_grads=True)
 
 
 def _encoder(answer, case: dict):
-    """A network with batch normalisation and dropout, made of arrays and in the mode that the case
-    says; x; and the size of minibatches. After the answer comes the mode that it left: 1 for
-    training.
+    """Pass an encoder with batch normalisation and dropout, x, and the size of minibatches.
+
+    The case gives the encoder's weights and its mode. Adds the mode after the call: 1 for training.
     """
     import torch
     from torch import nn
@@ -153,7 +157,7 @@ def _encoder(answer, case: dict):
         nn.Linear(n_hidden, n_out),
     ).to(arrays["x"].dtype)
     names = ("w1", "b1", "scale", "shift", "running_mean", "running_var", None, "w2", "b2")
-    state = encoder.state_dict()  # the seventh counts minibatches
+    state = encoder.state_dict()  # the seventh entry counts minibatches
     state |= {key: arrays[name] for key, name in zip(state, names, strict=True) if name}
     encoder.load_state_dict(state)
     encoder.train(case["training"])
@@ -163,12 +167,12 @@ def _encoder(answer, case: dict):
 
 
 def _estimates(answer, case: dict):
-    """For an estimator of ∇E_q[f]: variances, then means, of what it gives for cells all alike.
+    """Variances, then means, of an estimator of ∇E_q[f] over many equal cells.
 
-    f(z) = constant − ½ (x − w·z)². It gets f, "mean" and "std" as (n_cells, n_latent), and
-    "n_samples", and returns an array of that shape or several. Where there is a "most" for the
-    variances, f gives values without a gradient, and variances below "most" come back as "most".
-    A mean whose standard error is above 0.005 is not known, and comes back as NaN.
+    The estimator gets f, "mean" and "std" as (n_cells, n_latent), and "n_samples", where f(z) =
+    constant − ½ (x − w·z)². It returns one array of that shape, or several. If the case has a limit
+    "most" for the variances, f gives values without a gradient, and variances below "most" come
+    back as "most". A mean with a standard error above 0.005 comes back as NaN.
     """
     import torch
 
@@ -185,11 +189,13 @@ def _estimates(answer, case: dict):
     found = [as_data(part) for part in (found if isinstance(found, tuple) else (found,))]
     for part in found:
         if np.shape(part) != shape:
-            raise ValueError(f"a gradient has shape {np.shape(part)}, for mean and std of {shape}")
+            raise ValueError(
+                f"Expected gradients of shape {shape}, as mean and std; got {np.shape(part)}"
+            )
         if (part == part[0]).all():
             raise ValueError(
-                f"all {shape[0]:,} cells got the same gradient: has each cell draws of its own, "
-                "and does the gradient come from them?"
+                f"All {shape[0]:,} cells got the same gradient: does each cell have its own draws, "
+                "and is the gradient computed from them?"
             )
     variances = [g.var(0) for g in found]
     known = [np.sqrt(v / shape[0]) < 0.005 for v in variances]
@@ -209,11 +215,11 @@ CALLS = {
 
 
 class _Foreign(Exception):
-    pass
+    """Raised for a type that holds no numbers."""
 
 
 def as_data(result) -> Data:
-    """Tensors, arrays, numbers and lists of numbers as arrays; words and tuples as themselves."""
+    """Turn tensors, arrays, numbers and lists of numbers into arrays; keep words and tuples."""
     import torch
 
     if isinstance(result, str):
@@ -232,7 +238,7 @@ def as_data(result) -> Data:
 
 
 def _line_of(error: Exception) -> str:
-    """The last line of the learner's own code in an error's traceback."""
+    """The last line of the learner's code in an error's traceback."""
     import linecache
     import traceback
 
@@ -244,8 +250,8 @@ def _line_of(error: Exception) -> str:
 
 
 @contextmanager
-def _limit(seconds: float):
-    """Leave an endless answer; only the main thread of a Unix process can."""
+def _time_limit(seconds: float):
+    """Stop an endless answer; this needs the main thread of a Unix process."""
     here = threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer")
     if not here:
         yield
@@ -255,7 +261,7 @@ def _limit(seconds: float):
         raise _TooLong
 
     before = signal.signal(signal.SIGALRM, stop)
-    # Again and again, since an answer may catch the first one.
+    # Repeated, because an answer may catch the first one.
     signal.setitimer(signal.ITIMER_REAL, seconds, 0.2)
     try:
         yield

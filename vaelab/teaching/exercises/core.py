@@ -1,8 +1,8 @@
 """What an exercise is, and how an answer to it is judged.
 
-One declaration an exercise: how inputs are drawn from a seed, an oracle that shares no code with
-the solution, a tolerance, points, and the common wrong answers by name, each with its hint. From
-it come the learner's check, the grader, and the tests of the exercise itself.
+Each exercise has one declaration: how inputs are drawn from a seed, an oracle that shares no code
+with the solution, a tolerance, points, and the common wrong answers by name, each with its hint.
+The learner's check, the grader and the tests of the exercise all use this declaration.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Misconception:
     Parameters
     ----------
     name
-        What was mistaken for what: reports count by it.
+        A name for the mistake; reports count answers by it.
     wrong
-        The answer that one gives who holds it; inputs as the oracle has them.
+        The answer that this mistake leads to, a function of the same inputs as the oracle.
     hint
-        What to tell them: where to look, never the solution.
+        A hint for the learner: it says where to look, never the solution.
     """
 
     name: str
@@ -45,31 +45,33 @@ class Exercise:
     Parameters
     ----------
     name
-        "05.2": lesson and number.
+        The lesson and a number, for example "05.2".
     title
-        As the lesson has it.
+        The title, same as in the lesson.
     points
-        What it is worth.
+        The points for a right answer.
     draw
-        From a generator, the cases: inputs by name, in the order of the answer's arguments. The
-        simplest comes first: the first case that goes wrong is the one that is shown.
+        A function of a random generator that returns the cases. A case holds inputs by name, in
+        the order of the answer's arguments. The simplest case comes first, because the first case
+        that goes wrong is shown.
     oracle
-        A case's right outcome, by another way than the solution (scipy, mpmath, quadrature,
-        enumeration).
+        A function of a case's inputs that returns the right outcome, computed in another way than
+        the solution (scipy, mpmath, quadrature, enumeration).
     verified
-        What a passed check has shown, as in "Agrees with … at 200 points".
+        What a passed check has shown, for example "Agrees with … at 200 points".
     misconceptions
-        In the order in which they are tried.
+        The known mistakes, in the order in which they are tried.
     rtol, atol
-        An answer agrees within atol + rtol · |right|, in the precision of its inputs.
+        An answer agrees if it is within atol + rtol · |right|.
     rtol32, atol32
-        The same where a case holds float32.
+        The same tolerances for a case that holds float32.
     call
-        How inputs are handed over: see ``calls.CALLS``.
+        How inputs are passed: a name in ``calls.CALLS``.
     picture
-        Draws a case, the right outcome and the answer's: (axes, case, expected, got) -> None.
+        A function that draws a case, the right outcome and the answer's:
+        (axes, case, expected, got) -> None.
     seconds
-        A call's limit.
+        The time limit of one call.
     """
 
     name: str
@@ -88,11 +90,11 @@ class Exercise:
     seconds: float = 10.0
 
     def cases(self, seed) -> list[Case]:
-        """The cases of a seed; the same seed gives the same."""
+        """The cases of a seed; the same seed always gives the same cases."""
         return list(self.draw(np.random.default_rng(seed)))
 
     def outcomes(self, answer, cases: Sequence[Case]) -> list[Outcome]:
-        """What an answer gives, up to the first case that gives nothing."""
+        """The answer's outcomes, up to the first case without a value."""
         outcomes = []
         for case in cases:
             outcomes.append(apply(answer, case, self.call, self.seconds))
@@ -101,17 +103,17 @@ class Exercise:
         return outcomes
 
     def judge(self, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> Verdict:
-        """Whether the outcomes are right, and if not, why.
+        """The verdict on an answer's outcomes: whether they are right, and if not, why.
 
-        A pure function of data: the grader calls it in a process that no answer has entered.
+        This is a pure function of data: the grader calls it in a process that runs no answer.
         """
         if len(outcomes) == 0:
             return Verdict(self, False, "There is no answer.")
         for case, outcome in zip(cases, outcomes, strict=False):
             if outcome.kind != "value":
-                return Verdict(self, False, self._nothing(outcome, case), case=case)
+                return Verdict(self, False, self._message_without_value(outcome, case), case=case)
         if len(outcomes) != len(cases):
-            return Verdict(self, False, "There is no answer to some of the inputs.")
+            return Verdict(self, False, "Some of the inputs have no answer.")
         right = [self.oracle(**case) for case in cases]
         got = [outcome.value for outcome in outcomes]
         agree = [self._agree(case, r, g) for case, r, g in zip(cases, right, got, strict=True)]
@@ -120,15 +122,15 @@ class Exercise:
         first = agree.index(False)
         case, expected, answered = cases[first], right[first], got[first]
         for misconception in self.misconceptions:
-            if self._is(misconception, cases, right, got):
+            if self._fits(misconception, cases, right, got):
                 return Verdict(
                     self, False, misconception.hint, misconception.name, case, expected, answered
                 )
-        message = _difference(case, expected, answered, self._close(case))
+        message = _difference(case, expected, answered, self._closeness(case))
         return Verdict(self, False, message, None, case, expected, answered)
 
-    def _is(self, misconception: Misconception, cases, right, got) -> bool:
-        """The answer agrees with the wrong one everywhere, and that is wrong somewhere."""
+    def _fits(self, misconception: Misconception, cases, right, got) -> bool:
+        """True if the answer agrees with the mistake in all cases, and the mistake is not right."""
         distinct = False
         for case, r, g in zip(cases, right, got, strict=True):
             with np.errstate(all="ignore"):
@@ -138,7 +140,7 @@ class Exercise:
             distinct = distinct or not self._agree(case, wrong, r)
         return distinct
 
-    def _close(self, case: Case) -> Callable:
+    def _closeness(self, case: Case) -> Callable:
         single = any(isinstance(v, np.ndarray) and v.dtype == np.float32 for v in case.values())
         rtol, atol = (self.rtol32, self.atol32) if single else (self.rtol, self.atol)
 
@@ -155,17 +157,17 @@ class Exercise:
         if isinstance(right, str) or isinstance(got, str):
             return type(right) is type(got) and right.strip().lower() == got.strip().lower()
         right, got = np.asarray(right), np.asarray(got)
-        return right.shape == got.shape and bool(self._close(case)(right, got).all())
+        return right.shape == got.shape and bool(self._closeness(case)(right, got).all())
 
-    def _nothing(self, outcome: Outcome, case: Case) -> str:
+    def _message_without_value(self, outcome: Outcome, case: Case) -> str:
         return {
-            "undone": "This one is still to be done: put your answer in place of the line that "
-            "raises NotImplementedError.",
-            "raised": f"Your answer raised {outcome.message}. It was given {_shown(case)}.",
+            "undone": "This exercise is still to be done: write your answer in place of the line "
+            "that raises NotImplementedError.",
+            "raised": f"Your answer raised {outcome.message}. Its inputs were {_text_of(case)}.",
             "endless": f"Your answer had not returned after {outcome.message}. Look for a loop "
-            f"that does not end. It was given {_shown(case)}.",
-            "foreign": f"Your answer gave a {outcome.message}, where numbers are asked for: a "
-            "tensor, an array or a number."
+            f"that does not end. Its inputs were {_text_of(case)}.",
+            "foreign": "Expected numbers (a tensor, an array or a number), but your answer gave a "
+            f"{outcome.message}."
             + (" Is the return missing?" if outcome.message == "NoneType" else ""),
         }[outcome.kind]
 
@@ -177,13 +179,13 @@ class Verdict:
     Parameters
     ----------
     passed
-        Whether it is right.
+        True if the answer is right.
     message
         What was verified, or what went wrong.
     misconception
-        The name of the one that fits.
+        The name of the mistake that fits, if any.
     case, expected, got
-        The first case that went wrong.
+        The first case that went wrong, its right outcome and the answer's.
     """
 
     exercise: Exercise = field(repr=False)
@@ -196,7 +198,7 @@ class Verdict:
 
     @property
     def comparable(self) -> bool:
-        """Whether what was got can be drawn beside what was expected: arrays of equal shape."""
+        """True if ``got`` can be drawn next to ``expected``: both are arrays of equal shape."""
         pair = self.expected, self.got
         arrays = all(isinstance(data, (np.ndarray, np.number)) for data in pair)
         return arrays and np.shape(self.expected) == np.shape(self.got)
@@ -213,11 +215,11 @@ class Verdict:
 
 
 def _difference(case: Case, expected: Data, got: Data, close: Callable) -> str:
-    """The smallest part of a case that shows the difference, in a sentence."""
+    """A sentence on the smallest part of a case that shows the difference; empty if none does."""
     if isinstance(expected, tuple) or isinstance(got, tuple):
         n_expected, n_got = (len(d) if isinstance(d, tuple) else 1 for d in (expected, got))
         if n_expected != n_got:
-            return f"Your answer returned {n_got} results; {n_expected} are asked for."
+            return f"Expected {n_expected} results, but your answer returned {n_got}."
         for i, (e, g) in enumerate(zip(expected, got, strict=True), start=1):
             part = _difference(case, e, g, close)
             if part:
@@ -225,18 +227,15 @@ def _difference(case: Case, expected: Data, got: Data, close: Callable) -> str:
         return ""
     if isinstance(expected, str) or isinstance(got, str):
         if type(expected) is not type(got):
-            kind = "a word" if isinstance(expected, str) else "numbers"
-            return (
-                f"Your answer gave {got!r}; {kind} is asked for."
-                if kind == "a word"
-                else (f"Your answer gave the word {got!r}; numbers are asked for.")
-            )
-        return "" if got == expected else f"{got!r} is not it. Look again."
+            if isinstance(expected, str):
+                return f"Expected a word, but your answer gave {got!r}."
+            return f"Expected numbers, but your answer gave the word {got!r}."
+        return "" if got == expected else f"{got!r} is not the right word. Look again."
     expected, got = np.asarray(expected), np.asarray(got)
     if expected.shape != got.shape:
         return (
-            f"Your answer has shape {got.shape}; it should have {expected.shape}. It was given "
-            f"{_shown(case)}."
+            f"Your answer has shape {got.shape}; it should have {expected.shape}. Its inputs were "
+            f"{_text_of(case)}."
         )
     wrong = ~close(expected, got)
     if not wrong.any():
@@ -250,13 +249,13 @@ def _difference(case: Case, expected: Data, got: Data, close: Callable) -> str:
     lead = f"{n_nan} of {got.size} values are NaN or infinite. " if n_nan else ""
     many = f" ({int(wrong.sum())} of {wrong.size} differ.)" if wrong.size > 1 else ""
     return (
-        f"{lead}For {_shown(here)} the answer should be {expected[at]:.6g}; yours is "
+        f"{lead}For {_text_of(here)} the answer should be {expected[at]:.6g}; yours is "
         f"{got[at]:.6g}.{many}"
     )
 
 
 def _smallest(case: Case, wrong: np.ndarray) -> tuple[int, ...]:
-    """Where an answer is wrong, the entry with the smallest inputs."""
+    """The index of the wrong entry with the smallest inputs."""
     size = np.zeros(wrong.shape)
     for value in case.values():
         numbers = isinstance(value, np.ndarray) and value.dtype.kind in "buif"
@@ -265,8 +264,8 @@ def _smallest(case: Case, wrong: np.ndarray) -> tuple[int, ...]:
     return np.unravel_index(np.argmin(np.where(wrong, size, np.inf)), wrong.shape)
 
 
-def _shown(case: Case) -> str:
-    """Inputs in words."""
+def _text_of(case: Case) -> str:
+    """The inputs of a case as text."""
     if not case:
         return "no inputs"
     parts = []

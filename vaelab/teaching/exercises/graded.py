@@ -1,7 +1,7 @@
-"""``vaelab.teaching.exercises`` as a submission meets it: it takes answers down and judges nothing.
+"""``vaelab.teaching.exercises`` for submissions: it records outcomes and judges nothing.
 
-The grader puts this file in the place of ``__init__.py`` of the package that a submission runs
-with. The other files of the folder stay outside, with all that knows a right answer.
+The grader puts this file in the place of ``__init__.py`` in the package that a submission runs
+with. The other files of the folder, which know the right answers, stay outside.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["check", "pack", "unpack"]
 
 
 def check(name: str, answer) -> None:
-    """Write down what an answer gives."""
+    """Record an answer's outcomes, for the inputs that learners see and for the hidden ones."""
     here = Path(os.environ["VAELAB_GRADING"])
     exercise = json.loads((here / f"{name}.inputs").read_text())
     outcomes = {}
@@ -31,7 +31,7 @@ def check(name: str, answer) -> None:
             try:
                 outcome = apply(answer, case, exercise["call"], exercise["seconds"])
             except KeyboardInterrupt:
-                outcome = Outcome("endless", message="the time that a cell has")
+                outcome = Outcome("endless", message="the time limit of a cell")
             except BaseException as error:  # exit() is not an Exception
                 outcome = Outcome("raised", message=type(error).__name__)
             outcomes[kind].append([outcome.kind, pack(outcome.value), outcome.message])
@@ -42,11 +42,11 @@ def check(name: str, answer) -> None:
     partial = here / f"{name}.partial"
     partial.write_text(json.dumps(outcomes))
     partial.replace(here / f"{name}.outcomes")
-    print(f"{name}: taken down")
+    print(f"{name}: recorded")
 
 
 def pack(value):
-    """Arrays, numbers, words and tuples of them as what JSON knows."""
+    """Turn arrays, numbers, words and tuples of these into what JSON can hold."""
     if isinstance(value, tuple):
         return {"tuple": [pack(part) for part in value]}
     if isinstance(value, np.ndarray):
@@ -56,16 +56,18 @@ def pack(value):
         return {"scalar": pack(np.asarray(value))}
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
-    raise TypeError(f"{type(value).__name__} is no kind of input that exercises have")
+    raise TypeError(
+        f"Expected an array, a number, a word or a tuple of these; got {type(value).__name__}."
+    )
 
 
 def unpack(data, depth: int = 0):
-    """What :func:`pack` packed.
+    """Undo :func:`pack`.
 
     Raises
     ------
     ValueError
-        It is something else: this reads what submissions wrote.
+        The data are something else. Submissions wrote them, so they may be anything.
     """
     if data is None or isinstance(data, (str, bool, int, float)):
         return data

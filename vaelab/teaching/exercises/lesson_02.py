@@ -136,7 +136,7 @@ def jensen(log_prior, log_likelihood, log_q):
 
 
 def jensen_of(log_ratio):
-    """Both lines, if the ratio under E were another one."""
+    """Both lines with another ratio under E."""
 
     def lines(log_prior, log_likelihood, log_q):
         values = log_ratio(log_prior, log_likelihood, log_q)
@@ -159,14 +159,14 @@ def draw_by_kl(rng: np.random.Generator) -> list[dict]:
 
 
 def by_kl(log_prior, log_likelihood, log_q, log_posterior):
-    """Reconstruction, KL to the prior, gap: the first from the others and log p(x)."""
+    """Reconstruction, KL to the prior, and gap; the first follows from log p(x) and the others."""
     log_evidence = joint_and_posterior(log_prior, log_likelihood)[2]
     to_prior, gap = kl(log_q, log_prior), kl(log_q, log_posterior)
     return log_evidence - gap + to_prior, to_prior, gap
 
 
 def by_kl_with(change):
-    """The three terms, after a mistake in one or two of them."""
+    """The three terms, with a mistake in one or two of them."""
 
     def terms(log_prior, log_likelihood, log_q, log_posterior):
         right = by_kl(log_prior, log_likelihood, log_q, log_posterior)
@@ -176,7 +176,7 @@ def by_kl_with(change):
 
 
 def draw_many_cells(rng: np.random.Generator) -> list[dict]:
-    """One cell of two states, then several cells; in the last, q is the posterior of each."""
+    """One cell with two states, then several cells; in the last case each q is the posterior."""
     cases = [draw_jensen(rng)[0]] + [draw_model(rng, *shape) for shape in ((3, 4), (50, 10))]
     cases[0] = {name: values[None] for name, values in cases[0].items()}
     cases.append(draw_model(rng, 20, 3))
@@ -188,15 +188,15 @@ def draw_many_cells(rng: np.random.Generator) -> list[dict]:
     return made
 
 
-def of_cells(log_joint, log_posterior, log_q):
-    """The bounds from log p(x) and the gap, which scipy sums."""
+def sums_over_cells(log_joint, log_posterior, log_q):
+    """Sums over cells of bound and gap; the bound is log p(x) minus the gap."""
     from scipy.special import logsumexp
 
     gap = kl(log_q, log_posterior)
     return np.asarray((logsumexp(log_joint, axis=-1) - gap).sum()), np.asarray(gap.sum())
 
 
-def of_cells_with(change):
+def sums_with(change):
     def both(log_joint, log_posterior, log_q):
         bound = mean_of(log_q, log_joint - log_q)
         return change(bound, mean_of(log_q, log_q - log_posterior), log_joint, log_q)
@@ -245,7 +245,7 @@ def linear_bound(x, W, b, sigma, m, s):
 def linear_bound_with(
     x, W, b, sigma, m, s, spread=1.0, constant=True, power=2, genes=np.sum, extra=0.0
 ):
-    """The bound from its terms, each of which can go wrong."""
+    """The bound from its terms; each option puts a mistake into one of them."""
     error = genes((x - b - m @ W.T) ** 2 + spread * s**2 @ (W**2).T, axis=1)
     log_2pi = x.shape[1] * np.log(2 * np.pi * sigma**2) if constant else 0.0
     kl_to_prior = kl_terms(m, s, constant=-1 + extra).sum(-1)
@@ -253,7 +253,7 @@ def linear_bound_with(
 
 
 def variance_as_std(x, W, b, sigma, m, s):
-    """q's variance where its standard deviation belongs."""
+    """The bound if s is taken for a variance."""
     return linear_bound_with(x, W, b, sigma, m, np.sqrt(s))
 
 
@@ -271,17 +271,17 @@ EXERCISES = {
             verified="Agrees with numerical integration for five sets of cells, of 1 to 40 cells.",
             misconceptions=(
                 Misconception(
-                    "p drawn anew for each cell",
+                    "one p for each cell",
                     evidence_one_p_for_each_cell,
-                    "This is right for one cell. With several you have added their evidences, as "
-                    "if each cell had a p of its own. Here one p is drawn, and all cells have it: "
-                    "what does the posterior look like after n cells?",
+                    "This is right for one cell. With several cells you added up their evidences, "
+                    "as if each cell had its own p. Here one p is drawn, and all cells share it. "
+                    "What does the posterior look like after n cells?",
                 ),
                 Misconception(
                     "the prior's mean for p",
                     evidence_at_the_prior_mean,
                     "This is the likelihood at one p, the prior's mean. The evidence is the "
-                    "average of the likelihood over *all* p that the prior holds possible.",
+                    "average of the likelihood over *all* values of p, weighted by the prior.",
                 ),
                 Misconception(
                     "without the binomial coefficient",
@@ -293,7 +293,7 @@ EXERCISES = {
         ),
         Exercise(
             name="02.2",
-            title="Mend a KL",
+            title="Fix a KL",
             points=2,
             draw=draw_gaussians,
             oracle=kl_by_quadrature,
@@ -304,39 +304,40 @@ EXERCISES = {
                     "one nat too large for each dimension",
                     lambda mean, std: kl_terms(mean, std, constant=1.0).sum(-1),
                     "Try it where you know the answer: mean 0 and std 1 make q the prior, and the "
-                    "KL from a distribution to itself is 0. Yours isn't.",
+                    "KL from a distribution to itself is 0. Yours is not.",
                 ),
                 Misconception(
                     "half a nat too large for each dimension",
                     lambda mean, std: kl_terms(mean, std, constant=0.0).sum(-1),
-                    "Nearer. Try q = p once more: how far from 0 is it, for each dimension?",
+                    "Closer. Try q = p once more: how far from 0 is your KL, per dimension?",
                 ),
                 Misconception(
                     "variance for standard deviation",
                     lambda mean, std: kl_terms(mean, np.sqrt(std)).sum(-1),
-                    "This treats std as a variance. Which power of std stands in the formula?",
+                    "This treats std as a variance. Which power of std is in the formula?",
                 ),
                 Misconception(
                     "averaged over dimensions",
                     lambda mean, std: kl_terms(mean, std).mean(-1),
-                    "The dimensions of z are independent under q and under p: what happens to "
-                    "the logarithm of a product, summed up or averaged?",
+                    "The dimensions of z are independent under q and under p, so their densities "
+                    "multiply. What happens to the logarithm of a product?",
                 ),
                 Misconception(
                     "not summed over dimensions",
                     kl_terms,
-                    "This has a number for each dimension; a cell has one KL.",
+                    "This gives one number per dimension. Each cell has one KL.",
                 ),
                 Misconception(
                     "the other way round",
                     kl_the_other_way,
-                    "This is KL(p‖q), the average under the prior. Which of the two do we average "
-                    "under?",
+                    "This is KL(p‖q), the average under the prior. Under which of the two do we "
+                    "average?",
                 ),
                 Misconception(
                     "minus the KL",
                     lambda mean, std: kl_terms(mean, std, sign=-1.0).sum(-1),
-                    "No KL is negative. In the bound it has a minus; here is the KL itself.",
+                    "A KL is never negative. The bound subtracts it, but here the KL itself is "
+                    "asked for.",
                 ),
             ),
         ),
@@ -354,8 +355,8 @@ EXERCISES = {
                 Misconception(
                     "the logarithm stayed outside",
                     jensen_not_exchanged,
-                    "Your line (c) is log p(x) for every q: nothing was given up, and nothing "
-                    "gained. On which side of E does the logarithm stand in line (c)?",
+                    "Your line (c) equals log p(x) for every q, so it is still line (b). Is the "
+                    "logarithm inside or outside of E in line (c)?",
                 ),
                 Misconception(
                     "q left out",
@@ -371,13 +372,13 @@ EXERCISES = {
                 Misconception(
                     "posterior average of the likelihood",
                     jensen_of(lambda prior, likelihood, q: likelihood),
-                    "This averages the likelihood under q, where it should be under the prior. "
-                    "What makes up for drawing z from q in place of p(z)?",
+                    "This averages the likelihood under q instead of under the prior. Which factor "
+                    "corrects for drawing z from q instead of from p(z)?",
                 ),
                 Misconception(
                     "upside down",
                     jensen_of(lambda prior, likelihood, q: q - prior - likelihood),
-                    "The ratio stands on its head.",
+                    "Your ratio is upside down.",
                 ),
             ),
         ),
@@ -400,36 +401,38 @@ EXERCISES = {
                             *t[1:],
                         )
                     ),
-                    "Your reconstruction holds log p(z), and so does the KL: the prior is counted "
-                    "twice.",
+                    "Your reconstruction contains log p(z), and so does the KL: the prior is "
+                    "counted twice.",
                 ),
                 Misconception(
                     "the KL's sign",
                     by_kl_with(
                         lambda t, prior, likelihood, q, posterior: (t[0], -t[1], t[2]),
                     ),
-                    "Your KL to the prior is negative, and no KL is. Which logarithm comes first?",
+                    "Your KL to the prior is negative, but a KL never is. Which logarithm comes "
+                    "first?",
                 ),
                 Misconception(
                     "the gap's sign",
                     by_kl_with(
                         lambda t, prior, likelihood, q, posterior: (t[0], t[1], -t[2]),
                     ),
-                    "Your gap is negative: added to the bound it leads away from log p(x).",
+                    "Your gap is negative. Added to the bound, it leads away from log p(x).",
                 ),
                 Misconception(
                     "the prior for the posterior",
                     by_kl_with(
                         lambda t, prior, likelihood, q, posterior: (t[0], t[1], t[1]),
                     ),
-                    "Your gap is the KL to the prior. To whom is q compared in the gap?",
+                    "Your gap is the KL to the prior. To which distribution is q compared in the "
+                    "gap?",
                 ),
                 Misconception(
                     "entropy for KL",
                     by_kl_with(
                         lambda t, prior, likelihood, q, posterior: (t[0], mean_of(q, q), t[2]),
                     ),
-                    "This is E_q[log q], minus the entropy of q. The prior has dropped out.",
+                    "This is E_q[log q], minus the entropy of q. The prior is missing.",
                 ),
             ),
         ),
@@ -438,7 +441,7 @@ EXERCISES = {
             title="Third derivation: multiply by one, and sum over cells",
             points=2,
             draw=draw_many_cells,
-            oracle=of_cells,
+            oracle=sums_over_cells,
             call="densities",
             rtol=1e-9,
             verified="For 1, 3, 50 and 20 cells bound + gap = Σ log p(x_n); the gap is 0 where "
@@ -446,33 +449,33 @@ EXERCISES = {
             misconceptions=(
                 Misconception(
                     "averaged over cells",
-                    of_cells_with(lambda bound, gap, joint, q: (bound.mean(), gap.mean())),
-                    "This is right for one cell, and the mean for many. The probability of "
-                    "independent cells is a product: what becomes of its logarithm?",
+                    sums_with(lambda bound, gap, joint, q: (bound.mean(), gap.mean())),
+                    "This is right for one cell. For several cells it is the mean of their bounds. "
+                    "The probability of independent cells is a product: what is its logarithm?",
                 ),
                 Misconception(
                     "not summed over cells",
-                    of_cells_with(lambda bound, gap, joint, q: (bound, gap)),
-                    "E gives a number for each cell. Here the data set as a whole is asked for: "
-                    "what is the logarithm of a product?",
+                    sums_with(lambda bound, gap, joint, q: (bound, gap)),
+                    "E gives one number per cell. Here one number for the whole data set is asked "
+                    "for. What is the logarithm of a product?",
                 ),
                 Misconception(
                     "the gap's sign",
-                    of_cells_with(lambda bound, gap, joint, q: (bound.sum(), -gap.sum())),
-                    "Your gap is negative. Which factor of the one that you multiplied by goes "
-                    "with which term?",
+                    sums_with(lambda bound, gap, joint, q: (bound.sum(), -gap.sum())),
+                    "Your gap is negative. You multiplied by one, written as a ratio. Which part "
+                    "of the ratio belongs to which term?",
                 ),
                 Misconception(
                     "q left out of the bound",
-                    of_cells_with(
+                    sums_with(
                         lambda bound, gap, joint, q: (mean_of(q, joint).sum(), gap.sum()),
                     ),
-                    "Your bound has no q under the logarithm. What is p(x, z) divided by?",
+                    "Your bound has no q inside the logarithm. What is p(x, z) divided by?",
                 ),
                 Misconception(
                     "upside down",
-                    of_cells_with(lambda bound, gap, joint, q: (-bound.sum(), gap.sum())),
-                    "The ratio in your bound stands on its head.",
+                    sums_with(lambda bound, gap, joint, q: (-bound.sum(), gap.sum())),
+                    "The ratio in your bound is upside down.",
                 ),
             ),
         ),
@@ -489,16 +492,16 @@ EXERCISES = {
                 Misconception(
                     "decoded at the mean of q",
                     lambda **case: linear_bound_with(**case, spread=0.0),
-                    "This decodes z = m only. But z scatters around m with standard deviation s, "
-                    "and so does Wz: the mean of a square is the square of the mean, plus "
-                    "something. (Without it some of your values are above log p(x), which no "
-                    "bound can be.)",
+                    "This decodes only z = m. But z varies around m with standard deviation s, so "
+                    "Wz varies too. The mean of a square is the square of the mean plus something. "
+                    "(Without it, some of your values are above log p(x), so they are not a lower "
+                    "bound.)",
                 ),
                 Misconception(
                     "without the constant of the normal distribution",
                     lambda **case: linear_bound_with(**case, constant=False),
-                    "The squared error is not yet a log-density: what stands in front of the "
-                    "exponential in a normal distribution?",
+                    "The squared error is not yet a log-density: which factor is in front of the "
+                    "exponential in a normal density?",
                 ),
                 Misconception(
                     "sigma for its square",
@@ -515,7 +518,7 @@ EXERCISES = {
                     "a KL that is one nat too large for each dimension",
                     lambda **case: linear_bound_with(**case, extra=2.0),
                     "Your bound is too low by the same number for each cell, whatever q is. Is "
-                    "this the KL that you mended?",
+                    "this the KL that you fixed in exercise 02.2?",
                 ),
                 Misconception(
                     "variance for standard deviation",

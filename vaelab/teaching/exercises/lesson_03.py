@@ -13,7 +13,7 @@ __all__ = ["EXERCISES"]
 
 
 def draw_noise(rng: np.random.Generator) -> list[dict]:
-    """One draw; then one where variance and standard deviation are the same; then cells."""
+    """One draw, then cells × dimensions in both precisions."""
     one = np.ones((1, 1))
     cases = [{"noise": one, "mean": 0 * one, "log_var": -2.0 * one}]
     for dtype in (np.float64, np.float32):
@@ -24,7 +24,7 @@ def draw_noise(rng: np.random.Generator) -> list[dict]:
 
 
 def drawn(noise, mean, log_var):
-    """z, the quantile of N(mean, var) at the noise's place in N(0, 1); its slope by difference."""
+    """z as the quantile of N(mean, var) at the noise's level in N(0, 1), and its slope."""
     from scipy import stats
 
     noise, mean, log_var = (np.asarray(v, dtype=float) for v in (noise, mean, log_var))
@@ -38,7 +38,7 @@ def drawn(noise, mean, log_var):
 
 
 def drawn_with(scale, slope):
-    """The draw and its slope, if the noise were multiplied by another number."""
+    """The draw and its slope, with the noise multiplied by another number."""
 
     def wrong(noise, mean, log_var):
         noise, mean, log_var = (np.asarray(v, dtype=float) for v in (noise, mean, log_var))
@@ -53,14 +53,14 @@ N_CELLS = 100_000  # as many as calls._estimates has
 
 
 def reported(variances, means, most=0.0):
-    """What calls._estimates says of estimators with these moments."""
+    """What calls._estimates reports for estimators with these moments."""
     known = [np.sqrt(v / N_CELLS) < 0.005 for v in variances]
     means = [np.where(k, m, np.nan) for k, m in zip(known, means, strict=True)]
     return *(np.maximum(v, most) for v in variances), *means
 
 
 def nodes(mean, std):
-    """Noise ε and its weights, exact for polynomials of degree 19; and f's ingredients' z."""
+    """Nodes ε of the noise, their weights (exact up to polynomials of degree 19), and z there."""
     one, weight = np.polynomial.hermite_e.hermegauss(10)
     ε = np.stack(np.meshgrid(*[one] * len(mean), indexing="ij"), -1).reshape(-1, len(mean))
     weights = np.stack(np.meshgrid(*[weight / weight.sum()] * len(mean)), -1)
@@ -71,15 +71,15 @@ def f_of(z, x, w, constant):
     return constant - 0.5 * (x - z @ w) ** 2
 
 
-def of_one_draw(x, w, constant, mean, std, way="pathwise"):
-    """Mean and variance of each estimate from a single draw: of ∇m, then of ∇s."""
-    ε, weight, z = nodes(mean, std if way != "variance" else np.sqrt(std))
-    if way == "score":
+def moments_of_one_draw(x, w, constant, mean, std, estimator="pathwise"):
+    """Mean and variance of a single draw's estimates: of the gradient in m, then of that in s."""
+    ε, weight, z = nodes(mean, std if estimator != "variance" else np.sqrt(std))
+    if estimator == "score":
         f = f_of(z, x, w, constant)[:, None]
         estimates = f * ε / std, f * (ε**2 - 1) / std
     else:
         slope = (x - z @ w)[:, None] * w
-        estimates = slope, slope * ε / (2 * np.sqrt(std) if way == "variance" else 1)
+        estimates = slope, slope * ε / (2 * np.sqrt(std) if estimator == "variance" else 1)
     means = [weight @ g for g in estimates]
     variances = [weight @ (g - m) ** 2 for g, m in zip(estimates, means, strict=True)]
     return np.stack(means), np.stack(variances)
@@ -93,23 +93,23 @@ def draw_pathwise(rng: np.random.Generator) -> list[dict]:
     for n_latent, n_samples in ((2, 4), (3, 8)):
         case = {"x": rng.uniform(1, 3), "w": rng.normal(0, 1, n_latent) + 0.5, "constant": -6.0}
         case |= {"mean": rng.normal(0, 0.5, n_latent), "std": rng.uniform(0.3, 1.2, n_latent)}
-        scale = (of_one_draw(**case)[1].max() / n_samples) ** 0.25
+        scale = (moments_of_one_draw(**case)[1].max() / n_samples) ** 0.25
         case |= {"x": case["x"] / scale, "w": case["w"] / scale, "n_samples": n_samples}
         cases.append(case)
     return [{**case, "seed": int(rng.integers(2**31))} for case in cases]
 
 
 def pathwise(n_samples, seed, std, w, mean, x, constant):
-    """The gradients of E_q[f] = constant − ½ ((x − w·m)² + Σ w² s²), and what a mean of draws has
-    as variance.
+    """The gradients of E_q[f] = constant − ½ ((x − w·m)² + Σ w² s²), and the variance of a mean
+    over draws.
     """
-    _, variance = of_one_draw(x, w, constant, mean, std)
+    _, variance = moments_of_one_draw(x, w, constant, mean, std)
     return reported(variance / n_samples, ((x - w @ mean) * w, -(w**2) * std))
 
 
-def pathwise_with(change=lambda m, v, n: (m, v / n), way="pathwise"):
+def pathwise_with(change=lambda m, v, n: (m, v / n), estimator="pathwise"):
     def wrong(n_samples, seed, **case):
-        means, variances = change(*of_one_draw(**case, way=way), n_samples)
+        means, variances = change(*moments_of_one_draw(**case, estimator=estimator), n_samples)
         return reported(variances, means)
 
     return wrong
@@ -131,7 +131,7 @@ def draw_score(rng: np.random.Generator) -> list[dict]:
 
 
 def score(f_z, z, mean, std):
-    """f times the slopes of scipy's log-density: by Richardson's differences."""
+    """f times the slopes of scipy's log-density, by Richardson extrapolation."""
     from scipy import stats
 
     f_z, z, mean, std = (np.asarray(v, dtype=float) for v in (f_z, z, mean, std))
@@ -186,7 +186,7 @@ def three_with(expectation=lambda d, n: 0.0, score=lambda d: (d + 2) * (d + 4), 
 
 
 def covariance_moments(n_samples, x, w, constant, mean, std):
-    """Of f and the score in each dimension: covariance, E[(f − Ef)² score²], and both variances."""
+    """Covariance of f and the score per dimension, E[(f − Ef)² score²], and both variances."""
     ε, weight, z = nodes(mean, std)
     f = f_of(z, x, w, constant)
     centred, scores = (f - weight @ f)[:, None], ε / std
@@ -199,7 +199,7 @@ def covariance_moments(n_samples, x, w, constant, mean, std):
 
 
 def variance_with_baseline(n_samples, **case):
-    """Of Σ (f_i − f̄) score_i / (n − 1), the unbiased sample covariance of n pairs."""
+    """Variance of Σ (f_i − f̄) score_i / (n − 1), the unbiased sample covariance of n pairs."""
     n, (cov, fourth, of_f, of_score) = n_samples, covariance_moments(n_samples, **case)
     return (fourth - cov**2) / n + (of_f * of_score + cov**2) / (n * (n - 1))
 
@@ -225,7 +225,7 @@ def with_baseline(n_samples, seed, most, x, w, mean, **case):
 
 
 def baseline_with(change):
-    """What ``change`` makes of the mean and of the variance, with the case and its moments."""
+    """An estimator with the mean and variance that ``change(case, n_samples, moments)`` gives."""
 
     def wrong(seed, most, **case):
         mean, variance = change(case, case["n_samples"], covariance_moments(**case))
@@ -235,8 +235,8 @@ def baseline_with(change):
 
 
 def constant_left(case, n, moments, share):
-    """Mean and variance if a share of E[f] stays in the weights, which are otherwise f − Ef
-    less the mean of the others' (and of the own one too, as far as ``share`` has it).
+    """Mean and variance if the baseline is the sum of the other n − 1 values, divided by n: a
+    share of E[f] stays in the weights.
     """
     ε, weight, z = nodes(case["mean"], case["std"])
     level = weight @ f_of(z, case["x"], case["w"], case["constant"])
@@ -251,8 +251,8 @@ def constant_left(case, n, moments, share):
 
 
 def no_baseline(case, n, moments):
-    means, variances = of_one_draw(
-        **{k: v for k, v in case.items() if k != "n_samples"}, way="score"
+    means, variances = moments_of_one_draw(
+        **{k: v for k, v in case.items() if k != "n_samples"}, estimator="score"
     )
     return means[0], variances[0] / n
 
@@ -315,12 +315,13 @@ EXERCISES = {
                 Misconception(
                     "root of the log-variance",
                     drawn_with(np.sqrt, lambda v: 0.5 / np.sqrt(v)),
-                    "You took the root before leaving the logarithm: log_var may be negative.",
+                    "You took the square root of log_var itself, which may be negative. Of which "
+                    "quantity is the standard deviation the root?",
                 ),
                 Misconception(
                     "no gradient in the standard deviation",
                     drawn_with(lambda v: np.exp(v / 2), lambda v: np.full_like(v, np.nan)),
-                    "The draws are right, but no gradient comes back to log_var. Is there a "
+                    "The draws are right, but no gradient flows back to log_var. Is there a "
                     "no_grad, a detach or a sample in your code?",
                 ),
             ),
@@ -338,13 +339,13 @@ EXERCISES = {
             rtol=0.07,
             atol=0.017,
             seconds=20.0,
-            verified="For 100,000 cells alike, in three settings, the mean of your gradients is "
-            "the derivative of the closed form, and their variance falls with the draws as it "
-            "should.",
+            verified="For 100,000 equal cells, in three settings, the mean of your gradients is "
+            "the derivative of the closed form, and their variance falls with the draws "
+            "as it should.",
             misconceptions=(
                 Misconception(
                     "score function",
-                    pathwise_with(way="score"),
+                    pathwise_with(estimator="score"),
                     "Your estimator has no bias, but its variance is that of the score function. "
                     "Does the gradient go through f, as the exercise asks?",
                 ),
@@ -363,12 +364,12 @@ EXERCISES = {
                     "one draw for each cell",
                     pathwise_with(lambda m, v, n: (m, v)),
                     "The means are right, but the variance does not fall with n_samples. How many "
-                    "different ε has a cell?",
+                    "different ε does each cell get?",
                 ),
                 Misconception(
                     "variance for standard deviation",
-                    pathwise_with(way="variance"),
-                    "Your z scatters by the root of std: std is treated as a variance.",
+                    pathwise_with(estimator="variance"),
+                    "Your z varies by the square root of std: you treat std as a variance.",
                 ),
             ),
         ),
@@ -391,7 +392,7 @@ EXERCISES = {
                     "the constant has no slope",
                     score_with(lambda d, s: d / s**2, lambda d, s: d**2 / s**3),
                     "The first result is right. In the second a term is missing: the factor in "
-                    "front of the exponential of a normal density holds s too.",
+                    "front of the exponential of a normal density depends on s too.",
                 ),
                 Misconception(
                     "standard deviation for variance",
@@ -402,8 +403,8 @@ EXERCISES = {
                 Misconception(
                     "slope in the variance",
                     score_with(lambda d, s: d / s**2, lambda d, s: (d**2 / s**2 - 1) / (2 * s**2)),
-                    "The first result is right. The second is the slope in the variance s², and s "
-                    "is asked for.",
+                    "The first result is right. The second is the slope in the variance s²; the "
+                    "slope in s is asked for.",
                 ),
                 Misconception(
                     "f left out",
@@ -442,7 +443,7 @@ EXERCISES = {
                     "f and ε taken as independent",
                     three_with(score=lambda d: d * (d + 2)),
                     "The first and third result are right. In the second you averaged f² and ε₁² "
-                    "apart from each other. Are they independent?",
+                    "separately. Are they independent?",
                 ),
                 Misconception(
                     "cross terms forgotten",
@@ -459,11 +460,11 @@ EXERCISES = {
             draw=draw_black_boxes,
             oracle=with_baseline,
             call="estimates",
-            # As in 03.2, for variances up to the limit, 2; that with the mean of the others is 1.
+            # Same as in 03.2, for variances up to the limit, 2. The leave-one-out baseline has 1.
             rtol=0.07,
             atol=0.024,
             seconds=20.0,
-            verified="For 100,000 cells alike, in three settings, your gradients have no bias, and "
+            verified="For 100,000 equal cells, in three settings, your gradients have no bias, and "
             "the level of f does not add to their variance.",
             misconceptions=(
                 Misconception(
@@ -474,7 +475,7 @@ EXERCISES = {
                     "mean of the gradient?",
                 ),
                 Misconception(
-                    "the own value in its baseline",
+                    "a draw in its own baseline",
                     baseline_with(
                         lambda case, n, moments: (
                             moments[0] * (1 - 1 / n),
@@ -482,7 +483,7 @@ EXERCISES = {
                         )
                     ),
                     "The variance is low, but the gradient is too small, by a factor that depends "
-                    "on n_samples: there is a bias. The baseline of a draw must not know that "
+                    "on n_samples: there is a bias. The baseline of a draw must not depend on that "
                     "draw. Does yours?",
                 ),
                 Misconception(
@@ -490,8 +491,8 @@ EXERCISES = {
                     baseline_with(
                         lambda case, n, moments: constant_left(case, n, moments, share=1 / n)
                     ),
-                    "There is no bias, but a part of f's level is left. Of how many values is "
-                    "your baseline the mean?",
+                    "There is no bias, but a part of f's mean is left. How many values do you sum, "
+                    "and by what do you divide?",
                 ),
                 Misconception(
                     "summed over draws",
@@ -527,8 +528,8 @@ EXERCISES = {
                 Misconception(
                     "log p(x)",
                     lambda x, sigma, mean, std: log_normal(x, 0.0, np.sqrt(1 + sigma**2)),
-                    "This is log p(x), which the code should have given. What becomes of the mean "
-                    "of a product if its factors are drawn independently of each other?",
+                    "This is log p(x), which the code should have given. What is the mean of a "
+                    "product whose factors are drawn independently of each other?",
                 ),
                 Misconception(
                     "the mean of the logarithm",
@@ -540,7 +541,7 @@ EXERCISES = {
                 Misconception(
                     "decoded at the mean of q",
                     lambda x, sigma, mean, std: log_normal(x, mean, sigma),
-                    "This is p(x|z) at z = m only. The second z scatters around m too.",
+                    "This is p(x|z) only at z = m. The second z varies around m too.",
                 ),
                 Misconception(
                     "standard deviations added",

@@ -13,7 +13,7 @@ __all__ = ["EXERCISES"]
 
 
 def draw_encoders(rng: np.random.Generator) -> list[dict]:
-    """Without dropout and in one minibatch; with dropout, in several; and one not in training."""
+    """One minibatch without dropout; several with dropout; and these in evaluation mode."""
     cases = []
     n_genes, n_hidden, n_latent = 6, 8, 2
     for n_cells, batch_size, dropout_rate, training in (
@@ -43,7 +43,7 @@ def draw_encoders(rng: np.random.Generator) -> list[dict]:
 
 
 def embedded(**case):
-    """The network by matrix products, normalised by its running statistics; and its mode."""
+    """The means by matrix products and running statistics, and the mode that the encoder was in."""
     return network_outputs(**case)[:, :2], np.asarray(float(case["training"]))
 
 
@@ -53,8 +53,8 @@ def network_outputs(x, w1, b1, scale, shift, running_mean, running_var, w2, b2, 
     return np.maximum(hidden, 0) @ w2.T + b2
 
 
-def embedded_as_it_stands(at_once=False, **case):
-    """In the mode that the network is in, with the draws of dropout that torch would make."""
+def embedded_in_present_mode(at_once=False, **case):
+    """The means in the encoder's present mode, with the dropout that torch would draw."""
     import torch
 
     size = len(case["x"]) if at_once else case["batch_size"]
@@ -91,7 +91,7 @@ def draw_losses(rng: np.random.Generator) -> list[dict]:
 
 
 def sigma_of_loss(n_genes, n_latent, error, kl, weight):
-    """Builds the loss, and measures what one squared error and one KL are worth in it."""
+    """Build the loss, and measure what one squared error and one nat of KL add to it."""
     reductions = {"sum": np.sum, "mean": np.mean}
 
     def loss(errors, kls):
@@ -117,7 +117,7 @@ def draw_spectrum(rng: np.random.Generator) -> list[dict]:
 
 
 def rate_of_best_model(eigenvalues, sigma):
-    """Finds the best weight of each axis by its evidence; then E[KL] with the exact posterior."""
+    """Find the best weight of each axis by its evidence, then E[KL] of the exact posterior."""
     from scipy import optimize
 
     rates = []
@@ -147,7 +147,7 @@ def rate_by_formula(eigenvalues, sigma, power=2, factor=0.5, least=1.0):
 
 
 def draw_terms(rng: np.random.Generator) -> list[dict]:
-    """Two cells and two dimensions; then many, some below what is free and some above."""
+    """Two cells and two dimensions; then many, some below the free bits and some above."""
     cases = [
         {
             "free": 0.5,
@@ -158,7 +158,7 @@ def draw_terms(rng: np.random.Generator) -> list[dict]:
     for free in (0.1, 1.0):
         level = free * np.array([0.05, 0.5, 0.8, 1.3, 2.0, 6.0])
         kl = level * rng.gamma(2, 0.5, (40, 6))
-        kl *= level / kl.mean(0)  # no dimension is near what is free
+        kl *= level / kl.mean(0)  # so that none is close to the limit
         cases.append({"free": free, "reconstruction": rng.normal(-300, 30, 40), "kl": kl})
     return cases
 
@@ -175,12 +175,12 @@ def free_bits(free, reconstruction, kl):
     return np.asarray(loss), slope
 
 
-def free_for_each_cell(free, reconstruction, kl):
+def free_per_cell(free, reconstruction, kl):
     loss = np.maximum(kl, free).sum(1).mean() - reconstruction.mean()
     return np.asarray(loss), np.where(kl > free, 1 / len(kl), 0.0)
 
 
-def free_for_all_together(free, reconstruction, kl):
+def free_in_total(free, reconstruction, kl):
     total = kl.sum(1).mean()
     loss = max(total, free) - reconstruction.mean()
     return np.asarray(loss), np.full(kl.shape, float(total > free) / len(kl))
@@ -201,7 +201,7 @@ def free_as_a_ceiling(free, reconstruction, kl):
 
 
 def draw_molecules(rng: np.random.Generator) -> list[dict]:
-    """One molecule; a few cells of unlike depth; shares too small for a number; and float32."""
+    """One molecule; a few cells of different depth; shares that underflow; and float32."""
     cases = [{"x": np.array([[0.0, 1.0, 0.0]]), "logits": np.zeros((1, 3))}]
     depth = rng.integers(2, 60, 5)
     logits = rng.normal(0, 1.5, (5, 7)) + rng.normal(0, 3, (5, 1))
@@ -216,7 +216,7 @@ def draw_molecules(rng: np.random.Generator) -> list[dict]:
 
 
 def multinomial(x, logits):
-    """Fifty digits: the share of each gene to the power of its count, and the ways to order."""
+    """In 50 digits: shares to the power of their counts, times the number of orders."""
     from mpmath import mp
 
     with mp.workdps(50):
@@ -231,14 +231,14 @@ def multinomial(x, logits):
     return np.array(result)
 
 
-def by_shares(x, logits):
+def log_shares(x, logits):
     from scipy.special import log_softmax
 
     return x.astype(float) * log_softmax(logits.astype(float), axis=1)
 
 
-def of_one_molecule(x, logits):
-    return (by_shares(x, logits) / x.sum(1, keepdims=True)).sum(1)
+def divided_by_total(x, logits):
+    return (log_shares(x, logits) / x.sum(1, keepdims=True)).sum(1)
 
 
 def underflowing(x, logits):
@@ -249,8 +249,8 @@ def underflowing(x, logits):
     return np.where(broken, np.nan, multinomial(x, logits))
 
 
-def of_sigmoids(x, logits):
-    """Bernoulli's: minus the binary cross-entropy with a sigmoid for each gene."""
+def bernoulli(x, logits):
+    """Log-probability of a Bernoulli per gene: minus the binary cross-entropy with a sigmoid."""
     from scipy.special import log_expit
 
     x, logits = x.astype(float), logits.astype(float)
@@ -272,28 +272,29 @@ EXERCISES = {
             misconceptions=(
                 Misconception(
                     "training mode",
-                    embedded_as_it_stands,
-                    "Dropout and batch normalisation are still as in training: a cell's place "
-                    "depends on chance and on its neighbours. (torch.no_grad() changes neither.) "
-                    "In which mode is the encoder while you use it?",
+                    embedded_in_present_mode,
+                    "Dropout and batch normalisation still work as in training: a cell's embedding "
+                    "depends on chance and on the other cells of its minibatch. (torch.no_grad() "
+                    "changes neither.) In which mode is the encoder while you use it?",
                 ),
                 Misconception(
                     "training mode, all cells at once",
-                    lambda **case: embedded_as_it_stands(at_once=True, **case),
-                    "One large minibatch does not help: batch normalisation still uses its mean, "
-                    "and dropout still draws. In which mode is the encoder while you use it?",
+                    lambda **case: embedded_in_present_mode(at_once=True, **case),
+                    "One large minibatch does not help: batch normalisation still uses the "
+                    "minibatch's mean, and dropout is still random. In which mode is the encoder "
+                    "while you use it?",
                 ),
                 Misconception(
                     "left in evaluation mode",
                     lambda **case: (embedded(**case)[0], np.asarray(0.0)),
                     "The embedding is right. But afterwards the encoder is in another mode than "
-                    "before: whoever embeds in the middle of training would go on without dropout.",
+                    "before. If you embed in the middle of training, it goes on without dropout.",
                 ),
                 Misconception(
                     "left in training mode",
                     lambda **case: (embedded(**case)[0], np.asarray(1.0)),
                     "The embedding is right. But an encoder that was in evaluation mode is now in "
-                    "training mode. How was it when it came to you?",
+                    "training mode. In which mode did you get it?",
                 ),
                 Misconception(
                     "s for m",
@@ -301,7 +302,7 @@ EXERCISES = {
                         network_outputs(**case)[:, 2:],
                         np.asarray(float(case["training"])),
                     ),
-                    "This is the other half of the encoder's outputs, from which s is made.",
+                    "This is the other half of the encoder's outputs, from which s is computed.",
                 ),
             ),
         ),
@@ -326,13 +327,15 @@ EXERCISES = {
                 Misconception(
                     "upside down",
                     lambda **case: 1 / sigma_of_loss(**case),
-                    "Your σ falls as the KL gets heavier. A heavy KL says that data are noisy, and "
-                    "that an error of reconstruction is to be forgiven: σ large, or small?",
+                    "Your σ falls as the weight of the KL grows. A large weight means that the "
+                    "data are noisy and a reconstruction error matters less. Is σ then large or "
+                    "small?",
                 ),
                 Misconception(
                     "reductions forgotten",
                     lambda n_genes, n_latent, error, kl, weight: np.sqrt(weight / 2),
-                    "Right where both are sums. A mean divides by a number: which, in each case?",
+                    "Right where both are sums. A mean divides by a number: by which one, in each "
+                    "case?",
                 ),
                 Misconception(
                     "the KL's mean forgotten",
@@ -357,12 +360,13 @@ EXERCISES = {
                 Misconception(
                     "σ for σ²",
                     lambda eigenvalues, sigma: rate_by_formula(eigenvalues, sigma, power=1),
-                    "An eigenvalue is a variance. What is it to be compared with?",
+                    "An eigenvalue is a variance. With what should it be compared?",
                 ),
                 Misconception(
                     "no half",
                     lambda eigenvalues, sigma: rate_by_formula(eigenvalues, sigma, factor=1.0),
-                    "Twice too much: put s² into the KL again, and mind log s² against log s.",
+                    "Your rates are twice too large. Insert s² into the KL again: does the KL "
+                    "contain log s or log s²?",
                 ),
                 Misconception(
                     "bits",
@@ -374,7 +378,7 @@ EXERCISES = {
                 Misconception(
                     "negative rates",
                     lambda eigenvalues, sigma: rate_by_formula(eigenvalues, sigma, least=0.0),
-                    "Right where a dimension is used. But a KL is never negative: what becomes of "
+                    "Right where a dimension is used. But a KL is never negative: what happens to "
                     "an axis along which the data vary less than the noise?",
                 ),
                 Misconception(
@@ -396,27 +400,28 @@ EXERCISES = {
             misconceptions=(
                 Misconception(
                     "for each cell",
-                    free_for_each_cell,
-                    "You let each cell have its free nats. Here a dimension has them on average: "
-                    "what has to be done before the larger is taken?",
+                    free_per_cell,
+                    "You gave each cell its own free nats. Here a dimension has them on average. "
+                    "What do you have to do before you take the larger of the two?",
                 ),
                 Misconception(
                     "for all dimensions together",
-                    free_for_all_together,
-                    "You compare the sum over dimensions with what is free, so that one busy "
-                    "dimension can use up what all the others may have. Each has its own.",
+                    free_in_total,
+                    "You compare the sum over dimensions with the free nats, so one dimension can "
+                    "use up those of all others. Each dimension has its own.",
                 ),
                 Misconception(
                     "taken off",
                     free_taken_off,
-                    "The gradient is right, and so training would be. But the value is too low: a "
-                    "dimension below counts as much as is free, not 0.",
+                    "The gradient is right, so training would be the same. But the value is too "
+                    "low: a dimension below its free nats does not count as 0. As what does it "
+                    "count?",
                 ),
                 Misconception(
                     "a ceiling for a floor",
                     free_as_a_ceiling,
-                    "You take the smaller of the two: now dimensions that hold much are free to "
-                    "grow, and those that hold little are punished.",
+                    "You take the smaller of the two. Dimensions with a large KL can then grow at "
+                    "no cost, and those with a small KL are punished.",
                 ),
             ),
         ),
@@ -431,33 +436,33 @@ EXERCISES = {
             misconceptions=(
                 Misconception(
                     "Bernoulli",
-                    of_sigmoids,
-                    "This is a Bernoulli for each gene, with a sigmoid. The shares of a cell's "
-                    "molecules compete: they sum to 1.",
+                    bernoulli,
+                    "This is a Bernoulli for each gene, with a sigmoid. The genes of a cell "
+                    "compete: their shares sum to 1.",
                 ),
                 Misconception(
                     "no ways to order",
-                    lambda x, logits: by_shares(x, logits).sum(1),
+                    lambda x, logits: log_shares(x, logits).sum(1),
                     "This is the probability of one order in which the molecules came. The counts "
                     "do not say which: how many orders give the same counts?",
                 ),
                 Misconception(
-                    "one molecule a cell",
-                    of_one_molecule,
-                    "You divided by the cell's total: a cell of 1,000 molecules would then weigh "
-                    "as much as one of a single molecule.",
+                    "one molecule per cell",
+                    divided_by_total,
+                    "You divided by the cell's total: a cell with 1,000 molecules would then weigh "
+                    "as much as a cell with one.",
                 ),
                 Misconception(
                     "mean over genes",
-                    lambda x, logits: by_shares(x, logits).mean(1),
-                    "You averaged over genes. Independent molecules: do their log-probabilities "
-                    "add up, or average?",
+                    lambda x, logits: log_shares(x, logits).mean(1),
+                    "You averaged over genes. The molecules are independent: do their "
+                    "log-probabilities add up, or do they average?",
                 ),
                 Misconception(
                     "shares that underflow",
                     underflowing,
-                    "Right, but where a share is too small for a number: 0 · log 0 is NaN. Do not "
-                    "leave the logs: there is a log_softmax.",
+                    "Right, except where a share underflows to 0: 0 · log 0 is NaN. Stay in logs; "
+                    "torch has a log_softmax.",
                 ),
             ),
         ),

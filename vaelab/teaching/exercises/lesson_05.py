@@ -1,9 +1,9 @@
 """Exercises of lesson 05: count likelihoods.
 
-The right answers come from scipy and from quadrature; ``tests/test_exercises.py`` holds these to
-50 digits in their turn. What float32 may be off is derived: a log-gamma of 6,000 (x near 1,000)
-is known to 6,000 · 1.2e-7 ≈ 7e-4, and a textbook formula adds three of them; hence atol32 = 5e-3
-where heavy tails are drawn.
+The right answers come from scipy and from quadrature; ``tests/test_exercises.py`` compares
+these with 50 digits. The tolerance for float32 is derived: a log-gamma of 6,000 (x near 1,000) is
+known to 6,000 · 1.2e-7 ≈ 7e-4, and a textbook formula adds three of them. Hence atol32 = 5e-3 where
+heavy tails are drawn.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ __all__ = ["EXERCISES"]
 PRECISIONS = (np.float64, np.float32)
 
 
-def by_count(what: str, of=lambda value: value):
-    """A picture: what is right and what was answered, for each count of one gene.
+def by_count(quantity: str, transform=lambda value: value):
+    """A picture of the right values and the answer's, for each count of one gene.
 
-    Where every entry has a mean of its own, the one is drawn against the other.
+    If the entries have different means, the answer is plotted over the right values.
     """
 
     def picture(ax, case, expected, got) -> None:
         with np.errstate(all="ignore"):
-            expected, got = (of(np.asarray(value, dtype=float)) for value in (expected, got))
+            expected, got = (transform(np.asarray(v, dtype=float)) for v in (expected, got))
         if len(np.unique(case["mean"])) == 1:
             ax.bar(case["x"], expected, color="0.8", label="right")
             ax.plot(case["x"], got, "o", color="#D55E00", label="yours")
-            ax.set(xlabel="count", ylabel=what)
+            ax.set(xlabel="count", ylabel=quantity)
         else:
             shown = np.isfinite(expected) & np.isfinite(got)
             ax.plot(expected[shown], expected[shown], color="0.6", label="right")
             ax.plot(expected[shown], got[shown], "o", ms=4, color="#D55E00", label="yours")
-            ax.set(xlabel=f"right {what}", ylabel=f"your {what}")
+            ax.set(xlabel=f"right {quantity}", ylabel=f"your {quantity}")
 
     return picture
 
@@ -116,7 +116,8 @@ def draw_cells(rng: np.random.Generator) -> list[dict]:
 
 def draw_zero_inflated(rng: np.random.Generator) -> list[dict]:
     """One gene's counts from 0 to 10; 100 entries of usual size in both precisions; and 40 whose
-    probabilities are too small for a number of their precision, with all in between left out."""
+    probabilities underflow in their precision. Values in between are left out.
+    """
     constant = {"mean": 4.0, "theta": 2.0, "logits": -1.0}
     cases = [{"x": np.arange(11.0)} | {k: np.full(11, v) for k, v in constant.items()}]
     for dtype in PRECISIONS:
@@ -146,7 +147,7 @@ def zinb(x, mean, theta, logits):
 
 
 def zinb_of_probabilities(x, mean, theta, logits, epsilon=0.0, everywhere=False, sign=1):
-    """Through π and NB(x), in the precision of the inputs."""
+    """Computed from π and NB(x), in the precision of the inputs."""
     from scipy.special import expit
 
     pi, p = expit(sign * logits), nb_pmf(x, mean, theta).astype(x.dtype)
@@ -180,7 +181,7 @@ def draw_fits(rng: np.random.Generator) -> list[dict]:
 
 
 def chosen(log_likelihood, n_parameters, n_cells):
-    """Models meet in pairs: the better of two gains more than its further parameters cost."""
+    """Compare models in pairs: the better one gains more than its extra parameters cost."""
 
     def beats(fits, a, b):
         return 2 * (fits[a] - fits[b]) > (n_parameters[a] - n_parameters[b]) * np.log(n_cells)
@@ -211,7 +212,7 @@ def draw_observed(rng: np.random.Generator) -> list[dict]:
 
 
 def denoised(x, mean, theta, logits):
-    """Robbins (1956): of any mixture of Poissons, E[λ|x] = (x+1) p(x+1)/p(x)."""
+    """Robbins (1956): for any mixture of Poissons, E[λ|x] = (x+1) p(x+1)/p(x)."""
     x = np.asarray(x, dtype=float)
     ratio = zinb(x + 1, mean, theta, logits) - zinb(x, mean, theta, logits)
     return (x + 1) * np.exp(ratio)
@@ -241,7 +242,7 @@ def draw_unit_interval(rng: np.random.Generator) -> list[dict]:
 
 
 def cb(x, lam):
-    """The integral of λ^t (1−λ)^(1−t) by Gauss and Legendre; the slope is a score less its mean."""
+    """The integral of λ^t (1−λ)^(1−t) by Gauss–Legendre; the slope is a score minus its mean."""
     x, lam = np.asarray(x, dtype=float)[:, None], np.asarray(lam, dtype=float)[:, None]
     t, weight = np.polynomial.legendre.leggauss(40)
     t, weight = (t + 1) / 2, weight / 2
@@ -285,14 +286,14 @@ EXERCISES = {
                 Misconception(
                     "p for 1 − p",
                     nb_of_1_minus_p,
-                    "This is the probability with p and 1 − p exchanged: see the line with the "
-                    "mean of the (r, p) form, and ask which outcome p belongs to.",
+                    "This is the probability with p and 1 − p exchanged. Look at the line with the "
+                    "mean of the (r, p) form: to which outcome does p belong?",
                 ),
                 Misconception(
                     "dispersion for inverse dispersion",
                     lambda x, mean, theta: nb(x, mean, 1 / theta),
-                    "Your θ acts as its own inverse: as it grows your distribution gets wider. "
-                    "Look at the variance again, and at what θ → ∞ should give.",
+                    "Your θ acts as its own inverse: your distribution gets wider as θ grows. Look "
+                    "at the variance again, and at what θ → ∞ should give.",
                 ),
                 Misconception(
                     "probability for its log",
@@ -302,8 +303,8 @@ EXERCISES = {
                 Misconception(
                     "no factorial",
                     nb_without_factorial,
-                    "Right at 0 and 1, and ever further off above: one of the three gamma "
-                    "functions of the formula is missing.",
+                    "Right at 0 and 1, but wrong above, and more so for larger counts: one of the "
+                    "three gamma functions of the formula is missing.",
                 ),
             ),
             picture=by_count("probability", np.exp),
@@ -319,8 +320,8 @@ EXERCISES = {
                 Misconception(
                     "torch's p",
                     lambda r, p: (r * p / (1 - p), r, p),
-                    "You read p as torch does. In the formula here, what is raised to the power "
-                    "x: p, or 1 − p? Large p should then mean small counts.",
+                    "You read p as torch does. In the formula here, what is raised to the power x: "
+                    "p, or 1 − p? Here a large p means small counts.",
                 ),
                 Misconception(
                     "probs passed on",
@@ -337,8 +338,8 @@ EXERCISES = {
                 Misconception(
                     "trials for failures",
                     lambda r, p: (r / p, r, 1 - p),
-                    "Your mean is never below r. A count can be zero: the mean is of x alone, and "
-                    "the r successes are not part of it.",
+                    "Your mean is never below r. But a count can be zero: x does not include the r "
+                    "successes, so its mean does not either.",
                 ),
             ),
             rtol32=1e-4,
@@ -354,14 +355,15 @@ EXERCISES = {
                 Misconception(
                     "the average cell",
                     lambda mean, theta: nb_pmf(0, np.mean(mean, dtype=float), theta),
-                    "This is the share of zeros if every cell had the average depth. The curve of "
-                    "zeros against the mean is bent: which comes first, averaging or the curve?",
+                    "This is the share of zeros if every cell had the average depth. The "
+                    "probability of a zero is a curved function of the mean: what comes first, the "
+                    "average or the function?",
                 ),
                 Misconception(
                     "Poisson's zeros",
                     lambda mean, theta: np.exp(-mean.astype(float)).mean(),
-                    "These are the zeros of a Poisson: θ has no part in your result. Put x = 0 "
-                    "into the negative binomial.",
+                    "These are the zeros of a Poisson: θ does not occur in your result. Insert x = "
+                    "0 into the negative binomial.",
                 ),
                 Misconception(
                     "dispersion for inverse dispersion",
@@ -383,15 +385,15 @@ EXERCISES = {
                 Misconception(
                     "epsilon in the logarithm",
                     lambda **case: zinb_of_probabilities(**case, epsilon=1e-8),
-                    "Nothing in your result is below −18.42 = log 1e-8. What is added inside a "
-                    "logarithm is not small where the probability is smaller: stay in logs.",
+                    "Nothing in your result is below −18.42 = log 1e-8. A constant inside a "
+                    "logarithm is not negligible where the probability is smaller still: stay in "
+                    "logs.",
                 ),
                 Misconception(
                     "probabilities that underflow",
                     zinb_of_probabilities,
-                    "Right where probabilities are of usual size, and −∞ where they are too small "
-                    "for a number. Do not leave the logs: which function adds two probabilities "
-                    "that are given as logs?",
+                    "Right for probabilities of usual size, but −∞ where they underflow. Stay in "
+                    "logs: which function adds two probabilities that are given as logs?",
                 ),
                 Misconception(
                     "positive counts inflated",
@@ -401,8 +403,8 @@ EXERCISES = {
                 Misconception(
                     "positive counts not scaled",
                     zinb_not_scaled,
-                    "Right at zero. But above it your probabilities are those of the NB, and all "
-                    "together they sum to more than 1.",
+                    "Right at zero. But above it your probabilities are those of the NB, and "
+                    "altogether they sum to more than 1.",
                 ),
                 Misconception(
                     "sign of the logits",
@@ -424,8 +426,8 @@ EXERCISES = {
                 Misconception(
                     "the largest likelihood",
                     lambda log_likelihood, n_parameters, n_cells: log_likelihood.argmax(1),
-                    "This takes the largest likelihood. A model that holds another as a special "
-                    "case is never below it: what do its further parameters cost?",
+                    "This takes the largest likelihood. A model that contains another as a special "
+                    "case never has a lower likelihood. What do its extra parameters cost?",
                 ),
                 Misconception(
                     "the largest BIC",
@@ -439,16 +441,16 @@ EXERCISES = {
                     lambda log_likelihood, n_parameters, n_cells: (
                         2 * n_parameters - 2 * log_likelihood
                     ).argmin(1),
-                    "This is the AIC, whose price of a parameter does not depend on the number "
-                    "of cells. Look at what n_cells is for.",
+                    "This is the AIC, in which the cost of a parameter does not depend on the "
+                    "number of cells. What is n_cells for?",
                 ),
                 Misconception(
                     "log-likelihood not doubled",
                     lambda log_likelihood, n_parameters, n_cells: (
                         n_parameters * np.log(n_cells) - log_likelihood
                     ).argmin(1),
-                    "You charge twice too much for a parameter: compare both terms of the BIC "
-                    "with the formula, factor by factor.",
+                    "Your parameters cost twice too much: compare both terms of the BIC with the "
+                    "formula, factor by factor.",
                 ),
             ),
         ),
@@ -463,14 +465,14 @@ EXERCISES = {
                 Misconception(
                     "as published",
                     lambda x, mean, theta, logits: kept(logits) * (x + theta) / (mean + theta),
-                    "This is what was published. Both errors are still in it: which units has "
-                    "u, and which has λ? And can a positive count be a dropout?",
+                    "This is what was published. Both errors are still in it: which units does u "
+                    "have, and which does λ have? And can a positive count be a dropout?",
                 ),
                 Misconception(
                     "E[u|x] for E[λ|x]",
                     lambda x, mean, theta, logits: denoised(x, mean, theta, logits) / mean,
-                    "Dropout is right. But this is the mean of u, which is near 1 whatever the "
-                    "gene; λ is in counts. How do they belong together?",
+                    "The dropout is right. But this is the mean of u, which is near 1 for every "
+                    "gene; λ is in counts. How are the two related?",
                 ),
                 Misconception(
                     "positive counts dropped",
@@ -486,7 +488,7 @@ EXERCISES = {
                         np.where(x > 0, 1, kept(logits)) * mean * (x + theta) / (mean + theta)
                     ),
                     "Positive counts are right. At zero you use π, the probability of dropout "
-                    "before the count was seen. A zero changes it: Bayes.",
+                    "before the count was seen. A zero changes it, by Bayes' rule.",
                 ),
             ),
             picture=by_count("E[λ|x] (counts)"),
@@ -504,27 +506,27 @@ EXERCISES = {
                 Misconception(
                     "binary cross-entropy",
                     bce,
-                    "This is minus the binary cross-entropy: a density that does not integrate "
-                    "to 1. What is missing depends on λ, so its slope is off too.",
+                    "This is minus the binary cross-entropy: a density that does not integrate to "
+                    "1. The missing factor depends on λ, so the slope is wrong too.",
                 ),
                 Misconception(
                     "0/0 at ½",
                     nan_at_half,
-                    "Right, except at λ = ½, where it is NaN: as printed the constant is 0/0 "
-                    "there. What is its limit? Have an expression of its own near ½.",
+                    "Right, except at λ = ½, where it is NaN: as printed, the constant is 0/0 "
+                    "there. What is its limit? Use another expression near ½.",
                 ),
                 Misconception(
                     "NaN gradient through where",
                     lambda x, lam: nan_at_half(x, lam, in_value=False),
                     "All values are right, but the slope at λ = ½ is NaN. torch.where takes the "
-                    "gradient of both branches, also of the one not chosen: see to it that the "
-                    "other branch is never given ½.",
+                    "gradient of both branches, also of the one not chosen. Make sure that the "
+                    "other branch never gets ½.",
                 ),
                 Misconception(
                     "constant divided",
                     cb_divided,
-                    "The constant is there with the wrong sign. Your density should integrate to "
-                    "1: does C multiply or divide?",
+                    "You have the constant, but with the wrong sign. Your density should integrate "
+                    "to 1: does C multiply or divide?",
                 ),
             ),
         ),

@@ -13,7 +13,7 @@ __all__ = ["EXERCISES"]
 
 
 def draw_clusters(rng: np.random.Generator) -> list[dict]:
-    """Points on a line, then in ten dimensions with one cell that is alone of its kind."""
+    """Points on a line, then in ten dimensions, where one type has a single cell."""
     simple = {
         "points": np.array([[0.0], [1.0], [5.0], [6.0]]),
         "labels": np.array(["alpha", "alpha", "beta", "beta"]),
@@ -32,7 +32,7 @@ def silhouettes(points, labels):
 
 
 def by_definition(points, labels, own=-1, alone=0.0, others=np.min):
-    """Cell by cell: ``own`` is added to the size of the own type, ``alone`` is s of one cell."""
+    """Cell by cell: ``own`` is added to the size of the type, ``alone`` scores a single cell."""
     s = np.zeros(len(points))
     for i, label in enumerate(labels):
         distance = np.sqrt(((points - points[i]) ** 2).sum(1))
@@ -47,7 +47,7 @@ def by_definition(points, labels, own=-1, alone=0.0, others=np.min):
 
 
 def draw_two_groupings(rng: np.random.Generator) -> list[dict]:
-    """Four cells, then groupings that agree in part, by chance alone, and but for the names."""
+    """Four cells, then groupings that agree in part, only by chance, and under other names."""
     cases = [{"truth": np.array([0, 0, 1, 1]), "found": np.array([0, 0, 1, 2])}]
     truth = rng.integers(4, size=120)
     found = np.where(rng.random(120) < 0.7, truth, rng.integers(6, size=120))
@@ -92,7 +92,7 @@ def draw_units(rng: np.random.Generator) -> list[dict]:
 
 
 def in_other_units(log_density, n_genes, factor):
-    """By the definition of a density: a box around x holds what the box around factor · x holds."""
+    """By the definition of a density: boxes around x and factor · x have the same probability."""
     from mpmath import mp, mpf
 
     with mp.workdps(50):
@@ -119,13 +119,13 @@ EXERCISES = {
     for exercise in (
         Exercise(
             name="06.1",
-            title="Mend a silhouette",
+            title="Fix a silhouette",
             points=3,
             draw=draw_clusters,
             oracle=silhouettes,
             call="arrays",
-            verified="Agrees with scikit-learn on 24 cells in ten dimensions, one of them alone of "
-            "its kind.",
+            verified="Agrees with scikit-learn on 24 cells in ten dimensions, one of them the only "
+            "cell of its type.",
             misconceptions=(
                 Misconception(
                     "a counts the cell itself",
@@ -135,14 +135,13 @@ EXERCISES = {
                 Misconception(
                     "one cell alone is undefined",
                     lambda points, labels: by_definition(points, labels, alone=np.nan),
-                    "A cell that is alone of its kind has no a. What is its silhouette by "
-                    "convention?",
+                    "The only cell of a type has no a. What is its silhouette by convention?",
                 ),
                 Misconception(
                     "one cell alone scores 1",
                     lambda points, labels: by_definition(points, labels, alone=1.0),
-                    "With a = 0 the formula gives 1 to a cell that is alone of its kind, and "
-                    "rewards whoever cuts a clustering into single cells. What is the convention?",
+                    "With a = 0 the formula gives 1 to the only cell of a type. A clustering that "
+                    "is cut into single cells would then score best. What is the convention?",
                 ),
                 Misconception(
                     "b over all other cells",
@@ -174,7 +173,7 @@ EXERCISES = {
                 Misconception(
                     "names compared",
                     lambda truth, found: np.asarray((truth == found).mean()),
-                    "The number that a cluster has means nothing. Compare pairs of cells: are they "
+                    "The number of a cluster has no meaning. Compare pairs of cells: are they "
                     "together, or apart?",
                 ),
                 Misconception(
@@ -199,13 +198,13 @@ EXERCISES = {
                     lambda log_density, n_genes, factor: np.asarray(
                         log_density + n_genes * np.log(factor)
                     ),
-                    "Larger numbers mean a finer unit, and less probability for each unit. Which "
-                    "sign?",
+                    "Larger numbers mean a smaller unit, and less probability per unit. Which sign "
+                    "follows?",
                 ),
                 Misconception(
                     "one gene",
                     lambda log_density, n_genes, factor: np.asarray(log_density - np.log(factor)),
-                    "A cell has one value for each gene, and each of them is stretched.",
+                    "A cell has one value per gene, and each of them is rescaled.",
                 ),
                 Misconception(
                     "logarithm to base 10",
@@ -217,7 +216,7 @@ EXERCISES = {
                 Misconception(
                     "the same in all units",
                     lambda log_density, n_genes, factor: np.asarray(log_density),
-                    "A probability would stay the same. This is a density: a probability *for each "
+                    "A probability would stay the same. This is a density: a probability *per "
                     "unit* of x.",
                 ),
             ),
@@ -234,24 +233,24 @@ EXERCISES = {
                 Misconception(
                     "over dimensions in place of cells",
                     lambda latent: latent.var(1, ddof=1),
-                    "This is a variance for each cell. Activity is one for each latent dimension: "
+                    "This is one variance per cell. Activity is one variance per latent dimension: "
                     "over which axis is it taken?",
                 ),
                 Misconception(
                     "not centred",
                     lambda latent: (latent**2).sum(0) / (len(latent) - 1),
-                    "A dimension that is 3 for every cell says nothing about cells, and here it "
-                    "is active. A variance is taken around the mean.",
+                    "A dimension that is 3 for every cell says nothing about the cells, but here "
+                    "it is active. Around which value is a variance taken?",
                 ),
                 Misconception(
                     "standard deviation for variance",
                     lambda latent: latent.std(0, ddof=1),
-                    "This is the standard deviation; the threshold of 0.01 is one for variances.",
+                    "This is the standard deviation; the threshold of 0.01 is for variances.",
                 ),
                 Misconception(
                     "divided by n",
                     lambda latent: latent.var(0),
-                    "Close. Our covariance is divided by the number of cells minus one.",
+                    "Close. The covariance of this lesson has another divisor: which one?",
                 ),
             ),
         ),

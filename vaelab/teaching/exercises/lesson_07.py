@@ -46,7 +46,7 @@ def draw_cells_of_types(rng: np.random.Generator) -> list[dict]:
 
 
 def summed_out(logits, log_p_x, log_prior):
-    """log p(x) − KL(q(y) ‖ p(y|x)): the bound from its other side."""
+    """The bound as log p(x) − KL(q(y) ‖ p(y|x))."""
     from scipy import special
 
     joint = np.asarray(log_p_x, float) + np.asarray(log_prior, float)
@@ -57,7 +57,7 @@ def summed_out(logits, log_p_x, log_prior):
 
 
 def bound_with(kl):
-    """The bound with another KL, a function of q, log q, log π."""
+    """The bound with another KL, which is a function of q, log q and log π."""
 
     def wrong(logits, log_p_x, log_prior):
         log_q = log_softmax(logits)
@@ -71,14 +71,14 @@ def bound_with(kl):
 
 
 def draw_uniforms(rng: np.random.Generator) -> list[dict]:
-    """One draw of two classes, many of four, and one with u next to 0."""
+    """One draw of two classes, many of four, and one with u close to 0."""
     many = {"logits": rng.normal(3, 1.5, 4), "u": rng.uniform(1e-9, 1, (300, 4))}
     tail = {"logits": np.array([0.0, -4.5]), "u": np.array([[1e-300, 0.5], [0.5, 0.5]])}
     return [{"logits": np.log([0.2, 0.8]), "u": np.array([[0.9, 0.3]])}, many, tail]
 
 
 def first_of_the_race(logits, u):
-    """Class k waits −log u_k / π_k."""
+    """The class with the shortest wait, where class k waits −log u_k / π_k."""
     return (-np.log(u) / np.exp(logits - logits.max())).argmin(-1)
 
 
@@ -104,14 +104,14 @@ def mean_by_quadrature(difference, temperature):
     return np.asarray(integrate.quad(integrand, -40, 40, limit=500)[0])
 
 
-def mean_with(noise, of=lambda difference, temperature, s: (difference + s) / temperature):
-    """The mean with another noise (a name in scipy.stats) or another place for it."""
+def mean_with(noise, score=lambda difference, temperature, s: (difference + s) / temperature):
+    """The mean with another noise (a name in scipy.stats), or with the noise in another place."""
 
     def wrong(difference, temperature):
         from scipy import special, stats
 
         s = getattr(stats, noise).ppf((np.arange(20_000) + 0.5) / 20_000)
-        return np.asarray(special.expit(of(difference, temperature, s)).mean())
+        return np.asarray(special.expit(score(difference, temperature, s)).mean())
 
     return wrong
 
@@ -130,7 +130,7 @@ def draw_scores(rng: np.random.Generator) -> list[dict]:
 
 
 def covariance(logits, drawn, f):
-    """With leave-one-out baselines it is the sample covariance of f and the one-hot draw."""
+    """The sample covariance of f and the one-hot draw: what leave-one-out baselines give."""
     one_hot = np.eye(len(logits))[drawn]
     return np.array([np.cov(f, column)[0, 1] for column in one_hot.T])
 
@@ -241,31 +241,33 @@ EXERCISES = {
                 Misconception(
                     "the KL weighted twice",
                     bound_with(lambda q, log_q, log_prior: (q * q * (log_q - log_prior)).sum(-1)),
-                    "Your KL is not a KL. How often does q_k stand before log q_k − log π_k?",
+                    "Your KL is not a KL. How many times do you weight log q_k − log π_k by q_k?",
                 ),
                 Misconception(
                     "the KL once for each class",
                     bound_with(
                         lambda q, log_q, log_prior: q.shape[-1] * (q * (log_q - log_prior)).sum(-1)
                     ),
-                    "Your KL is too large. It is one number a cell; how often did you subtract it?",
+                    "Your KL is too large. It is one number per cell: how often did you subtract "
+                    "it?",
                 ),
                 Misconception(
                     "the KL added",
                     bound_with(lambda q, log_q, log_prior: -(q * (log_q - log_prior)).sum(-1)),
-                    "Does saying more about y than the prior does raise a bound, or cost?",
+                    "Your bound rises as q moves away from the prior. Should the KL raise the "
+                    "bound, or lower it?",
                 ),
                 Misconception(
                     "no KL",
                     bound_with(lambda q, log_q, log_prior: 0.0),
-                    "This is the reconstruction alone. What is missing is how far q is from the "
-                    "prior.",
+                    "This is the reconstruction alone. The term for how far q is from the prior is "
+                    "missing.",
                 ),
                 Misconception(
                     "a uniform prior",
                     bound_with(lambda q, log_q, log_prior: (q * log_q).sum(-1) + np.log(q[0].size)),
-                    "You took every type to be as frequent as any other; log_prior says how "
-                    "frequent they are.",
+                    "You assumed that all types are equally frequent. log_prior says how frequent "
+                    "they are.",
                 ),
             ),
         ),
@@ -291,12 +293,12 @@ EXERCISES = {
                 Misconception(
                     "the noise upside down",
                     lambda logits, u: (logits + np.log(-np.log(u))).argmax(-1),
-                    "A short wait should give a high score. Which sign has log e?",
+                    "A short wait should give a high score. Which sign does log e get?",
                 ),
                 Misconception(
                     "an epsilon in the logarithms",
                     lambda logits, u: (logits - np.log(-np.log(u + 1e-20) + 1e-20)).argmax(-1),
-                    "Nearly: it goes wrong where u is next to 0. What was added to u there?",
+                    "Almost. It goes wrong where u is close to 0. What did you add to u?",
                 ),
                 Misconception(
                     "no noise",
@@ -318,7 +320,7 @@ EXERCISES = {
                 Misconception(
                     "the probability",
                     lambda difference, temperature: np.asarray(1 / (1 + np.exp(-difference))),
-                    "This is π₁, the mean of a one-hot draw. A relaxed draw has another.",
+                    "This is π₁, the mean of a one-hot draw. A relaxed draw has another mean.",
                 ),
                 Misconception(
                     "no noise",
@@ -336,12 +338,12 @@ EXERCISES = {
                 Misconception(
                     "normal noise",
                     mean_with("norm"),
-                    "The difference of two Gumbels is bell-shaped, but not normal.",
+                    "The difference of two Gumbel variables is bell-shaped, but not normal.",
                 ),
                 Misconception(
                     "noise not divided by the temperature",
                     mean_with("logistic", lambda d, temperature, s: d / temperature + s),
-                    "The temperature divides the score, and the noise is a part of the score.",
+                    "The temperature divides the score, and the noise is part of the score.",
                 ),
             ),
         ),
@@ -357,14 +359,14 @@ EXERCISES = {
                 Misconception(
                     "a draw in its own baseline",
                     score_with(np.mean),
-                    "Your answer is too small by (S − 1)/S. Does a draw's baseline depend on the "
-                    "draw itself?",
+                    "Your answer is too small by a factor of (S − 1)/S. Does a draw's baseline "
+                    "depend on the draw itself?",
                 ),
                 Misconception(
                     "no baseline",
                     score_with(lambda f: 0.0),
-                    "This one is unbiased, but varies as much as f is large. What is subtracted "
-                    "from each f?",
+                    "This estimate is unbiased, but its variance grows with the size of f. What is "
+                    "subtracted from each f?",
                 ),
                 Misconception(
                     "the gradient with respect to π",
@@ -375,7 +377,7 @@ EXERCISES = {
                 Misconception(
                     "a sum for a mean",
                     lambda logits, drawn, f: len(f) * covariance(logits, drawn, f),
-                    "It grows with the number of draws. Sum, or mean?",
+                    "Your answer grows with the number of draws. Should it be a sum or a mean?",
                 ),
             ),
         ),
@@ -391,20 +393,20 @@ EXERCISES = {
                 Misconception(
                     "the gradient is lost",
                     with_gradient(lambda logits, *_: np.zeros_like(logits)),
-                    "The value is right, but no gradient comes back. Does anything in your result "
-                    "still hang on the logits?",
+                    "The value is right, but no gradient flows back. Does anything in your result "
+                    "still depend on the logits?",
                 ),
                 Misconception(
                     "soft forward",
                     soft_value,
-                    "This is the relaxed draw itself: the gradient is right and the value is not "
+                    "This is the relaxed draw itself: the gradient is right, but the value is not "
                     "one-hot.",
                 ),
                 Misconception(
                     "the gradient goes past the softmax",
                     with_gradient(lambda logits, e, temperature, weight: weight),
-                    "The gradient should be that of the relaxation; yours goes to the logits as it "
-                    "is.",
+                    "Your gradient reaches the logits unchanged. It should be that of the relaxed "
+                    "draw.",
                 ),
                 Misconception(
                     "the temperature forgotten",
@@ -413,7 +415,7 @@ EXERCISES = {
                             relaxed(logits, e, 1.0), 1.0, weight
                         )
                     ),
-                    "This is the gradient at temperature 1. Where does the temperature come in?",
+                    "This is the gradient at temperature 1. Where does the temperature enter?",
                 ),
             ),
         ),
@@ -439,12 +441,14 @@ EXERCISES = {
                 Misconception(
                     "the entropy for its negative",
                     lambda logits: np.log(logits.shape[-1]) - negative_entropy(logits),
-                    "An undecided q is the prior, and should cost nothing. Yours costs most.",
+                    "An undecided q equals the prior and should cost nothing. In yours it costs "
+                    "the most.",
                 ),
                 Misconception(
                     "a mean over classes",
                     lambda logits: kl_to_uniform(logits) / logits.shape[-1],
-                    "It is too small by the number of classes. Sum, or mean?",
+                    "Your KL is too small by a factor of the number of classes. Should it be a sum "
+                    "or a mean?",
                 ),
             ),
         ),

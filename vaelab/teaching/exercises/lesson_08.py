@@ -20,7 +20,7 @@ def log_normal(z, mean, std):
     return stats.norm.logpdf(z, mean, std)
 
 
-def some_log_q(rng, n_cells, K):
+def draw_log_q(rng, n_cells, K):
     """log q(y | x); one cell in four is nearly certain."""
     from scipy import special
 
@@ -46,7 +46,7 @@ def draw_two_kls(rng: np.random.Generator) -> list[dict]:
     n, K, d = 30, 5, 3
     for dtype in (np.float64, np.float32):
         case = {
-            "log_q": some_log_q(rng, n, K),
+            "log_q": draw_log_q(rng, n, K),
             "m": rng.normal(0, 1.5, (n, K, d)),
             "s": rng.uniform(0.2, 0.9, (n, K, d)),
             "log_prior": np.log(rng.dirichlet(3 * np.ones(K))),
@@ -58,7 +58,7 @@ def draw_two_kls(rng: np.random.Generator) -> list[dict]:
 
 
 def kl_of_normals(m, s, mean, std):
-    """By quadrature; the last axis is summed."""
+    """The KL by quadrature, summed over the last axis."""
     m, s = np.asarray(m, float)[..., None], np.asarray(s, float)[..., None]
     z = m + s * NODES
     ratio = log_normal(z, m, s) - log_normal(z, np.asarray(mean)[..., None], std[..., None])
@@ -111,7 +111,7 @@ def draw_tiny(rng: np.random.Generator) -> list[dict]:
     n, K, G = 20, 3, 4
     many = {
         "x": rng.poisson(4, (n, G)).astype(float),
-        "log_q": some_log_q(rng, n, K),
+        "log_q": draw_log_q(rng, n, K),
         "m": rng.normal(0, 0.8, (n, K)),
         "s": rng.uniform(0.2, 0.7, (n, K)),
         "log_prior": np.log(rng.dirichlet(3 * np.ones(K))),
@@ -126,8 +126,8 @@ def draw_tiny(rng: np.random.Generator) -> list[dict]:
 def tiny_bound(x, log_q, m, s, log_prior, means, stds, a, b, spread=1.0, twice=False, power=2):
     """y by enumeration, z by quadrature.
 
-    ``spread`` of q(z | x, y) that the decoder sees, ``twice`` for the KL of y inside the sum, and
-    the ``power`` of σ in the KL of z are what the misconceptions change.
+    The misconceptions change ``spread`` (the share of q's spread that the decoder sees), ``twice``
+    (the KL of y is weighted twice), and ``power`` (of σ in the KL of z).
     """
     from scipy import stats
 
@@ -159,13 +159,13 @@ def draw_posteriors(rng: np.random.Generator) -> list[dict]:
         "m": np.array([[[0.0], [0.0]], [[1.0], [2.0]], [[4.0], [4.0]]]),
         "s": np.full((3, 2, 1), 0.5),
     }
-    q = np.exp(some_log_q(rng, 80, 4))
+    q = np.exp(draw_log_q(rng, 80, 4))
     m = rng.normal(0, 1, (80, 4, 3)) + 2 * rng.normal(0, 1, (4, 3))
     return [simple, {"q": q, "m": m, "s": rng.uniform(0.3, 1.2, m.shape)}]
 
 
 def moments(q, m, s):
-    """Mean and standard deviation of all that the cells say of each cluster, from nodes of z."""
+    """Mean and standard deviation of each cluster's mixture of q(z | x, y), from nodes of z."""
     _, K, d = m.shape
     mean, std = np.zeros((2, K, d))
     for k in range(K):
@@ -177,12 +177,12 @@ def moments(q, m, s):
     return mean, std
 
 
-def of_hard_clusters(q, m, s):
+def hard_clusters(q, m, s):
     return moments(np.eye(q.shape[1])[q.argmax(1)], m, s)
 
 
-def of_all_cells(q, m, s):
-    """Divided by the number of cells, not by how many the cluster has."""
+def divided_by_all_cells(q, m, s):
+    """Divided by the number of all cells instead of by that of the cluster."""
     share = q.mean(0)[:, None]
     mean, std = moments(q, m, s)
     return share * mean, np.sqrt(share * (std**2 + mean**2 * (1 - share) ** 2))
@@ -226,7 +226,7 @@ def shares_changed(change):
 
 
 def draw_clusterings(rng: np.random.Generator) -> list[dict]:
-    """Five cells, then more clusters than types, fewer, and two that want the same type."""
+    """Five cells; then more clusters than types, with one type split in two; then fewer."""
     cases = [{"truth": np.array([0, 0, 0, 1, 1]), "found": np.array([1, 1, 1, 0, 1])}]
     truth = rng.choice(4, size=150, p=[0.55, 0.2, 0.15, 0.1])
     split = np.where(truth == 0, rng.choice([4, 2], size=150), truth)
@@ -265,14 +265,15 @@ EXERCISES = {
                 Misconception(
                     "the KL of y weighted twice",
                     with_kl_y(lambda q, log_q, log_prior: (q * q * (log_q - log_prior)).sum(-1)),
-                    "Your KL of y is not a KL. How often does q_k stand before log q_k − log π_k?",
+                    "Your KL of y is not a KL. How many times do you weight log q_k − log π_k by "
+                    "q_k?",
                 ),
                 Misconception(
                     "the KL of y once for each cluster",
                     with_kl_y(
                         lambda q, log_q, log_prior: q.shape[-1] * (q * (log_q - log_prior)).sum(-1)
                     ),
-                    "Your KL of y is too large. It is one number a cell, however many clusters "
+                    "Your KL of y is too large. It is one number per cell, however many clusters "
                     "there are.",
                 ),
                 Misconception(
@@ -286,8 +287,8 @@ EXERCISES = {
                     with_kl_z(
                         lambda m, s, mean, std: kl_of_normals(m, s, 0 * mean, std / std),
                     ),
-                    "This is the KL of a VAE with one ball for a prior. Here each cluster has a "
-                    "prior of its own.",
+                    "This is the KL to one standard normal prior. Here each cluster has its own "
+                    "prior.",
                 ),
                 Misconception(
                     "the KL of z upside down",
@@ -304,7 +305,7 @@ EXERCISES = {
                     with_kl_z(
                         lambda m, s, mean, std: kl_of_normals(m, np.sqrt(s), mean, np.sqrt(std))
                     ),
-                    "s and stds are standard deviations, and you took them for variances.",
+                    "s and stds are standard deviations, but you took them for variances.",
                 ),
             ),
         ),
@@ -324,35 +325,35 @@ EXERCISES = {
                 Misconception(
                     "the mean decoded",
                     tiny_with(spread=0.0),
-                    "Nearly. You decode one z for each cluster, the middle of q(z|x,y). Is the "
-                    "mean of exp(z) the exp of the mean of z?",
+                    "Almost. You decode one z for each cluster, the mean of q(z|x,y). Is the mean "
+                    "of exp(z) the exp of the mean of z?",
                 ),
                 Misconception(
                     "the KL of y weighted twice",
                     tiny_with(twice=True),
-                    "Nearly. How often does q_k stand before log q_k − log π_k?",
+                    "Almost. How many times do you weight log q_k − log π_k by q_k?",
                 ),
                 Misconception(
                     "a standard deviation for a variance",
                     tiny_with(power=1),
-                    "Nearly. Look at the units of each part of the KL of z, if z had units.",
+                    "Almost. Look at the units of each part of the KL of z, if z had units.",
                 ),
                 Misconception(
                     "the mean decoded, and the KL of y weighted twice",
                     tiny_with(spread=0.0, twice=True),
-                    "One of three is mended. Two are left: one in the reconstruction, one in the "
-                    "KL of y.",
+                    "One of three errors is fixed. Two are left: one in the reconstruction, one in "
+                    "the KL of y.",
                 ),
                 Misconception(
                     "the mean decoded, and a standard deviation for a variance",
                     tiny_with(spread=0.0, power=1),
-                    "One of three is mended. Two are left: one in the reconstruction, one in the "
-                    "KL of z.",
+                    "One of three errors is fixed. Two are left: one in the reconstruction, one in "
+                    "the KL of z.",
                 ),
                 Misconception(
                     "the KL of y weighted twice, and a standard deviation for a variance",
                     tiny_with(twice=True, power=1),
-                    "One of three is mended. Two are left, one in each KL.",
+                    "One of three errors is fixed. Two are left, one in each KL.",
                 ),
             ),
         ),
@@ -362,23 +363,24 @@ EXERCISES = {
             points=3,
             draw=draw_posteriors,
             oracle=moments,
-            verified="Agree with the moments of everything that 83 cells say of their clusters.",
+            verified="Agree with the moments of q(z | x, y) over 83 cells, for each cluster.",
             misconceptions=(
                 Misconception(
                     "the spread of each cell forgotten",
                     lambda q, m, s: moments(q, m, 1e-9 * s),
-                    "Your means are right. Your clusters are too narrow: they hold the middle of "
-                    "each cell, and each cell is spread out around it.",
+                    "Your means are right. Your clusters are too narrow: they cover the mean of "
+                    "each cell's q(z|x,y), but not its spread.",
                 ),
                 Misconception(
                     "every cell counts for every cluster",
                     lambda q, m, s: moments(np.ones_like(q), m, s),
-                    "All cells count alike here. Where does q come in?",
+                    "All cells count equally here. Where does q enter?",
                 ),
                 Misconception(
                     "hard clusters",
-                    of_hard_clusters,
-                    "You put each cell wholly into one cluster. A cell may be shared.",
+                    hard_clusters,
+                    "You put each cell into one cluster. But a cell can belong to several clusters "
+                    "in part.",
                 ),
                 Misconception(
                     "variances",
@@ -387,7 +389,7 @@ EXERCISES = {
                 ),
                 Misconception(
                     "divided by the number of all cells",
-                    of_all_cells,
+                    divided_by_all_cells,
                     "Your clusters are drawn towards 0. By how many cells did you divide?",
                 ),
                 Misconception(
@@ -396,8 +398,8 @@ EXERCISES = {
                         moments(q, m, s)[0],
                         (q[..., None] * s).sum(0) / q.sum(0)[:, None],
                     ),
-                    "Your means are right. Cells also lie apart from each other, and the cluster "
-                    "has to be wide enough to hold them all.",
+                    "Your means are right. But cells also differ from each other, and the cluster "
+                    "has to be wide enough for all of them.",
                 ),
             ),
         ),
@@ -414,20 +416,20 @@ EXERCISES = {
                     "0 · log 0",
                     by_log_of_zero,
                     "Right where every q is above 0. Where one is 0, 0·log 0 comes out as NaN; its "
-                    "limit is 0. torch.special.entr knows that.",
+                    "limit is 0. Look at torch.special.entr.",
                 ),
                 Misconception(
                     "the two parts exchanged",
                     shares_changed(lambda information, imbalance, q: (imbalance, information)),
-                    "Both numbers are right, in the other order: information first.",
+                    "Both numbers are right, but in the wrong order: information comes first.",
                 ),
                 Misconception(
                     "the whole KL for the information",
                     shares_changed(
                         lambda information, imbalance, q: (information + imbalance, imbalance)
                     ),
-                    "Your first number is the whole mean KL. If all cells were surely in one and "
-                    "the same cluster, what would the clusters tell you about a cell?",
+                    "Your first number is the whole mean KL. If all cells were in the same cluster "
+                    "for sure, what would the clusters tell you about a cell?",
                 ),
                 Misconception(
                     "bits",
@@ -444,7 +446,8 @@ EXERCISES = {
                     shares_changed(
                         lambda information, imbalance, q: (len(q) * information, imbalance)
                     ),
-                    "Your first number grows with the number of cells. Sum, or mean?",
+                    "Your first number grows with the number of cells. Should it be a sum or a "
+                    "mean?",
                 ),
             ),
         ),
@@ -461,19 +464,19 @@ EXERCISES = {
                 Misconception(
                     "numbers compared",
                     lambda truth, found: np.asarray((truth == found).mean()),
-                    "The number of a cluster means nothing: cluster 3 may well be type 0.",
+                    "The number of a cluster has no meaning: cluster 3 may well be type 0.",
                 ),
                 Misconception(
                     "each cluster takes its majority",
                     majority,
-                    "Two clusters took the same type here, so that a clustering is paid for "
-                    "cutting a type in two. At the most, one cluster for each type.",
+                    "In your answer two clusters can take the same type, so a clustering gains by "
+                    "splitting a type in two. How many clusters may a type have?",
                 ),
                 Misconception(
                     "each type takes its largest cluster",
                     lambda truth, found: majority(found, truth),
-                    "Two types took the same cluster here, so that a clustering is paid for "
-                    "putting all cells together. At the most, one type for each cluster.",
+                    "In your answer two types can take the same cluster, so a clustering gains by "
+                    "putting all cells together. How many types may a cluster have?",
                 ),
             ),
         ),

@@ -13,7 +13,7 @@ __all__ = ["EXERCISES"]
 
 
 def draw_dice(rng: np.random.Generator) -> list[dict]:
-    """One gene in four cells, then 300 entries that share nothing."""
+    """One gene in four cells, then 300 entries, each with parameters of its own."""
     simple = {
         "u_w": np.array([0.2, 0.5, 0.8, 0.9]),
         "u_y": np.array([0.4, 0.5, 0.7, 0.6]),
@@ -30,7 +30,7 @@ def draw_dice(rng: np.random.Generator) -> list[dict]:
 
 
 def gamma_quantile(u, shape, rate):
-    """By bisection of the distribution function, in log w."""
+    """The quantile by bisection of the distribution function, in log w."""
     from scipy.special import gammainc
 
     low, high = np.full(np.shape(u), -400.0), np.full(np.shape(u), 20.0)
@@ -53,8 +53,8 @@ def poisson_quantile(u, rate):
     return high
 
 
-def counted(shape=None, rate=None, kept=None, mean=None):
-    """The three dice, with what a reader mistakes in place of what is right."""
+def counts_with(shape=None, rate=None, kept=None, mean=None):
+    """The three dice; each argument puts a mistake in the place of the right step."""
 
     def outcome(u_w, u_y, u_h, library, rho, theta, pi):
         a = theta if shape is None else shape(rho, theta)
@@ -69,7 +69,7 @@ def counted(shape=None, rate=None, kept=None, mean=None):
 
 
 def draw_libraries(rng: np.random.Generator) -> list[dict]:
-    """Two cells in each of two batches, then 150 in three, one of them read three times deeper."""
+    """Two cells in each of two batches, then 150 in three, one of them sequenced deeper."""
     cases = [
         {
             "library": np.array([100.0, 200.0, 1000.0, 4000.0]),
@@ -87,7 +87,7 @@ def draw_libraries(rng: np.random.Generator) -> list[dict]:
     ]
 
 
-def of_each_batch(mean, spread):
+def per_batch(mean, spread):
     def both(library, batch, n_batches):
         parts = [library[batch == b] for b in range(n_batches)]
         return tuple(np.array([float(f(part)) for part in parts]) for f in (mean, spread))
@@ -107,7 +107,7 @@ def geometric_mean(part):
     return np.log(gmean(part))
 
 
-def of_all(library, batch, n_batches):
+def one_prior_for_all(library, batch, n_batches):
     pair = geometric_mean(library), geometric_variance(library)
     return tuple(np.full(n_batches, float(value)) for value in pair)
 
@@ -134,7 +134,7 @@ def draw_log_normals(rng: np.random.Generator) -> list[dict]:
     ]
 
 
-def kl_by_quadrature(mean, variance, prior_mean, prior_variance, densities="lognorm"):
+def kl_by_quadrature(mean, variance, prior_mean, prior_variance):
     """∫ q(ℓ) log (q(ℓ)/p(ℓ)) dℓ with the densities of ℓ itself, over ±12 standard deviations."""
     from scipy import stats
 
@@ -150,7 +150,7 @@ def kl_by_quadrature(mean, variance, prior_mean, prior_variance, densities="logn
 
 
 def draw_spaces(rng: np.random.Generator) -> list[dict]:
-    """Ten cells on a line, then three types in uneven batches, and one type too small."""
+    """Nine cells on a line, then three types in uneven batches, and one type that is too small."""
     line = {
         "latent": np.array([[0.0], [1.0], [2.1], [3.3], [4.6], [20.0], [21.0], [22.1], [23.3]]),
         "batch": np.array([0, 1, 0, 0, 0, 1, 1, 1, 0]),
@@ -171,8 +171,8 @@ def draw_spaces(rng: np.random.Generator) -> list[dict]:
     ]
 
 
-def mixing(itself=False, strangers=False, chance=None, small=False, ratio_of="sums"):
-    """By scikit-learn's neighbours, with what a reader mistakes in place of what is right."""
+def mixing_with(itself=False, any_type=False, chance=None, small=False, ratio_of="sums"):
+    """The score by scikit-learn's neighbours; each argument puts a mistake in."""
 
     def score(latent, batch, cell_type, k):
         from sklearn.neighbors import NearestNeighbors
@@ -182,7 +182,7 @@ def mixing(itself=False, strangers=False, chance=None, small=False, ratio_of="su
             own = np.flatnonzero(cell_type == name)
             if len(own) <= k and not small:
                 continue
-            among = np.arange(len(batch)) if strangers else own
+            among = np.arange(len(batch)) if any_type else own
             k_here = min(k, len(own) - 1)
             search = NearestNeighbors(n_neighbors=k_here + 1).fit(latent[among])
             near = among[search.kneighbors(latent[own], return_distance=False)]
@@ -232,48 +232,48 @@ EXERCISES = {
             title="Three dice for one count",
             points=3,
             draw=draw_dice,
-            oracle=counted(),
+            oracle=counts_with(),
             call="arrays",
             verified="Agrees with distribution functions inverted by bisection, 304 times.",
             misconceptions=(
                 Misconception(
                     "Gamma(ρ, θ) read as shape and rate",
-                    counted(shape=lambda r, t: r, rate=lambda r, t: t),
+                    counts_with(shape=lambda r, t: r, rate=lambda r, t: t),
                     "You read Gamma(ρ, θ) as shape ρ and rate θ. Its mean is then ρ/θ. Which of "
-                    "the two says how much cells vary, and which what they have on average?",
+                    "the two says how much the cells vary, and which is their average?",
                 ),
                 Misconception(
                     "Gamma(ρ, θ) read as shape and scale",
-                    counted(shape=lambda r, t: r, rate=lambda r, t: 1 / t),
+                    counts_with(shape=lambda r, t: r, rate=lambda r, t: 1 / t),
                     "You read Gamma(ρ, θ) as shape ρ and scale θ. Its mean is then ρθ. Which of "
-                    "the two says how much cells vary, and which what they have on average?",
+                    "the two says how much the cells vary, and which is their average?",
                 ),
                 Misconception(
                     "rate for scale",
-                    counted(rate=lambda r, t: r / t),
+                    counts_with(rate=lambda r, t: r / t),
                     "The shape is right. But scipy's scale is one over the rate: what is the mean "
                     "of your w?",
                 ),
                 Misconception(
                     "a mean of 1",
-                    counted(rate=lambda r, t: t),
-                    "Your w has mean 1, whatever ρ is. That is the u of lesson 05. Where does "
-                    "the gene's share come in?",
+                    counts_with(rate=lambda r, t: t),
+                    "Your w has mean 1, whatever ρ is. That is the u of lesson 05. Where does the "
+                    "gene's share enter?",
                 ),
                 Misconception(
                     "no library size",
-                    counted(mean=lambda library, w: w),
+                    counts_with(mean=lambda library, w: w),
                     "Your counts don't grow with ℓ. What is the mean of y, given w?",
                 ),
                 Misconception(
                     "dropout upside down",
-                    counted(kept=np.less),
-                    "You keep a count with probability π. h = 1 is the dropout.",
+                    counts_with(kept=np.less),
+                    "You keep a count with probability π. h = 1 means dropout.",
                 ),
                 Misconception(
                     "no dropout",
-                    counted(kept=lambda u_h, pi: u_h >= 0),
-                    "w and y are right. The third die has no part in your result.",
+                    counts_with(kept=lambda u_h, pi: u_h >= 0),
+                    "w and y are right. The third die does not occur in your result.",
                 ),
             ),
         ),
@@ -282,43 +282,43 @@ EXERCISES = {
             title="Spot the error: one prior for every mouse",
             points=2,
             draw=draw_libraries,
-            oracle=of_each_batch(geometric_mean, geometric_variance),
+            oracle=per_batch(geometric_mean, geometric_variance),
             call="arrays",
             verified="Agrees with scipy's geometric mean and geometric standard deviation.",
             misconceptions=(
                 Misconception(
                     "one prior for all batches",
-                    of_all,
-                    "All batches get the same two numbers. What does the batch that was read "
-                    "deeper then pay, cell by cell?",
+                    one_prior_for_all,
+                    "All batches get the same two numbers. What does each cell of the more deeply "
+                    "sequenced batch then pay?",
                 ),
                 Misconception(
                     "the logarithm of the mean",
-                    of_each_batch(lambda part: np.log(part.mean()), geometric_variance),
+                    per_batch(lambda part: np.log(part.mean()), geometric_variance),
                     "The variances are right. The logarithm of a mean is above the mean of the "
                     "logarithms; which of them is the mean of log ℓ?",
                 ),
                 Misconception(
                     "standard deviation for variance",
-                    of_each_batch(geometric_mean, lambda part: np.log(part).std()),
+                    per_batch(geometric_mean, lambda part: np.log(part).std()),
                     "The means are right. Your second result is a standard deviation.",
                 ),
                 Misconception(
                     "divided by n − 1",
-                    of_each_batch(geometric_mean, lambda part: np.log(part).var(ddof=1)),
-                    "Close. The prior is the normal that fits these cells best, and that one "
-                    "divides by their number.",
+                    per_batch(geometric_mean, lambda part: np.log(part).var(ddof=1)),
+                    "Close. The prior is the normal distribution with the highest likelihood for "
+                    "these cells. By what does its variance divide?",
                 ),
                 Misconception(
                     "one added",
-                    of_each_batch(
+                    per_batch(
                         lambda part: np.log1p(part).mean(), lambda part: np.log1p(part).var()
                     ),
-                    "You took log(1 + ℓ). A cell without any count is no cell; ℓ is never 0.",
+                    "You took log(1 + ℓ). Every cell has at least one count, so ℓ is never 0.",
                 ),
                 Misconception(
                     "base 10",
-                    of_each_batch(
+                    per_batch(
                         lambda part: np.log10(part).mean(), lambda part: np.log10(part).var()
                     ),
                     "Nats are natural logarithms.",
@@ -340,37 +340,38 @@ EXERCISES = {
                     lambda mean, variance, prior_mean, prior_variance: kl_by_quadrature(
                         mean, variance**2, prior_mean, prior_variance**2
                     ),
-                    "You squared what is a variance already. Normal(a, b): which of the two is b "
-                    "here?",
+                    "You squared a number that is already a variance. In Normal(a, b), is b here a "
+                    "variance or a standard deviation?",
                 ),
                 Misconception(
                     "the other direction",
                     lambda mean, variance, prior_mean, prior_variance: kl_by_quadrature(
                         prior_mean, prior_variance, mean, variance
                     ),
-                    "This is KL(p ‖ q). The mean is taken under the first of the two, and the "
-                    "first is q.",
+                    "This is KL(p ‖ q). The mean is taken under the first of the two, which should "
+                    "be q.",
                 ),
                 Misconception(
                     "the half forgotten",
                     lambda *case, **named: 2 * kl_by_quadrature(*case, **named),
-                    "Twice too large: where does the half of a normal's exponent go?",
+                    "Your KL is twice too large. Where did the ½ in the exponent of a normal "
+                    "density go?",
                 ),
                 Misconception(
                     "the prior of z",
                     lambda mean, variance, prior_mean, prior_variance: kl_by_quadrature(
                         mean, variance, np.zeros(1), np.ones(1)
                     ),
-                    "This is the KL to N(0, 1), the prior of z. That of log ℓ has a mean and a "
-                    "variance of its own.",
+                    "This is the KL to N(0, 1), the prior of z. The prior of log ℓ has a mean and "
+                    "a variance of its own.",
                 ),
                 Misconception(
                     "only the means",
                     lambda mean, variance, prior_mean, prior_variance: (
                         (mean - prior_mean) ** 2 / (2 * prior_variance)
                     ),
-                    "With equal means you get 0. A cell that is surer of its size than the prior "
-                    "has said something, too.",
+                    "With equal means you get 0. But if q is narrower than the prior, that costs "
+                    "something too.",
                 ),
             ),
         ),
@@ -379,60 +380,61 @@ EXERCISES = {
             title="Are the mice mixed?",
             points=3,
             draw=draw_spaces,
-            oracle=mixing(),
+            oracle=mixing_with(),
             call="arrays",
             verified="Agrees with scikit-learn's neighbours, with 3 types in uneven batches and "
             "one that is too small.",
             misconceptions=(
                 Misconception(
                     "a cell is its own neighbour",
-                    mixing(itself=True),
-                    "Too low: the nearest of your neighbours is at distance 0, and always of the "
-                    "same batch.",
+                    mixing_with(itself=True),
+                    "Your score is too low: the nearest of your neighbours is at distance 0, and "
+                    "always of the same batch. Which cell is that?",
                 ),
                 Misconception(
                     "neighbours of any type",
-                    mixing(strangers=True),
-                    "Your neighbours may be of another type. Types are not equally frequent in "
-                    "the batches, so that says nothing about mixing: look within each type.",
+                    mixing_with(any_type=True),
+                    "Your neighbours may be of another type. Types are not equally frequent in the "
+                    "batches, so this says nothing about mixing. Look within each type.",
                 ),
                 Misconception(
                     "half expected",
-                    mixing(chance=lambda batch, own: np.full(len(own), 0.5)),
+                    mixing_with(chance=lambda batch, own: np.full(len(own), 0.5)),
                     "You expect one neighbour in two from the other batch. What if a type has "
                     "182 cells in one batch and 9 in the other?",
                 ),
                 Misconception(
                     "expected over all types",
-                    mixing(
+                    mixing_with(
                         chance=lambda batch, own: (
                             (batch != batch[own, None]).sum(1) / (len(batch) - 1)
                         )
                     ),
-                    "You expect what the batches have of all cells. Within a type it can be quite "
-                    "another share.",
+                    "You expect the other batch's share of all cells. Within a type its share can "
+                    "be very different.",
                 ),
                 Misconception(
                     "the cell itself expected",
-                    mixing(chance=lambda batch, own: (batch[own] != batch[own, None]).mean(1)),
-                    "Nearly. How many cells of its type can be a cell's neighbours?",
+                    mixing_with(chance=lambda batch, own: (batch[own] != batch[own, None]).mean(1)),
+                    "Almost. How many cells of its type can be a cell's neighbours?",
                 ),
                 Misconception(
                     "nothing expected",
-                    mixing(ratio_of="nothing"),
-                    "This is the share itself. Divide by what chance would give.",
+                    mixing_with(ratio_of="nothing"),
+                    "This is the observed share itself. With what is it compared in the "
+                    "definition?",
                 ),
                 Misconception(
                     "small types counted",
-                    mixing(small=True),
-                    "A type of k cells or fewer has no choice of neighbours, and looks mixed "
-                    "whatever the space. Leave it out.",
+                    mixing_with(small=True),
+                    "In a type of k cells or fewer, all cells are neighbours of each other, so it "
+                    "looks mixed in any space. Leave such types out.",
                 ),
                 Misconception(
                     "a mean of ratios",
-                    mixing(ratio_of="cells"),
-                    "You divide cell by cell. Where a mouse has nearly all cells of a type, one "
-                    "neighbour from the other mouse then weighs twenty. Sum first.",
+                    mixing_with(ratio_of="cells"),
+                    "You divide cell by cell. Where one mouse has almost all cells of a type, one "
+                    "neighbour from the other mouse can then count as twenty. Sum first.",
                 ),
             ),
         ),
@@ -447,36 +449,37 @@ EXERCISES = {
                 Misconception(
                     "softmax of the mean",
                     lambda logits: softmax(logits.mean((0, 1))),
-                    "You average first and take the softmax then. The mean of ρ is asked for, and "
-                    "a softmax is bent.",
+                    "You average first and take the softmax afterwards. The mean of ρ is asked "
+                    "for, and a softmax is not linear.",
                 ),
                 Misconception(
                     "shares of cells",
                     lambda logits: softmax(logits, axis=2).mean((0, 1)),
-                    "Sum your result over the genes of one cell: it is not 1. What does the "
-                    "softmax run over?",
+                    "Sum your result over the genes of one cell: it is not 1. Over which axis does "
+                    "the softmax run?",
                 ),
                 Misconception(
                     "softmax of the mean, over cells",
                     lambda logits: softmax(logits.mean((0, 1)), axis=0),
-                    "Two of the bugs are still there: the order of mean and softmax, and what the "
-                    "softmax runs over.",
+                    "Two of the bugs are still there: the order of mean and softmax, and the axis "
+                    "of the softmax.",
                 ),
                 Misconception(
                     "one batch",
                     lambda logits: softmax(logits[:, 0]).mean(0),
-                    "This is the expression as if in the first batch. All cells should be asked "
-                    "about the same batches: about each of them.",
+                    "This is the expression as if all cells were in the first batch. What is asked "
+                    "for is a mean over batches.",
                 ),
                 Misconception(
                     "a sum over batches",
                     lambda logits: softmax(logits).mean(0).sum(0),
-                    "A cell's shares should sum to 1, and yours sum to the number of batches.",
+                    "A cell's shares should sum to 1, but yours sum to the number of batches.",
                 ),
                 Misconception(
                     "mean of the logarithms",
                     lambda logits: np.exp(np.log(softmax(logits)).mean((0, 1))),
-                    "This is a geometric mean. Its shares sum to less than 1.",
+                    "This is a geometric mean: its shares sum to less than 1. Which mean is asked "
+                    "for?",
                 ),
             ),
         ),

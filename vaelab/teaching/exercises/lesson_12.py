@@ -1,8 +1,8 @@
 """Exercises of lesson 12: the ELBO challenge.
 
-Worlds in which every variable has a few values. Their tables have four axes, for ℓ, z1, c and z2,
-with length 1 where a table does not hang on a variable; all the right answers come by enumeration,
-quadrature or a search.
+In the worlds of these exercises each variable has a few values. A table has four axes, for ℓ, z1, c
+and z2; an axis has length 1 where the table does not depend on its variable. All right answers come
+from enumeration, quadrature or a search.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 
 def log_dirichlet(rng, shape, axis, concentration=1.0):
-    """Logs of probabilities that sum to 1 along an axis; none of them next to 0."""
+    """Logs of probabilities that sum to 1 along an axis; none of them close to 0."""
     p = rng.gamma(concentration, size=shape) + 0.05
     return np.log(p / p.sum(axis, keepdims=True))
 
@@ -50,7 +50,7 @@ def draw_labelled(rng: np.random.Generator) -> list[dict]:
 
 
 def of_type(c, world) -> dict:
-    """The tables of one type; those that don't hang on it as they are."""
+    """The tables of one type; those that do not depend on the type stay as they are."""
     return {k: v if v.shape[2] == 1 else v[:, :, c : c + 1] for k, v in world.items()}
 
 
@@ -59,7 +59,7 @@ def joint(log_p_x, log_p_library, log_p_z1, log_p_c, log_p_z2, **_):
 
 
 def evidence_minus_gap(log_p, log_q):
-    """log evidence − KL(q ‖ exact posterior): a bound from its other side."""
+    """A bound as log evidence − KL(q ‖ exact posterior)."""
     from scipy import special
 
     log_evidence = special.logsumexp(log_p)
@@ -72,12 +72,13 @@ def without_c(world):
 
 
 def labelled(c, **world):
-    """L; without log_p_c in ``world``, on log p(x | c)."""
+    """L, the bound on log p(x, c)."""
     world = of_type(c, world)
     return evidence_minus_gap(joint(**world), without_c(world))
 
 
 def hidden(**world):
+    """U, the bound on log p(x)."""
     return evidence_minus_gap(joint(**world), without_c(world) + world["log_q_c"])
 
 
@@ -87,7 +88,7 @@ def q_of_types(world):
 
 
 def labelled_with(change):
-    """L and something besides, a function of c and the tables of that type."""
+    """L plus a term that is wrong there, a function of the tables of the type."""
 
     def wrong(c, **world):
         return labelled(c, **world) + change(of_type(c, world))
@@ -107,7 +108,7 @@ def without_log_q(log_p, log_q):
 
 
 def hidden_with(change):
-    """U and something besides, a function of q(z1) q(c|z1), log q(c|z1) and log p(c)."""
+    """U plus the mean, under q(z1) q(c|z1), of a term that is wrong there."""
 
     def wrong(**world):
         q, log_q_c = q_of_types(world), world["log_q_c"][0, :, :, 0]
@@ -137,7 +138,7 @@ def evidence(**world):
 
 
 def draw_values(rng: np.random.Generator) -> list[dict]:
-    """Two places and two types; then eight and four, some of them without any doubt."""
+    """Two values of z1 and two types; then more, where some types are nearly certain."""
     first = {"value": np.array([[-1.0, -2.0], [-4.0, -3.5]]), "log_q_z1": np.log([0.25, 0.75])}
     cases = [first]
     for n_z1, C in ((8, 4), (20, 3)):
@@ -217,7 +218,7 @@ def draw_cells(rng: np.random.Generator) -> list[dict]:
 
 
 def kl_z2_of_types(mean, variance):
-    """KL(q(z2|z1,c) ‖ N(0, I)) for each type, by Gauss and Hermite; shape (n, C)."""
+    """KL(q(z2|z1,c) ‖ N(0, I)) for each type, by Gauss–Hermite; shape (n, C)."""
     from scipy import stats
 
     mean, std = np.asarray(mean, float)[..., None], np.sqrt(np.asarray(variance, float))[..., None]
@@ -229,7 +230,7 @@ def three_terms(omega, log_q_z1, log_p_z1, mean, variance, log_p_c):
     from scipy import stats
 
     omega = np.asarray(omega, float)
-    omega = omega / omega.sum(-1, keepdims=True)  # float32 sums to 1 only nearly
+    omega = omega / omega.sum(-1, keepdims=True)  # in float32 the sum is not exactly 1
     kl_c = stats.entropy(omega, np.exp(np.asarray(log_p_c, float))[None], axis=-1)
     types = range(omega.shape[1])
     z1 = sum(omega[:, c] * (log_p_z1[:, c].astype(float) - log_q_z1) for c in types)
@@ -264,7 +265,7 @@ WHICH = {
     5: (1, "kl_c"),
     6: (1, "kl_library"),
     7: (1, "kl_library"),
-    8: (0, "beside"),
+    8: (0, "outside"),
     9: (0, "unknown"),
     10: (0, "unknown"),
     11: (0, "log_p_c"),
@@ -284,7 +285,7 @@ def as_outcome(pair):
 
 
 def draw_encoded(rng: np.random.Generator) -> list[dict]:
-    """A cell with two places, then thirty with seven."""
+    """One cell and two values of z, then thirty cells and seven values."""
     shared = {"log_p_z": np.log([0.5, 0.5]), "log_q_z": np.log([[0.8, 0.2]])}
     cases = [{"log_p_x": np.array([[-1.0, -3.0]]), **shared}]
     for concentration in (0.3, 3.0):
@@ -334,14 +335,15 @@ EXERCISES = {
                 Misconception(
                     "the type averaged over",
                     lambda c, **world: hidden(**world),
-                    "This does not hang on which type was seen: you averaged over all of them. A "
-                    "label that is seen is no latent variable.",
+                    "Your answer does not depend on which type was seen: you averaged over all "
+                    "types. A label that is seen is not a latent variable.",
                 ),
                 Misconception(
                     "weighted by the classifier",
                     by_classifier,
-                    "The right term for the right type, but multiplied by q(c|z1). That factor is "
-                    "for cells whose type is not known; with which q was Jensen applied here?",
+                    "This is the right term for the right type, but multiplied by q(c|z1). That "
+                    "factor is for cells whose type is not known. With which q was Jensen's "
+                    "inequality applied here?",
                 ),
                 Misconception(
                     "log q(c|z1) subtracted",
@@ -360,8 +362,8 @@ EXERCISES = {
                 Misconception(
                     "the evidence itself",
                     lambda c, **world: evidence(**of_type(c, world)),
-                    "This is log p(x, c) itself, which our small world allows. The bound is an "
-                    "average over q, and q does not occur in yours.",
+                    "This is log p(x, c) itself, which can be computed in our small world. The "
+                    "bound is an average over q, and q does not occur in yours.",
                 ),
             ),
         ),
@@ -377,22 +379,22 @@ EXERCISES = {
                 Misconception(
                     "log q(c|z1) left out",
                     hidden_with(lambda q, log_q_c, log_p_c: log_q_c),
-                    "Too low, by the entropy of q(c|z1): a type that is drawn has its own "
-                    "factor in q.",
+                    "Your bound is too low, by the entropy of q(c|z1): a type that is drawn has "
+                    "its own factor in q.",
                 ),
                 Misconception(
                     "log p(c) left out",
                     hidden_with(lambda q, log_q_c, log_p_c: -log_p_c),
-                    "Too high: this can even be above log p(x). Which factor of the generative "
-                    "model is missing?",
+                    "Your bound is too high: it can even be above log p(x). Which factor of the "
+                    "generative model is missing?",
                 ),
                 Misconception(
                     "KL_c weighted twice",
                     hidden_with(
                         lambda q, log_q_c, log_p_c: (1 - np.exp(log_q_c)) * (log_q_c - log_p_c)
                     ),
-                    "Everything is right but KL(q(c|z1)‖p(c)): q(c|z1) stands before its "
-                    "logarithms twice.",
+                    "Everything is right except KL(q(c|z1)‖p(c)): you weight its logarithms by "
+                    "q(c|z1) twice.",
                 ),
                 Misconception(
                     "every label at once",
@@ -403,8 +405,8 @@ EXERCISES = {
                 Misconception(
                     "one classifier for all z1",
                     one_classifier_for_all,
-                    "Nearly. You averaged q(c|z1) over z1 before you used it; but it hangs on z1, "
-                    "and so does everything that it weighs.",
+                    "Almost. You averaged q(c|z1) over z1 before you used it. But it depends on "
+                    "z1, and so does everything that it weights.",
                 ),
                 Misconception(
                     "no log q",
@@ -428,20 +430,21 @@ EXERCISES = {
             draw=draw_values,
             oracle=by_multiplier,
             verified="No classifier does better: agrees with the stationary point that a Lagrange "
-            "multiplier gives, at 30 places.",
+            "multiplier gives, at 30 values of z1.",
             rtol=1e-5,
             atol=1e-7,
             misconceptions=(
                 Misconception(
                     "no doubt allowed",
                     without_doubt,
-                    "Your classifier puts everything on one type. That has the largest mean value "
-                    "and no entropy. Which of the two does U want?",
+                    "Your classifier puts all probability on one type. That gives the largest mean "
+                    "value, but no entropy. Which of the two does U contain?",
                 ),
                 Misconception(
                     "one classifier for all z1",
                     mean_first,
-                    "Your classifier gives the same at every z1. It may choose anew at each.",
+                    "Your classifier gives the same probabilities at every z1. It may differ from "
+                    "z1 to z1.",
                 ),
                 Misconception(
                     "not normalised",
@@ -451,7 +454,7 @@ EXERCISES = {
                 Misconception(
                     "the entropy left out",
                     without_entropy,
-                    "The classifier is right. But its U lacks E[H(q(c|z1))].",
+                    "The classifier is right. But your value of U lacks the entropy of q(c|z1).",
                 ),
             ),
         ),
@@ -468,7 +471,7 @@ EXERCISES = {
                     "0 log 0",
                     terms_with(nan_if_labelled),
                     "The third term is NaN for labelled cells: some ω are 0 there, and 0 · log 0 "
-                    "counts as 0. See torch.xlogy.",
+                    "should count as 0. Look at torch.xlogy.",
                 ),
                 Misconception(
                     "KL_z2 not weighted",
@@ -485,7 +488,7 @@ EXERCISES = {
                     "variance for standard deviation",
                     terms_with(kl_z2_with_std),
                     "Your second term takes the variance for a standard deviation. (The assignment "
-                    "leaves open which of them it means; these arrays do not.)",
+                    "does not say which of the two it means; these arrays do.)",
                 ),
                 Misconception(
                     "only the entropy of c",
@@ -496,17 +499,18 @@ EXERCISES = {
                             kl_c - (omega * log_p_c).sum(-1),
                         )
                     ),
-                    "Your third term does not know how frequent the types are: where is p(c)?",
+                    "Your third term does not depend on how frequent the types are: where is p(c)?",
                 ),
                 Misconception(
                     "KLs with the wrong sign",
                     terms_with(lambda z1, kl_z2, kl_c, **_: (z1, -kl_z2, -kl_c)),
-                    "Terms are to be signed as in the bound. Does a KL raise a bound or lower it?",
+                    "Each term should have the sign that it has in the bound. Does a KL raise a "
+                    "bound or lower it?",
                 ),
                 Misconception(
                     "the z1 term as a loss",
                     terms_with(lambda z1, kl_z2, kl_c, **_: (-z1, kl_z2, kl_c)),
-                    "Your first term has its sign turned: it is to be added to the bound.",
+                    "Your first term has the wrong sign: here it is added to the bound.",
                 ),
             ),
         ),
@@ -521,24 +525,24 @@ EXERCISES = {
                 Misconception(
                     "the z1 term as a KL",
                     lines({3: (0, "kl_z1"), 4: (0, "kl_z1")}),
-                    "Lines 3 and 4 are two halves of a term that is no KL to a fixed prior. They "
-                    "have names of their own.",
+                    "Lines 3 and 4 are two halves of a term that is not a KL to a fixed prior. "
+                    "Each half has its own name.",
                 ),
                 Misconception(
                     "the z1 term warms up",
                     lines({3: (1, "log_p_z1"), 4: (1, "log_q_z1")}),
-                    "All names are right. Look once more at which name the two lines of z1 "
-                    "are added to, and what the weight multiplies.",
+                    "All names are right. Look again: to which variable are the two lines of z1 "
+                    "added, and what does the weight multiply?",
                 ),
                 Misconception(
                     "the cross-entropy in the bound",
                     lines({8: (0, "kl_c")}),
-                    "Line 8 is no KL: it needs the true label, and neither bound has a term of "
+                    "Line 8 is not a KL: it needs the true label, and neither bound has a term of "
                     "log q(c|z1) at the true label.",
                 ),
                 Misconception(
                     "a reason invented",
-                    lines({9: (0, "beside"), 10: (0, "beside")}),
+                    lines({9: (0, "outside"), 10: (0, "outside")}),
                     "For line 9 or 10 you give a reason. From which equation does it follow? If "
                     "from none, say so.",
                 ),
@@ -556,13 +560,13 @@ EXERCISES = {
                 Misconception(
                     "both are right",
                     lambda **case: (enumerated(**case)[0],) * 2,
-                    "You say that the code converges to log p(x). Write down the mean of its "
-                    "weight over two draws that know nothing of each other.",
+                    "You say that this code converges to log p(x). Write down the mean of its "
+                    "weight over two independent draws.",
                 ),
                 Misconception(
                     "exchanged",
                     lambda **case: enumerated(**case)[::-1],
-                    "These are the right numbers, the other way round.",
+                    "These are the right numbers in the wrong order.",
                 ),
                 Misconception(
                     "the mean of logs",
@@ -579,8 +583,8 @@ EXERCISES = {
                         (np.exp(log_q_z) * (log_p_x + log_p_z - log_q_z)).sum(-1),
                         enumerated(log_p_x, log_p_z, log_q_z)[1],
                     ),
-                    "Your first result is the ELBO. With ever more draws, importance sampling "
-                    "comes to log p(x) itself.",
+                    "Your first result is the ELBO. With more and more draws, importance sampling "
+                    "converges to log p(x) itself.",
                 ),
             ),
         ),

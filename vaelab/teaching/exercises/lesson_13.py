@@ -1,4 +1,4 @@
-"""Exercises of lesson 13: names for cells that nobody named."""
+"""Exercises of lesson 13: types for cells without a label."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["EXERCISES"]
 
 
 def draw_named(rng: np.random.Generator) -> list[dict]:
-    """Ten cells; then 300 of uneven types, one of them never named, and names that no cell has."""
+    """Ten cells; then 300 of unequal types, one never predicted, and a name that no cell has."""
     simple = {
         "truth": np.array(["beta"] * 8 + ["alpha"] * 2),
         "predicted": np.array(["beta"] * 9 + ["alpha"]),
@@ -21,7 +21,7 @@ def draw_named(rng: np.random.Generator) -> list[dict]:
     types = np.array(["alpha", "beta", "delta", "gamma", "schwann"])
     truth = rng.choice(types, 300, p=[0.1, 0.6, 0.2, 0.06, 0.04])
     truth[:5] = types
-    named = np.append(types[:-1], "immune")  # nobody is called schwann
+    named = np.append(types[:-1], "immune")  # no cell is predicted to be schwann
     predicted = np.where(rng.random(300) < 0.7, truth, rng.choice(named, 300))
     predicted[truth == "schwann"] = "immune"
     return [simple, {"truth": truth, "predicted": predicted}]
@@ -70,7 +70,7 @@ def every_name(truth, predicted):
 
 
 def draw_confident(rng: np.random.Generator) -> list[dict]:
-    """Four cells in two bins; then 400 cells, one in ten of them wholly sure."""
+    """Four cells in two bins; then 400 cells, one in ten of them with confidence 1."""
     simple = {
         "confidence": np.array([0.3, 0.7, 0.9, 1.0]),
         "right": np.array([True, False, True, True]),
@@ -80,13 +80,15 @@ def draw_confident(rng: np.random.Generator) -> list[dict]:
     for n_bins in (10, 15):
         confidence = 0.2 + 0.8 * rng.beta(3, 1, 400)
         confidence[:40] = 1.0
-        right = rng.random(400) < 0.45 + 0.3 * confidence  # too modest below, too sure above
+        right = (
+            rng.random(400) < 0.45 + 0.3 * confidence
+        )  # first underconfident, then overconfident
         cases.append({"confidence": confidence, "right": right, "n_bins": n_bins})
     return cases
 
 
 def by_bins(confidence, right, n_bins):
-    """The share of cells, mean confidence and share of right ones of each bin that has cells."""
+    """The share of cells, the mean confidence and the accuracy of each bin that has cells."""
     from scipy.stats import binned_statistic
 
     edges = {"bins": n_bins, "range": (0, 1)}
@@ -104,8 +106,8 @@ def calibration_error(confidence, right, n_bins):
     return np.asarray(share @ np.abs(claimed - found))
 
 
-def calibration_with(of):
-    return lambda *case, **named: np.asarray(of(*by_bins(*case, **named)))
+def calibration_with(summary):
+    return lambda *case, **named: np.asarray(summary(*by_bins(*case, **named)))
 
 
 def last_bin_open(confidence, right, n_bins):
@@ -129,7 +131,7 @@ def each_cell(confidence, right, n_bins):
 
 
 def draw_flagged(rng: np.random.Generator) -> list[dict]:
-    """Three cells; then 200 of five types, one in four of them wholly sure."""
+    """Three cells; then 200 of five types, one in four of them certain."""
     simple = {
         "q": np.array([[1.0, 0.0], [0.5, 0.5], [0.9, 0.1]]),
         "is_new": np.array([False, True, False]),
@@ -161,8 +163,8 @@ def entropies(q):
     return special.entr(q).sum(-1)
 
 
-def pairs(count):
-    """The mean over pairs of a new cell and another of a function of their two entropies."""
+def mean_over_pairs(count):
+    """The mean of ``count(entropy, entropy)`` over all pairs of a new cell and a known one."""
 
     def auroc(q, is_new):
         with np.errstate(all="ignore"):
@@ -172,7 +174,7 @@ def pairs(count):
     return auroc
 
 
-def nan_of_sure_cells(q, is_new):
+def nan_of_certain_cells(q, is_new):
     h = np.where((q == 0).any(1), np.nan, entropies(q))
     a, b = h[is_new][:, None], h[~is_new]
     return np.asarray(((a > b) + (a == b) / 2).mean())
@@ -191,7 +193,7 @@ def draw_noise(rng: np.random.Generator) -> list[dict]:
 
 
 def against_noise(accuracy, flipped, n_types):
-    """By enumeration: true type × named type, times named type × label."""
+    """By enumeration: P(named | true) · P(label | true), summed over all pairs that agree."""
     named = np.full((n_types, n_types), (1 - accuracy) / (n_types - 1))
     np.fill_diagonal(named, accuracy)
     label = np.full((n_types, n_types), flipped / (n_types - 1))
@@ -200,7 +202,7 @@ def against_noise(accuracy, flipped, n_types):
 
 
 def true_accuracy(measured, flipped, n_types):
-    """Where the straight line through two enumerated points meets what was measured."""
+    """The accuracy at which the line through two enumerated points has the measured value."""
     never, always = (against_noise(a, flipped, n_types) for a in (0.0, 1.0))
     return np.interp(measured, [never, always], [0.0, 1.0])
 
@@ -209,7 +211,7 @@ def true_accuracy(measured, flipped, n_types):
 
 
 def draw_weights(rng: np.random.Generator) -> list[dict]:
-    """Ten cells, one of them labelled; then numbers of cells as they come, some with few labels."""
+    """Ten cells, one of them labelled; then more cells, sometimes with few labels."""
     case = {"ratio": 50.0, "n_cells": 10, "n_labelled": 1, "batch_size": 5}
     cases = [case]
     for _ in range(12):
@@ -239,7 +241,7 @@ def weight_of_a_label(ratio, n_cells, n_labelled, batch_size):
 
 
 def draw_logits(rng: np.random.Generator) -> list[dict]:
-    """Two cells, one of them labelled; many; one that is sure beyond floats; none labelled."""
+    """Two cells, one of them labelled; many; some with a softmax of exactly 0; none labelled."""
     cases = [{"logits": np.array([[2.0, 0.0, 0.0], [1.0, 1.0, 0.0]]), "label": np.array([0, -1])}]
     for dtype in (np.float64, np.float32):
         logits = rng.normal(0, 2, (60, 6)).astype(dtype)
@@ -252,7 +254,7 @@ def draw_logits(rng: np.random.Generator) -> list[dict]:
 
 
 def classifier_loss(logits, label, times=1, clamp=False, over="labelled", exact=True, none=0.0):
-    """Cell by cell, by scipy; the switches are the mistakes."""
+    """The loss cell by cell, by scipy; each argument puts a mistake in."""
     from scipy import special
 
     logits = np.asarray(logits, float)
@@ -282,14 +284,14 @@ EXERCISES = {
             draw=draw_named,
             oracle=by_scikit_learn,
             call="arrays",
-            verified="Both agree with scikit-learn, also where a type is never named and a name is "
-            "nobody's.",
+            verified="Both agree with scikit-learn, also for a type that is never predicted and a "
+            "name that no cell has.",
             misconceptions=(
                 Misconception(
                     "accuracy for balanced accuracy",
                     accuracy_twice,
                     "Your first result counts cells. A type with 500 cells and one with 5 should "
-                    "count alike.",
+                    "count equally.",
                 ),
                 Misconception(
                     "precision for recall",
@@ -301,24 +303,25 @@ EXERCISES = {
                     "F1 of the means",
                     f1_of_the_means,
                     "Balanced accuracy is right. In macro-F1 each type has its own F1 first; you "
-                    "averaged precision and recall before they met.",
+                    "averaged precision and recall over types before you combined them.",
                 ),
                 Misconception(
                     "types never named left out",
                     lambda truth, predicted: by_scikit_learn(truth, predicted, named_types_only),
-                    "Nearly: a type that is never named is missing from your mean of F1. What did "
-                    "the annotation do for its cells?",
+                    "Almost: a type that is never predicted is missing from your mean of F1. How "
+                    "well did the annotation do on its cells?",
                 ),
                 Misconception(
                     "names that no cell has",
                     lambda truth, predicted: by_scikit_learn(truth, predicted, every_name),
-                    "Nearly: your mean of F1 runs over a name that no cell has in truth. The "
-                    "scores here are over types that there are.",
+                    "Almost: your mean of F1 includes a name that no cell has in truth. The scores "
+                    "here are means over the types in truth.",
                 ),
                 Misconception(
                     "weighted by size",
                     lambda truth, predicted: by_scikit_learn(truth, predicted, average="weighted"),
-                    "Each type came in with the number of its cells. They should count alike.",
+                    "You weighted each type by its number of cells. All types should count "
+                    "equally.",
                 ),
             ),
         ),
@@ -332,16 +335,16 @@ EXERCISES = {
             verified="Agrees with scipy's binned statistics at 804 cells, with 2, 10 and 15 bins.",
             misconceptions=(
                 Misconception(
-                    "every bin alike",
+                    "every bin equally",
                     calibration_with(lambda share, claimed, found: np.abs(claimed - found).mean()),
-                    "Your mean over bins gives a bin of three cells the weight of one of three "
-                    "hundred.",
+                    "Your mean over bins gives a bin of three cells the same weight as a bin of "
+                    "three hundred.",
                 ),
                 Misconception(
                     "differences that cancel",
                     calibration_with(lambda share, claimed, found: abs(share @ (claimed - found))),
-                    "A bin that claims too much and one that claims too little cancel in yours. "
-                    "The distance of each bin is asked for.",
+                    "In yours, an overconfident bin and an underconfident one cancel. How far off "
+                    "each bin is should count.",
                 ),
                 Misconception(
                     "the largest",
@@ -358,8 +361,8 @@ EXERCISES = {
                 Misconception(
                     "the middle of the bin",
                     middle_of_the_bin,
-                    "You hold the share of right ones against the middle of the bin. What did its "
-                    "cells claim on average?",
+                    "You compare the share of right answers with the middle of the bin. What did "
+                    "its cells claim on average?",
                 ),
                 Misconception(
                     "no bins",
@@ -376,37 +379,37 @@ EXERCISES = {
             draw=draw_flagged,
             oracle=flag_by(entropies),
             call="arrays",
-            verified="Agrees with scikit-learn at 203 cells, with cells that are wholly sure.",
+            verified="Agrees with scikit-learn at 203 cells, some of which are certain.",
             misconceptions=(
                 Misconception(
                     "0 log 0",
-                    nan_of_sure_cells,
-                    "A cell that is wholly sure has entropy 0. Look at what your entropy is "
-                    "for q = (1, 0), and what comparing with that gives.",
+                    nan_of_certain_cells,
+                    "A cell that is certain has entropy 0. What is your entropy for q = (1, 0), "
+                    "and what does a comparison with it give?",
                 ),
                 Misconception(
                     "ties lost",
-                    pairs(lambda a, b: a > b),
-                    "Many cells have the same entropy, 0. A pair that ties counts a half; you "
-                    "count it as lost.",
+                    mean_over_pairs(lambda a, b: a > b),
+                    "Many cells have the same entropy, 0. A tie counts one half; you count it as "
+                    "lost.",
                 ),
                 Misconception(
                     "ties won",
-                    pairs(lambda a, b: a >= b),
-                    "Many cells have the same entropy, 0. A pair that ties counts a half; you "
-                    "count it as won.",
+                    mean_over_pairs(lambda a, b: a >= b),
+                    "Many cells have the same entropy, 0. A tie counts one half; you count it as "
+                    "won.",
                 ),
                 Misconception(
                     "upside down",
                     flag_by(lambda q: -entropies(q)),
-                    "Yours is 1 minus the right one. Which of the two should have the higher "
-                    "entropy, in a pair that the flag orders well?",
+                    "Your answer is 1 minus the right one. In a pair that the flag orders well, "
+                    "which of the two cells has the higher entropy?",
                 ),
                 Misconception(
                     "the largest probability",
                     flag_by(lambda q: 1 - q.max(1)),
-                    "This flags by the largest probability: a good flag too, and another one. The "
-                    "entropy takes all of q into account.",
+                    "This flags cells by the largest probability. That is a good flag too, but not "
+                    "this one. The entropy takes all of q into account.",
                 ),
             ),
         ),
@@ -429,19 +432,19 @@ EXERCISES = {
                     lambda measured, flipped, n_types: (
                         (measured - flipped / n_types) / (1 - flipped - flipped / n_types)
                     ),
-                    "A flipped label is one of the *other* types. How many are these?",
+                    "A flipped label is one of the *other* types. How many of these are there?",
                 ),
                 Misconception(
                     "errors added",
                     lambda measured, flipped, n_types: measured + flipped,
                     "Not every flipped label costs an agreement: some fall on cells that were "
-                    "named wrongly anyway.",
+                    "predicted wrongly anyway.",
                 ),
                 Misconception(
                     "every error agrees",
                     lambda measured, flipped, n_types: (measured - flipped) / (1 - 2 * flipped),
                     "This is right for two types, where a wrong name and a flipped label must be "
-                    "the same. With more types they may miss each other.",
+                    "the same. With more types they can differ.",
                 ),
             ),
         ),
@@ -458,7 +461,7 @@ EXERCISES = {
                     "a label in every minibatch",
                     lambda ratio, n_cells, n_labelled, batch_size: ratio * n_cells / n_labelled,
                     "Right if every minibatch holds a labelled cell. With few labels, some hold "
-                    "none, and their share of the weight goes to nobody.",
+                    "none, and their share of the weight goes to no cell.",
                 ),
                 Misconception(
                     "upside down",
@@ -492,14 +495,14 @@ EXERCISES = {
             points=3,
             draw=draw_logits,
             oracle=classifier_loss,
-            verified="Agrees with scipy for 135 cells, sure beyond floats, and with no label at "
-            "all.",
+            verified="Agrees with scipy for 135 cells, also where a softmax is exactly 0 and where "
+            "no cell has a label.",
             misconceptions=(
                 Misconception(
                     "softmax twice",
                     loss_with(times=2),
-                    "What are the inputs of cross_entropy, and what did it get? Give it a "
-                    "prediction that is perfect, and look whether the loss is 0.",
+                    "What does cross_entropy expect as its input, and what did it get? Try a "
+                    "perfect prediction: is the loss 0?",
                 ),
                 Misconception(
                     "no label taken for a type",
@@ -515,14 +518,14 @@ EXERCISES = {
                 Misconception(
                     "the logarithm of a softmax",
                     loss_with(exact=False),
-                    "Right, but for a cell that is sure of a wrong type: its probability of the "
-                    "right one is 0 in floats, and the logarithm of that is not finite.",
+                    "Right, except for a cell that is certain of a wrong type: its probability of "
+                    "the right one is 0 in floats, and the logarithm of that is not finite.",
                 ),
                 Misconception(
                     "0/0 without labels",
                     loss_with(none=np.nan),
-                    "Right, but for a minibatch without any label. A mean over no cells is 0/0; "
-                    "one NaN, and the training is lost.",
+                    "Right, except for a minibatch without any label. A mean over no cells is 0/0, "
+                    "and one NaN ruins the training.",
                 ),
             ),
         ),
