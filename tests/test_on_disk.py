@@ -21,6 +21,9 @@ from vaelab._internal import matrices, on_disk
 from vaelab._internal.on_disk import OnDisk, UnreadableError
 from vaelab.training import TrainingError
 
+# anndata 0.12 writes version 2 unless told otherwise, and 0.13 deprecates the way to tell it.
+pytestmark = pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
+
 N_CELLS, N_GENES = 300, 12
 KINDS = ["h5ad sparse", "h5ad dense", "h5ad gzip", "zarr sparse", "zarr dense"]
 
