@@ -157,7 +157,7 @@ def judge(named, truth):
     for method, predicted in named.items():
         of_types = by_type(truth, predicted)
         scores = ((predicted == truth).mean(), *of_types)
-        print(f"{method:24s}" + "   ".join(f"{score:8.3f}" for score in scores))
+        print(f"{method:24s}" + "   ".join(f"{score:8.2f}" for score in scores))
 
 
 judge(named, truth[is_new])

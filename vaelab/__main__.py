@@ -287,7 +287,7 @@ def grade(
         _fail(error)
     except KeyboardInterrupt:
         typer.echo(
-            "Interrupted. Finished grades are kept; run the same command again to go on.", err=True
+            "Interrupted. What was graded is kept. Run the same command again to go on.", err=True
         )
         raise typer.Exit(130) from None
     for row in rows:

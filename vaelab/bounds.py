@@ -103,9 +103,10 @@ class Bound:
         return sum(term.sign * self[name] for name, term in self.terms.items() if term.in_bound)
 
     def loss(self, kl_weight: float = 1.0) -> Tensor:
-        """What training minimises: minus the bound, averaged over cells; nats, a scalar.
+        """What training minimises: minus the weighted signed sum of all terms; nats, a scalar.
 
-        ``kl_weight`` multiplies the terms that warm up; below 1 the loss is not a bound.
+        Averaged over cells. It includes the terms with ``in_bound=False``; ``kl_weight`` multiplies
+        the terms that warm up, and below 1 the loss is not a bound.
         """
         weights = self.weights(kl_weight)
         return -sum(

@@ -30,8 +30,11 @@ MIXED = 4096  # cells of a file that are in memory at once to be mixed
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on. The model keeps its last finite parameters, or the best ones so far
-    if the cells could not be read any more.
+    """Training cannot go on.
+
+    If the loss was not finite, the model is set back to the start of the last epoch that began with
+    a finite loss (not to the last step). If the cells could not be read any more, it keeps the best
+    parameters so far.
 
     Attributes
     ----------
@@ -337,18 +340,18 @@ class _Run:
             self.model.load_state_dict(self.best)
 
     def restore_last_finite(self) -> str:
-        """Set the model back to its last finite parameters; returns from when they are."""
+        """Set the model back to the start of the last epoch with a finite loss; returns which."""
         epoch, parameters = self.last_finite
         self.model.load_state_dict(parameters)
         return f"the end of epoch {epoch}" if epoch else "the start"
 
     def fail(self, broken: list[str]) -> None:
-        """Set the model back to its last finite parameters and raise a TrainingError."""
-        cause = self.possible_cause()
+        """Set the model back as TrainingError says, and raise one."""
+        cause, restored = self.possible_cause(), self.restore_last_finite()
         raise TrainingError(
             f"Training is no longer finite in epoch {len(self.history.records) + 1}: NaN or "
             f"infinite values in {' and '.join(map(repr, broken))}. A possible cause is {cause}. "
-            f"The model was set back to {self.restore_last_finite()}.",
+            f"The model was set back to {restored}.",
             self.history,
         )
 

@@ -161,8 +161,9 @@ class Model(Savable, nn.Module):
     def elbo_per_cell(self, cells: Cells, *, seed: int = 0) -> np.ndarray:
         """The ELBO of each cell with one draw of z; nats, shape (n_cells,).
 
-        If the model reads labels (SCANVI), it is a bound on log p(x, c) for each cell that has
-        one. ``elbo_per_cell(cells.unlabelled())`` is a bound on log p(x) for all of them.
+        If the model reads labels (SCANVI with ``label_bound``), it is a bound on log p(x, c) for
+        each cell that has one. ``elbo_per_cell(cells.unlabelled())`` is a bound on log p(x) for all
+        cells.
         """
         with seeded(seed):
             return self._over_minibatches(cells, lambda minibatch: self.elbo(minibatch).per_cell())
@@ -171,7 +172,8 @@ class Model(Savable, nn.Module):
         """log p(x) of each cell by importance sampling from q (Burda et al. 2016, equation 8).
 
         In expectation it is a lower bound, and it comes closer to log p(x) with more samples. If
-        the model reads labels (SCANVI), it is log p(x, c) for each cell that has one;
+        the model reads labels (SCANVI with ``label_bound``), it is log p(x, c) for each cell that
+        has one;
         ``log_marginal(cells.unlabelled())`` is log p(x) for all of them.
 
         Returns

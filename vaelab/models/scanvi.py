@@ -25,6 +25,10 @@ w, the loss of a minibatch is
     mean over cells of [ −E log p(x | z1, ℓ, γ) − w · (all other terms of L or U) ]
     + classifier_weight · mean over labelled cells of [ −log q(c | z1) ]
 
+(``classifier_mean=False``: the second mean is over all cells too, with 0 for those without label.)
+The batch γ enters where it does in :mod:`vaelab.models.scvi`, and q(z2 | z1, c) if
+``encode_batch_z2``; never the classifier or p(z1 | z2, c).
+
 ====================  =========================================================
 symbol                where
 ====================  =========================================================
@@ -216,7 +220,8 @@ class SCANVI(SCVI):
         cells, n_samples
             Same as in :meth:`vaelab.VAE.elbo`.
         analytic_kl
-            True for KLs in closed form, with c summed out. False draws z2 and c, and ℓ: the signed
+            True for the KLs of z2, c and ℓ in closed form, with c summed out; z1, and z2 in
+            log p(z1 | z2, c), are drawn in both cases. False draws z2 and c, and ℓ: the signed
             terms of one draw then sum to its log importance weight, as ``Bound.iwae`` needs.
         """
         require_size("n_samples", n_samples)
