@@ -385,7 +385,9 @@ def test_two_kinds_of_cells_are_told_apart(estimator):
     assert history.usage("y")["used"].iloc[-1] == 2
 
 
-def test_training_says_how_many_clusters_are_used(capsys):
+def test_training_says_how_many_clusters_are_used(capsys, monkeypatch):
+    for name in ("COLUMNS", "LINES"):  # tqdm cuts the bar to a terminal of this size
+        monkeypatch.setenv(name, "400")
     adata = vaelab.simulate.dataset(200, 30, n_types=2, seed=0)
     model = vaelab.GMVAE(30, n_clusters=4, n_latent=2, n_hidden=16)
     history = vaelab.fit(model, Cells.from_anndata(adata), epochs=3)

@@ -310,7 +310,9 @@ def test_a_history_of_no_epoch_is_an_empty_frame():
         History().plot()
 
 
-def test_a_bar_shows_the_bound_and_its_terms_and_no_bar_shows_nothing(capsys):
+def test_a_bar_shows_the_bound_and_its_terms_and_no_bar_shows_nothing(capsys, monkeypatch):
+    for name in ("COLUMNS", "LINES"):  # tqdm cuts the bar to a terminal of this size
+        monkeypatch.setenv(name, "400")
     quick(some_model(), progress=True)
     shown = "".join(capsys.readouterr())
     for part in ("8/8", "bound=-", "reconstruction=-", "held_out_bound=-"):
