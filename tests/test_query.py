@@ -203,6 +203,7 @@ def answers(model, cells):
     """What the model says about cells, with the same draws."""
     found = {
         "z": model.embed(cells),
+        "z of one cell": model.embed(cells[5]),  # another kernel of the matrix product
         "bound": model.elbo_per_cell(cells),
         "mean": model.reconstruct(cells),
     }
@@ -287,6 +288,13 @@ def test_a_second_query_leaves_the_first_alone():
             second.embed(some.named(second.batch_names)),
             first.embed(some.named(first.batch_names)),
         )
+    after = second.state_dict()
+    before = {name: value.clone() for name, value in after.items()}
+    fit(second, query.named(second.batch_names), train="new batch", **QUICK)
+    for name, dim in second.entries_of_batches().items():
+        if name in after and "encoder_z2" not in name:
+            changed = set((after[name] != before[name]).nonzero()[:, dim].tolist())
+            assert changed <= {after[name].shape[dim] - 2}, name  # the first new batch alone
     assert not np.array_equal(
         second.embed(newer), second.embed(query.named(second.batch_names))[: len(newer)]
     )
