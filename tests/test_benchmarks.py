@@ -24,6 +24,7 @@ FOLDER = Path(__file__).with_name("benchmarks")
 with pytest.MonkeyPatch.context() as patch:  # scripts import what lies beside them
     patch.syspath_prepend(str(FOLDER))
     import contenders
+    import mapping
     import report
     import scanvi
     import scvi_tools
@@ -312,3 +313,36 @@ def test_without_scvi_tools_types_are_not_compared(monkeypatch, capsys):
     assert scanvi.main(["--data", "pbmc"]) == 2
     out, error = capsys.readouterr()
     assert out == "" and "[parity]" in error and "--no-scvi-tools" in error
+
+
+# A query mapped to a reference
+
+
+def two_experiments():
+    adata = simulate.dataset(240, 80, n_types=3, library=400, n_batches=2, seed=0)
+    return [adata[adata.obs["batch"] == name].copy() for name in adata.obs["batch"].unique()]
+
+
+def test_a_query_is_mapped_both_ways(monkeypatch, capsys):
+    monkeypatch.setitem(mapping.DATA, "mice", two_experiments)
+    assert mapping.main(["--seeds", "2", "--quick"]) == 0
+    table, notes = capsys.readouterr()
+    assert table.count(" mapped to ") == 2 and notes.count("seed 1") == 2
+    for way in ("not trained", "mapped", "from scratch"):
+        assert sum(line.startswith(way) for line in table.splitlines()) == 2
+    assert "is the same, to the bit" in table
+
+
+def test_a_reference_that_moves_is_reported(monkeypatch, capsys):
+    monkeypatch.setitem(mapping.DATA, "mice", two_experiments)
+    compare = mapping.compare
+    monkeypatch.setattr(mapping, "compare", lambda *given: (compare(*given)[0], False))
+    assert mapping.main(["--seeds", "1", "--quick"]) == 1
+    assert "HAS MOVED" in capsys.readouterr().out
+
+
+def test_mixing_is_1_by_chance_and_0_apart():
+    rng = np.random.default_rng(0)
+    z, batch, types = rng.normal(size=(600, 3)), rng.integers(0, 2, 600), np.arange(600) % 2
+    assert mapping.mixing(z, batch, types) == pytest.approx(1, abs=0.05)
+    assert mapping.mixing(z + 20 * batch[:, None], batch, types) == 0

@@ -45,7 +45,7 @@ def no_public_source(closed):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NO_PROXY", "*")
-        for name in ("_MOUSE_1", "_MOUSE_2", "_FACS"):
+        for name in ("_MOUSE_1", "_MOUSE_2", "_SPECIES", "_FACS"):
             patch.setattr(datasets, name, moved(getattr(datasets, name)))
         archives = {name: moved(file) for name, file in datasets._ARCHIVES.items()}
         patch.setattr(datasets, "_ARCHIVES", archives)
@@ -632,6 +632,22 @@ def test_mouse_1_holds_what_the_paper_counted(mouse_1):
     assert set(mouse_1.obs["batch"]) == {"mouse 1"}
     assert mean_count(mouse_1, "Ins2", "beta") == pytest.approx(956, abs=1)
     assert mean_count(mouse_1, "Gcg", "alpha") == pytest.approx(883, abs=1)
+
+
+def test_human_and_mouse_have_the_same_genes_and_no_cell_twice():
+    needs("pancreas_species")
+    adata = datasets.pancreas_species()
+    assert_counts(adata)
+    assert adata.shape == (328, 12_474)
+    assert len(np.unique(adata.X.toarray(), axis=0)) == 328
+    assert adata.obs["batch"].value_counts().to_dict() == {"human": 175, "mouse": 153}
+    assert len(adata.obs["cell_type"].cat.categories) == 5
+    for name in ("human", "mouse"):  # the genes stand in the same order in both
+        of_species = adata[adata.obs["batch"] == name]
+        for gene, cell_type in (("GCG", "alpha"), ("SST", "delta")):
+            others = of_species[of_species.obs["cell_type"] != cell_type, gene].X.mean()
+            assert mean_count(of_species, gene, cell_type) > 5 * others
+    assert mean_count(adata, "GCG", "alpha") > 100
 
 
 def test_both_mice_are_the_two_one_after_the_other(mouse_1):

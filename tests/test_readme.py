@@ -37,3 +37,4 @@ def test_its_python_runs(tmp_path, monkeypatch):
     assert Path("mine.safetensors").exists()
     assert names["gmvae"].cluster(names["cells"]).shape == (200, 8)
     assert names["scanvi"].predict(names["cells"]).shape == (200, 5)
+    assert names["mapped"].predict(names["query"]).shape == (200, 5)

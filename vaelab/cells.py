@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._internal import matrices
+from ._internal.aligning import aligned
 from ._internal.on_disk import OnDisk, UnreadableError
 from ._internal.reading import column, layer_of, read_cells, refuse_outside
 
@@ -216,6 +217,34 @@ class Cells:
                     f"There are cells of {kind} {unknown!r}, which is not one of {list(names)}."
                 )
         return replace(self, **changes)
+
+    def aligned_to(self, model) -> Cells:
+        """The same cells as a fitted model reads them, for a query that meets a reference.
+
+        The genes are those of the model, in its order. Genes that these cells lack are masked in
+        ``observed``, which is not the same as zero. Genes that the model lacks are left out. For
+        counts, the library size is then the expected total over all genes of the model: the old
+        one, times the share of the cell's counts in the genes that stay, and divided by the share
+        that these genes have in cells that the model generates. If genes are missing, a warning has
+        both numbers.
+
+        Batches and labels get the model's numbers if it knows all of their names. Else they keep
+        their own names; ``model.extend`` gives new batches weights of their own.
+
+        Parameters
+        ----------
+        model
+            A fitted model, whose ``gene_names`` are known.
+
+        Raises
+        ------
+        ValueError
+            The model has not been fitted, no gene is shared, or a cell has only zeros in the genes
+            that are shared.
+        UnreadableError
+            The cells are in a file that is closed or damaged.
+        """
+        return aligned(self, model, stacklevel=3)
 
     def unlabelled(self) -> Cells:
         """The same cells without their labels."""

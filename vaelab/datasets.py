@@ -113,6 +113,13 @@ _FACS = DataFile(
     size=3_726_660,
     sha256="90ae0879b8c7ba4d456f9a0d1be964213b0dda6788a7b05b48d867b9f76f2946",
 )
+_CIDER = "https://raw.githubusercontent.com/zhiyhu/CIDER"
+_SPECIES = DataFile(
+    name="cider_pancreas.RData",
+    url=f"{_CIDER}/0b6e1678c5e05aabe717acb9ad4db801422abac1/data/pancreas.RData",
+    size=618_384,
+    sha256="16acccdc7597c655714a6f58c3ddc876bd0675cc456c029662424bb32811e41a",
+)
 _ARCHIVES = {
     cell_type: DataFile(
         name=f"{sample}_filtered_gene_bc_matrices.tar.gz",
@@ -123,6 +130,7 @@ _ARCHIVES = {
 }
 DATASETS: dict[str, tuple[DataFile, ...]] = {  # the loaders have the same names
     "pancreas": (_MOUSE_1, _MOUSE_2),
+    "pancreas_species": (_SPECIES,),
     "pbmc_sorted": (_FACS,),
     "pbmc_sorted_full": tuple(_ARCHIVES.values()),
     "pbmc_small": (),  # ships inside scanpy
@@ -170,6 +178,44 @@ def pancreas(mouse: int | str = 1) -> AnnData:
             var = pd.DataFrame(index=header.split(",")[3:])
             mice.append(anndata.AnnData(csr_matrix(counts), obs, var))
     return anndata.concat(mice)
+
+
+def pancreas_species() -> AnnData:
+    """Cells of the pancreas of human and mouse: 328 cells of five types × 12,474 orthologues.
+
+    Source: Baron et al. 2016, Cell Systems 3:346, doi:10.1016/j.cels.2016.08.011. The R package
+    CIDER selected the cells and joined the genes of the two species one to one. It has 350 cells;
+    the 22 cells that are there twice are left out here.
+
+    Returns
+    -------
+    An AnnData. ``X`` holds UMI counts, cells × genes, as CSR float32, and the genes have their
+    human symbols. ``obs`` has ``cell_type`` (alpha, beta, delta, macrophage, activated_stellate),
+    ``batch`` ("human", 175 cells, or "mouse", 153 cells) and ``donor``.
+
+    Raises
+    ------
+    DataUnavailable
+        The counts are not available.
+    """
+    import anndata
+    import numpy as np
+    import pandas as pd
+    import rdata
+    from scipy.sparse import csc_matrix
+
+    path = _obtain("pancreas_species", _SPECIES)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about R classes; only their plain fields are read
+        seurat = rdata.read_rda(path)["pancreas"]
+    counts, cells = seurat.assays["RNA"].counts, getattr(seurat, "meta.data")
+    matrix = csc_matrix((counts.x, counts.i, counts.p), shape=tuple(counts.Dim)).T.tocsr()
+    genes, names = (pd.Index(map(str, dimnames)) for dimnames in counts.Dimnames)
+    columns = {"cell_type": "Group", "batch": "Batch", "donor": "Sample"}
+    obs = pd.DataFrame({new: list(map(str, cells[old])) for new, old in columns.items()}, names)
+    once = ~pd.Series([row.tobytes() for row in matrix.toarray()]).duplicated().to_numpy()
+    obs, var = obs[once].astype("category"), pd.DataFrame(index=genes)
+    return anndata.AnnData(matrix[np.flatnonzero(once)].astype("float32"), obs, var)
 
 
 def pbmc_sorted(test: bool = False) -> AnnData:

@@ -7,12 +7,16 @@ another. In the code, ``theirs`` is a model of scvi-tools and ``ours`` is a mode
 
 from __future__ import annotations
 
+import inspect
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .models import SCANVI, SCVI
-from .networks import MLP
+from .networks import MLP, evaluating
+from .reparametrization import seeded
 
 __all__ = ["from_scvi", "to_scvi"]
 
@@ -24,6 +28,15 @@ MODULE = {  # options of scvi-tools that our models fix
     "batch_representation": "one-hot",
     "use_size_factor_key": False,
 }
+TAKEN = {  # options of scvi-tools that are converted, or that do not change what a model computes
+    "n_hidden", "n_latent", "n_layers", "dropout_rate", "dispersion", "gene_likelihood",
+    "use_observed_lib_size", "encode_covariates", "linear_classifier", "use_batch_norm",
+    "use_layer_norm", "y_prior", "extra_payload_autotune", "datamodule",
+}  # fmt: skip
+LIKELIHOODS = ("zinb", "nb", "poisson")  # with the same parameters here and there
+NORMALIZATIONS = {  # ours: use_batch_norm and use_layer_norm there
+    "batch": ("both", "none"), "layer": ("none", "both"), None: ("none", "none"),
+}  # fmt: skip
 
 
 def from_scvi(theirs) -> SCVI | SCANVI:
@@ -43,7 +56,8 @@ def from_scvi(theirs) -> SCVI | SCANVI:
     TypeError
         The model is of another class.
     ValueError
-        The model has an option that ours do not have.
+        The model has an option that ours do not have; the message names it. What no name tells is
+        noticed too: a few cells are embedded and decoded by both models, and must agree.
     """
     import scvi
 
@@ -53,11 +67,9 @@ def from_scvi(theirs) -> SCVI | SCANVI:
             f"This is a {type(theirs).__name__}; only SCVI and SCANVI of scvi-tools can be "
             "converted."
         )
-    module, registry = theirs.module, theirs.adata_manager.get_state_registry
-    for name, value in MODULE.items():
-        seen = getattr(module, name) or False
-        if seen != value:
-            raise ValueError(f"{name} is {seen!r}; in vaelab it is always {value!r}.")
+    module, given = theirs.module, _options(theirs)
+    normalization = _require_convertible(theirs, given)
+    registry = theirs.adata_manager.get_state_registry
     options = {
         "n_genes": module.n_input,
         "n_batches": module.n_batch,
@@ -66,7 +78,8 @@ def from_scvi(theirs) -> SCVI | SCANVI:
         "n_layers": module.n_layers,
         "dropout_rate": theirs.init_params_["non_kwargs"]["dropout_rate"],
         "likelihood": module.gene_likelihood,
-        "dispersion": module.dispersion,
+        "dispersion": "gene" if module.gene_likelihood == "poisson" else module.dispersion,
+        "normalization": normalization,
         "library": "observed" if module.use_observed_lib_size else "latent",
         "encode_batch": module.encode_covariates,
     }
@@ -80,8 +93,10 @@ def from_scvi(theirs) -> SCVI | SCANVI:
     state, found = module.state_dict(), {}
     for name, value in ours.state_dict().items():
         if name == "typical_library":
-            totals = np.asarray(theirs.adata_manager.get_from_registry("X").sum(1)).ravel()
-            found[name] = torch.tensor(totals, dtype=torch.float32).median()
+            found[name] = torch.tensor(_totals(theirs), dtype=torch.float32).median()
+            continue
+        if _is_affine(ours, name):
+            found[name] = value
             continue
         names = _theirs(ours, name)
         missing = [n for n in names if n not in state]
@@ -99,6 +114,7 @@ def from_scvi(theirs) -> SCVI | SCANVI:
     ours.gene_names = tuple(theirs.adata.var_names)
     ours.batch_names = tuple(map(str, registry("batch")["categorical_mapping"]))
     ours.label_names = label_names and tuple(map(str, label_names))
+    _require_same_numbers(theirs, ours)
     return ours.eval()
 
 
@@ -139,12 +155,31 @@ def to_scvi(
     if not isinstance(ours, SCVI):
         raise TypeError(f"This is a {type(ours).__name__}; only SCVI and SCANVI can be converted.")
     options, semi = dict(ours.configuration), isinstance(ours, SCANVI)
-    if options["normalization"] != "batch" or options.get("encode_batch_z2"):
+    if options.get("encode_batch_z2"):
+        raise ValueError("encode_batch_z2 is True; in scvi-tools, q(z2 | z1, c) has no batch.")
+    if options["likelihood"] not in LIKELIHOODS:
         raise ValueError(
-            f"normalization is {options['normalization']!r} and encode_batch_z2 is "
-            f"{options.get('encode_batch_z2', False)}; scvi-tools always has batch normalisation, "
-            "and no batch in q(z2 | z1, c)."
+            f"likelihood is {options['likelihood']!r}; of those of scvi-tools, only "
+            f"{', '.join(LIKELIHOODS)} have the same parameters."
         )
+    if options["normalization"] == "layer" and any(
+        (value != (1 if name.endswith("weight") else 0)).any()
+        for name, value in ours.state_dict().items()
+        if _is_affine(ours, name)
+    ):
+        raise ValueError(
+            "normalization is 'layer', and the model has learnt its scales and shifts; the layer "
+            "normalisation of scvi-tools has none."
+        )
+    for name, column, n_names in (
+        ("batch", batch, options["n_batches"]),
+        ("label", label, options.get("n_labels", 1) + semi),
+    ):
+        if column is None and n_names > 1:
+            raise ValueError(
+                f"{name} is None; the model has more than one {name}, so name the column of "
+                f"adata.obs that holds them: to_scvi(…, {name}=…)."
+            )
     if ours.gene_names is not None and tuple(adata.var_names) != ours.gene_names:
         raise ValueError(
             "adata has other genes than the model: select adata[:, list(model.gene_names)].copy()."
@@ -153,9 +188,17 @@ def to_scvi(
     setup = {"labels_key": label, "unlabeled_category": unlabelled} if semi else {}
     kind.setup_anndata(adata, layer=layer, batch_key=batch, **setup)
     kept = ("n_hidden", "n_latent", "n_layers", "dropout_rate", "dispersion")
-    classifier = {"linear_classifier": options["classifier_layers"] == 0} if semi else {}
+    classifier = {}
+    if semi:
+        layers = options["classifier_layers"]
+        classifier = {"linear_classifier": layers == 0}
+        if layers not in (0, options["n_layers"]):
+            classifier["classifier_parameters"] = {"n_layers": layers}
+    batch_norm, layer_norm = NORMALIZATIONS[options["normalization"]]
     theirs = kind(
         adata,
+        use_batch_norm=batch_norm,
+        use_layer_norm=layer_norm,
         **{name: options[name] for name in kept},
         **classifier,
         gene_likelihood=options["likelihood"],
@@ -163,19 +206,20 @@ def to_scvi(
         encode_covariates=options["encode_batch"],
     )
     registry = theirs.adata_manager.get_state_registry
-    known = {"labels": ours.label_names if semi else None}
-    if batch is not None or options["n_batches"] > 1:
-        known["batch"] = ours.batch_names
-    for field, names in known.items():
+    known = {"labels": (ours.label_names, options["n_labels"])} if semi else {}
+    if batch is not None:
+        known["batch"] = ours.batch_names, options["n_batches"]
+    for field, (names, n_names) in known.items():
         seen = tuple(map(str, registry(field)["categorical_mapping"]))
-        if names is not None and seen[: len(names)] != names:
+        seen = seen[: theirs.module.n_labels] if field == "labels" else seen
+        if len(seen) != n_names or (names is not None and seen != names):
             raise ValueError(
-                f"scvi-tools numbers the {field} {', '.join(seen)}, the model {', '.join(names)}: "
-                "the order must be the same."
+                f"scvi-tools numbers the {field} {', '.join(seen)}, the model "
+                f"{', '.join(names or ())} ({n_names} in all): names and order must be the same."
             )
     state = theirs.module.state_dict()
     for name, value in ours.state_dict().items():
-        if name == "typical_library":
+        if name == "typical_library" or _is_affine(ours, name):
             continue
         names = _theirs(ours, name)
         if missing := [n for n in names if n not in state]:
@@ -190,7 +234,127 @@ def to_scvi(
     theirs.module.load_state_dict(state)
     theirs.module.eval()
     theirs.is_trained_ = True
+    _require_same_numbers(theirs, ours)
     return theirs
+
+
+def _options(theirs) -> dict:
+    """The options with which a model was made there."""
+    given = dict(theirs.init_params_["non_kwargs"])
+    for others in theirs.init_params_["kwargs"].values():
+        given |= others
+    return given
+
+
+def _require_convertible(theirs, given: dict) -> str | None:
+    """Refuse options that ours do not have, by name; returns our normalisation."""
+    import scvi
+
+    def refuse(name: str, value, instead: str) -> None:
+        raise ValueError(f"{name} is {value!r}; in vaelab it is always {instead}.")
+
+    module = theirs.module
+    if module is None or theirs.adata is None:
+        raise ValueError("adata is None; only a model that has its AnnData can be converted.")
+    if type(module) not in (scvi.module.VAE, scvi.module.SCANVAE):
+        refuse("module", type(module).__name__, "as in SCVI and SCANVI")
+    for name, value in MODULE.items():
+        seen = getattr(module, name) or False
+        if seen != value:
+            refuse(name, seen, repr(value))
+    for kind in ("categorical", "continuous"):
+        if n := theirs.summary_stats.get(f"n_extra_{kind}_covs", 0):
+            refuse(f"{kind}_covariate_keys", f"{n} columns", "empty")
+    if module.gene_likelihood not in LIKELIHOODS:
+        refuse("gene_likelihood", module.gene_likelihood, f"one of {', '.join(LIKELIHOODS)}")
+    defaults = {
+        name: parameter.default
+        for kind in (scvi.module.VAE, scvi.module.SCANVAE)
+        for name, parameter in inspect.signature(kind).parameters.items()
+    }
+    for name, value in given.items():
+        same = name == "var_activation" and value is torch.exp
+        same |= name == "deeply_inject_covariates" and module.n_layers == 1
+        if name in TAKEN or name in MODULE or same:
+            continue
+        if (value or None) != (defaults[name] or None):
+            refuse(name, value, repr(defaults[name]))
+    norms = tuple(given.get(name, defaults[name]) for name in ("use_batch_norm", "use_layer_norm"))
+    for ours, pair in NORMALIZATIONS.items():
+        if pair == norms:
+            return ours
+    raise ValueError(
+        f"use_batch_norm is {norms[0]!r} and use_layer_norm is {norms[1]!r}; in vaelab, all "
+        "networks have one of the two, or none."
+    )
+
+
+def _totals(theirs) -> np.ndarray:
+    """The total counts of the cells there. Minified data do not have the counts, but the totals."""
+    import scvi
+
+    key = scvi.REGISTRY_KEYS.OBSERVED_LIB_SIZE
+    if key in theirs.adata_manager.data_registry:
+        return np.asarray(theirs.adata_manager.get_from_registry(key)).ravel()
+    return np.asarray(theirs.adata_manager.get_from_registry("X").sum(1)).ravel()
+
+
+def _is_affine(ours: SCVI, name: str) -> bool:
+    """True for scales and shifts of a layer normalisation, which has none in scvi-tools."""
+    layer = name.split(".")[1:2]
+    at = int(layer[0]) if layer and layer[0].isdigit() else 0
+    return ours.configuration["normalization"] == "layer" and at % MLP.layers_per_block == 1
+
+
+@torch.no_grad()
+def _require_same_numbers(theirs, ours: SCVI) -> None:
+    """Refuse a conversion after which a few made-up cells differ, whatever the reason."""
+    options, module = ours.configuration, theirs.module
+    n_genes, n_batches = options["n_genes"], options["n_batches"]
+    n_cells = max(8, n_batches)
+    i, g = torch.arange(n_cells)[:, None], torch.arange(n_genes)
+    x = ((i + 1) * (g * g + 3 * i + 1) % 7).float()  # any counts
+    x[:, 0] += 1
+    cells = replace(
+        ours.blank_cells(n_cells, x.sum(1), i[:, 0] % n_batches), x=x.to(ours.device, ours.dtype)
+    )
+    x, batch = x.to(module.device), (i % n_batches).to(module.device)
+    with seeded(0), evaluating(ours), evaluating(module):
+        there = module._regular_inference(x=x, batch_index=batch)  # also of minified data
+        q = ours.encode(cells)
+        z = q.mean.to(x)
+        p = ours.decode(q.mean, cells)
+        base = getattr(p, "base", p)
+        library = x.sum(1, keepdim=True).log()
+        px = module.generative(z=z, library=library, batch_index=batch)["px"]
+        pairs = {
+            "the mean of q(z | x)": (q.mean, there["qz"].loc),
+            "the standard deviation of q(z | x)": (q.stddev, there["qz"].scale),
+            "the shares of the genes": (base.mean / cells.library[:, None], px.scale),
+        }
+        if hasattr(px, "theta"):
+            log_theta = px.theta.log().clamp(-12, 12)
+            pairs["the inverse dispersion"] = base.inverse_dispersion.log(), log_theta
+        if hasattr(px, "zi_logits"):
+            pairs["the dropout logits"] = p.logits, px.zi_logits
+        if options["library"] == "latent":
+            q_library = ours.encode_library(cells)
+            pairs["the mean of q(ℓ | x)"] = q_library.mean, there["ql"].loc[:, 0]
+            pairs["the standard deviation of q(ℓ | x)"] = q_library.stddev, there["ql"].scale[:, 0]
+        if isinstance(ours, SCANVI):
+            c = torch.nn.functional.one_hot(i[:, 0] % options["n_labels"], options["n_labels"])
+            c = c.to(z)
+            pairs["q(c | z1)"] = ours.classify(q.mean).exp(), module.classifier(z).softmax(-1)
+            q_z2, p_z1 = ours.encode_z2(q.mean, c.to(q.mean), cells), ours.decode_z1(q.mean, c)
+            pairs["the mean of q(z2 | z1, c)"] = q_z2.mean, module.encoder_z2_z1(z, c)[0].loc
+            pairs["the mean of p(z1 | z2, c)"] = p_z1.mean, module.decoder_z1_z2(z, c)[0]
+    for what, (here, there) in pairs.items():
+        difference = (here.cpu() - there.cpu()).abs().max()
+        if not difference <= 1e-3 * max(1.0, there.abs().max()):
+            raise ValueError(
+                f"The converted model gives other numbers: {what} differs by up to "
+                f"{difference:.2g}. One of the two has an option that the other does not have."
+            )
 
 
 def _theirs(model: SCVI, name: str) -> list[str]:

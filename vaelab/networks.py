@@ -95,14 +95,29 @@ class MLP(nn.Sequential):
                 f"This MLP has n_conditions={self.n_conditions}, but got {n_given} conditions."
             )
         for layer in self:
-            if conditions is not None and isinstance(layer, Conditioned):
-                x = torch.cat([x, conditions.expand(*x.shape[:-1], -1)], dim=-1)
-            x = layer(x)
+            x = layer(x, conditions) if isinstance(layer, Conditioned) else layer(x)
         return x
 
 
 class Conditioned(nn.Linear):
-    """The linear part of a hidden layer; the conditions are the end of its input."""
+    """The linear part of a hidden layer; the conditions are the end of its input.
+
+    The last ``n_added`` conditions were added to a fitted network. They have a product of their
+    own, so that without them the result is that of the old network, bit for bit.
+    """
+
+    n_added = 0
+
+    def forward(self, x: Tensor, conditions: Tensor | None = None) -> Tensor:
+        if conditions is None:
+            return super().forward(x)
+        conditions, n_old = conditions.expand(*x.shape[:-1], -1), self.in_features - self.n_added
+        x = torch.cat([x, conditions], dim=-1)
+        if not self.n_added:
+            return super().forward(x)
+        old, added = self.weight[:, :n_old].contiguous(), self.weight[:, n_old:]
+        y = nn.functional.linear(x[..., :n_old].contiguous(), old, self.bias)
+        return y + x[..., n_old:] @ added.T
 
 
 class BatchNorm(nn.BatchNorm1d):

@@ -6,6 +6,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
@@ -21,6 +22,7 @@ from ._internal.on_disk import OnDisk, UnreadableError
 from .cells import Cells
 from .history import History, ProgressBar, StopReason
 from .metrics import usage
+from .models._surgery import Extensible
 from .models.base import Model
 from .reparametrization import seeded
 
@@ -56,6 +58,7 @@ def fit(
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     kl_warmup: float = 0.25,
+    train: str = "all",
     validation_fraction: float = 0.1,
     patience: int | None = 30,
     block_size: int | None = None,
@@ -81,6 +84,11 @@ def fit(
     kl_warmup
         Share of all steps over which the KL weight rises linearly to 1, in [0, 1]. It reaches 1 for
         any number of cells, at the last step at the latest.
+    train
+        "all" to train all weights. "new batch" to train only the weights of the cells' batches,
+        which ``model.extend`` has added: all other parameters and buffers stay equal to the bit.
+        The model is then in evaluation mode throughout, so that batch normalisation uses its
+        running statistics.
     validation_fraction
         Share of cells held out, on which the bound is monitored; 0 for none. Held-out cells are
         judged without their labels, so that their bounds are all on log p(x).
@@ -123,6 +131,7 @@ def fit(
         kind = type(model).__name__
         raise TypeError(f"model must be a vaelab.models.base.Model, but is a {kind}.")
     settings = {
+        "train": train,
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
@@ -135,6 +144,8 @@ def fit(
     }
     _require_settings(settings)
     model.require_compatible(cells)
+    if train != "all":
+        _require_new_batches(train, model, cells)
     if block_size is None:
         settings["block_size"] = cells.x.block_size if isinstance(cells.x, OnDisk) else 1
     device = find_device(device or model.device)
@@ -148,14 +159,16 @@ def fit(
             f"validation_fraction {validation_fraction} of {cells.n_cells} cells leaves none to "
             "train on; lower it, or give more cells."
         )
-    run = _Run(model.to(device), cells, n_held_out, settings)
-    with seeded(seed):
+    new = model.to(device).new_weights(cells) if train == "new batch" else None
+    with seeded(seed), _training_only(model, new):
+        run = _Run(model.to(device), cells, n_held_out, settings, new)
         if checkpoint is not None:
             checkpoint = Path(checkpoint)
             run.identify()
             if checkpoint.exists():
                 run.resume(checkpoint)
-        model.prepare(cells)  # after all checks: a refused run does not change the model
+        # After all checks: a refused run does not change the model.
+        model.prepare(cells) if new is None else model.prepare_library_prior(cells)
         run.begin()
         history = run.history
         try:
@@ -240,8 +253,16 @@ def minibatches(
 class _Run:
     """One training, with everything that changes while it runs, so that it can be resumed."""
 
-    def __init__(self, model: Model, cells: Cells, n_held_out: int, settings: dict):
+    def __init__(
+        self,
+        model: Model,
+        cells: Cells,
+        n_held_out: int,
+        settings: dict,
+        new: dict[str, Tensor] | None = None,
+    ):
         self.model, self.cells, self.settings = model, cells, settings
+        self.new = new  # masks of the entries to train; None for all
         self.history = History()
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
         self.best_bound = -np.inf
@@ -263,6 +284,7 @@ class _Run:
     def begin(self) -> None:
         # The last epoch whose parameters are known to give a finite loss, and these parameters.
         self.last_finite = len(self.history.records), _copy(self.model.state_dict())
+        self.old = {name: self.last_finite[1][name] for name in self.new or ()}
 
     def epoch(self) -> None:
         """One pass over the training cells, and its record in the history."""
@@ -271,7 +293,7 @@ class _Run:
         batch_size, block_size = self.settings["batch_size"], self.settings["block_size"]
         shuffled = minibatches(self.cells, self.training_rows, batch_size, block_size, self.rng)
         totals: dict[str, Tensor] = {}  # over cells: each term, and q of each discrete variable
-        self.model.train()
+        self.model.train(self.new is None)
         for i, minibatch in enumerate(shuffled):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
             bound = self.model.elbo(minibatch.to(self.model.device, self.model.dtype))
@@ -283,6 +305,7 @@ class _Run:
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
+            self.keep_old()
             self.model.after_step()
             sums = {name: bound[name].detach().sum() for name in bound.terms}
             sums |= {name: q.sum(0) for name, q in bound.posteriors.items()}
@@ -290,6 +313,13 @@ class _Run:
         if not _finite(self.model.state_dict().values()):
             self.fail(["parameters"])
         self.record(number, kl_weight, bound, totals, started)
+
+    @torch.no_grad()
+    def keep_old(self) -> None:
+        """Set the entries that are not trained back to what they were."""
+        for name, old in self.old.items():
+            parameter = self.model.get_parameter(name)
+            parameter.copy_(parameter.where(self.new[name], old))
 
     def record(self, number: int, kl_weight: float, bound, totals: dict, started: float) -> None:
         n_training = len(self.training_rows)
@@ -409,6 +439,29 @@ def _require_settings(settings: dict) -> None:
     ):
         if not (settings[name] is None and expected.startswith("None")):
             require(name, settings[name], kind, fits, expected)
+
+
+def _require_new_batches(train: str, model: Model, cells: Cells) -> None:
+    if train != "new batch":
+        raise ValueError(f"train is {train!r}; choose from ['all', 'new batch']")
+    if not isinstance(model, Extensible):
+        kind = type(model).__name__
+        raise ValueError(f"A {kind} has no batches; train='new batch' is for SCVI and SCANVI.")
+    model.require_new_batches(cells)
+
+
+@contextmanager
+def _training_only(model: Model, parameters: Iterable[str] | None) -> Iterator[None]:
+    """Only these parameters have gradients inside; None for no change."""
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    try:
+        for name, parameter in model.named_parameters():
+            if parameters is not None:
+                parameter.requires_grad_(name in parameters)
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(before[name])
 
 
 def _finite(tensors: Iterable[Tensor]) -> bool:

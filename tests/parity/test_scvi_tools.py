@@ -62,12 +62,16 @@ SCVI = {
     "zinb, gene-cell": {"dispersion": "gene-cell"},
     "poisson": {"gene_likelihood": "poisson"},
     "two layers": {"n_layers": 2, "n_latent": 4, "n_hidden": 32},
+    "layer norm": {"use_batch_norm": "none", "use_layer_norm": "both", "n_layers": 2},
+    "no norm": {"use_batch_norm": "none"},
+    "poisson, gene-batch": {"gene_likelihood": "poisson", "dispersion": "gene-batch"},
 }
 SCANVI = {
     "as released": {},
     "latent library": {"use_observed_lib_size": False},
     "nb, linear classifier": {"gene_likelihood": "nb", "linear_classifier": True},
     "two layers": {"n_layers": 2, "n_latent": 4, "n_hidden": 32},
+    "layer norm": {"use_batch_norm": "none", "use_layer_norm": "both"},
 }
 
 
@@ -242,22 +246,147 @@ def test_the_typical_library_is_the_median_and_survives_the_round_trip(adata):
     np.testing.assert_array_equal(back.generate(20), ours.generate(20))
 
 
-def test_what_has_no_counterpart_is_refused(adata):
+REFUSED = {
+    "latent_distribution": ({"latent_distribution": "ln"}, {}),
+    "log_variational": ({"log_variational": False}, {}),
+    "batch_representation": ({"batch_representation": "embedding"}, {}),
+    "use_batch_norm is 'both' and use_layer_norm is 'both';": ({"use_layer_norm": "both"}, {}),
+    "use_batch_norm is .both. and use_layer_norm is .encoder.;": (
+        {"use_layer_norm": "encoder"},
+        {},
+    ),
+    "use_batch_norm": ({"use_batch_norm": "encoder"}, {}),
+    "use_batch_norm is 'decoder'": ({"use_batch_norm": "decoder"}, {}),
+    "extra_encoder_kwargs": ({"extra_encoder_kwargs": {"activation_fn": torch.nn.GELU}}, {}),
+    "extra_decoder_kwargs": ({"extra_decoder_kwargs": {"activation_fn": torch.nn.GELU}}, {}),
+    "var_activation": ({"var_activation": torch.nn.functional.softplus}, {}),
+    "deeply_inject_covariates": ({"deeply_inject_covariates": False, "n_layers": 2}, {}),
+    "dispersion": ({"dispersion": "gene-label"}, {}),
+    "gene_likelihood": ({"gene_likelihood": "normal"}, {}),
+    "categorical_covariate_keys": ({}, {"categorical_covariate_keys": ["donor"]}),
+    "continuous_covariate_keys": ({}, {"continuous_covariate_keys": ["mito"]}),
+    "use_size_factor_key": ({}, {"size_factor_key": "size"}),
+    "classifier_parameters": ({"classifier_parameters": {"activation_fn": torch.nn.Tanh}}, {}),
+}
+
+
+def untrained(adata, options, setup=None):
+    """A model there, as it starts."""
+    adata = adata.copy()
+    adata.obs["donor"] = np.arange(N) % 3
+    adata.obs["mito"] = np.linspace(0, 1, N)
+    adata.obs["size"] = np.asarray(adata.X.sum(1)).ravel() / 300
+    kind = tools.model.SCVI
+    labels = {"labels_key": "known"}
+    if "classifier_parameters" in options:
+        kind, labels = tools.model.SCANVI, labels | {"unlabeled_category": "unknown"}
+    kind.setup_anndata(adata, batch_key="batch", **labels, **setup or {})
+    return kind(adata, n_hidden=16, **options)
+
+
+@pytest.mark.parametrize("says", REFUSED)
+def test_an_option_without_counterpart_is_refused_by_name(says, adata):
+    with pytest.raises(ValueError, match=f"^{says} "):
+        from_scvi(untrained(adata, *REFUSED[says]))
+
+
+def test_options_that_change_nothing_are_converted(adata):
+    for options in (
+        {"deeply_inject_covariates": False},
+        {"var_activation": torch.exp, "extra_encoder_kwargs": {}, "extra_decoder_kwargs": None},
+        {"extra_payload_autotune": True, "use_layer_norm": "none"},
+    ):
+        from_scvi(untrained(adata, options))
+
+
+def test_what_no_option_tells_is_noticed_by_the_numbers(adata):
+    for change, says in (
+        (lambda m: setattr(m.z_encoder, "var_eps", 0.1), "standard deviation of q"),
+        (lambda m: setattr(m.z_encoder.encoder.fc_layers[0], "3", torch.nn.SiLU()), "mean of q"),
+        (lambda m: m.decoder.px_scale_decoder.append(torch.nn.Softmax(-1)), "shares of the genes"),
+    ):
+        theirs = untrained(adata, {})
+        change(theirs.module)
+        with pytest.raises(ValueError, match=f"gives other numbers: the {says}"):
+            from_scvi(theirs)
+    theirs = untrained(adata, {"classifier_parameters": {}})
+    theirs.module.classifier.classifier.insert(0, torch.nn.Tanh())
+    with pytest.raises(ValueError):
+        from_scvi(theirs)
+
+
+def test_a_minified_model_has_its_typical_library(adata):
     tools.model.SCVI.setup_anndata(adata, batch_key="batch")
-    for options, says in [
-        ({"latent_distribution": "ln"}, "latent_distribution is 'ln'"),
-        ({"log_variational": False}, "log_variational is False"),
-        ({"use_batch_norm": "none"}, "The model lacks .*an option"),
-    ]:
-        with pytest.raises(ValueError, match=says):
-            from_scvi(tools.model.SCVI(adata, **options))
+    theirs = train(tools.model.SCVI(adata, n_hidden=16))
+    z = theirs.get_latent_representation(return_dist=True)
+    theirs.adata.obsm["X_latent_qzm"], theirs.adata.obsm["X_latent_qzv"] = z
+    theirs.minify_adata()
+    ours = from_scvi(theirs)
+    assert ours.typical_library == torch.tensor(np.asarray(adata.X.sum(1))).median()
+    np.testing.assert_allclose(ours.embed(cells_of(adata)), z[0], **TOLERANCE)
+
+
+def test_there_is_a_sentence_for_what_to_scvi_cannot_do(adata):
+    cells = Cells.from_anndata(adata, batch="batch", label="known", unlabelled="unknown")
+    small = {"n_hidden": 16, "n_batches": 2}
+    scanvi = vaelab.SCANVI(60, n_labels=3, classifier_layers=2, **small)
+    for model in (zip_ := vaelab.SCVI(60, likelihood="zip", **small), scanvi):
+        vaelab.fit(model, cells, epochs=1, progress=False)
+    with pytest.raises(ValueError, match=r"^likelihood is 'zip'"):
+        to_scvi(zip_, adata.copy(), batch="batch")
+    with pytest.raises(ValueError, match=r"^batch is None"):
+        to_scvi(scanvi, adata.copy(), label="known")
+    with pytest.raises(ValueError, match=r"^label is None"):
+        to_scvi(scanvi, adata.copy(), batch="batch")
+    three = adata.copy()
+    three.obs["batch"] = np.where(np.arange(N) < 9, "another", adata.obs["batch"])
+    with pytest.raises(ValueError, match=r"numbers the batch another, .* names and order"):
+        to_scvi(scanvi, three, batch="batch", label="known")
+    theirs = to_scvi(
+        scanvi, adata.copy(), batch="batch", label="known"
+    )  # two layers in one network
+    same(scanvi.predict(cells), theirs.predict(soft=True).to_numpy())
+
+
+QUERY = {"encode_covariates": True, "dispersion": "gene-batch", "n_layers": 2}
+
+
+@pytest.mark.parametrize("semi", [False, True], ids=["SCVI", "SCANVI"])
+def test_a_query_is_embedded_as_by_load_query_data(semi, adata):
+    """The reference and a new batch: same weights, same embedding."""
+    kind = tools.model.SCANVI if semi else tools.model.SCVI
+    labels = {"labels_key": "known", "unlabeled_category": "unknown"} if semi else {}
+    kind.setup_anndata(adata, batch_key="batch", **labels)
+    reference = train(kind(adata, n_hidden=16, **QUERY))
+    new = adata[:100].copy()
+    new.obs["batch"] = "new"
+    theirs = kind.load_query_data(new, reference, freeze_batchnorm_decoder=True, accelerator="cpu")
+    theirs.train(
+        max_epochs=3, accelerator="cpu", enable_progress_bar=False, logger=False,
+        plan_kwargs={"weight_decay": 0.0},
+    )  # fmt: skip
+    converted, ours = from_scvi(theirs), from_scvi(reference).extend(batches=["new"])
+    assert converted.batch_names == ours.batch_names
+    cells = cells_of(new).aligned_to(ours)
+    state, there = ours.state_dict(), converted.state_dict()
+    for name, mask in ours.new_weights(cells).items():
+        state[name][mask] = there[name][mask]  # their new weights in our extended model
+    expected = theirs.get_latent_representation()
+    for model in (ours, converted):
+        np.testing.assert_allclose(model.embed(cells), expected, **TOLERANCE)
+    old = cells_of(adata).aligned_to(ours)
+    np.testing.assert_allclose(ours.embed(old), reference.get_latent_representation(), **TOLERANCE)
+
+
+def test_what_has_no_counterpart_is_refused(adata):
     with pytest.raises(TypeError, match="This is a VAE"):
         from_scvi(vaelab.VAE(60))
     with pytest.raises(TypeError, match="This is a VAE"):
         to_scvi(vaelab.VAE(60), adata)
     ours = vaelab.SCVI(60, n_batches=2, normalization="layer")
-    with pytest.raises(ValueError, match="batch normalisation"):
-        to_scvi(ours, adata)
+    vaelab.fit(ours, Cells.from_anndata(adata, batch="batch"), epochs=1, progress=False)
+    with pytest.raises(ValueError, match="has learnt its scales and shifts"):
+        to_scvi(ours, adata, batch="batch")
     other = vaelab.SCVI(60, n_batches=2)
     vaelab.fit(other, Cells.from_anndata(adata, batch="batch"), epochs=1, progress=False)
     with pytest.raises(ValueError, match="other genes"):

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .on_disk import OnDisk, is_on_disk
+from .on_disk import OnDisk, is_on_disk, take_columns
 
-__all__ = ["first", "floats", "hide", "mask", "n_nonzero", "parts", "read", "values"]
+__all__ = ["first", "floats", "hide", "mask", "n_nonzero", "parts", "read", "take", "values"]
 
 AT_ONCE = 2**24  # values per part: 64 MiB as dense float32
 
@@ -20,7 +20,7 @@ def parts(x) -> Iterator[slice]:
     """Slices of rows, as many at a time as fit in memory; a long reading shows a bar."""
     from tqdm import tqdm
 
-    n_rows = max(1, AT_ONCE // x.shape[1])
+    n_rows = max(1, AT_ONCE // (x.width if isinstance(x, OnDisk) else x.shape[1]))
     reading = {"desc": "Reading", "delay": 2, "leave": False, "file": sys.stdout}
     for start in tqdm(range(0, x.shape[0], n_rows), **reading, disable=not isinstance(x, OnDisk)):
         yield slice(start, min(start + n_rows, x.shape[0]))
@@ -51,6 +51,16 @@ def n_nonzero(x, axis: int = 1) -> np.ndarray:
 def hide(x, observed: Tensor):
     """The matrix with 0 for entries that were not observed."""
     return x * observed if isinstance(x, Tensor) else x.multiply(observed.numpy()).tocsr()
+
+
+def take(x, columns: np.ndarray):
+    """These columns of a matrix in this order, and columns of 0 for each −1."""
+    if isinstance(x, OnDisk):
+        return x.with_columns(columns)
+    if isinstance(x, Tensor):
+        chosen = torch.as_tensor(columns, device=x.device)
+        return x[:, chosen].where(chosen >= 0, torch.zeros((), dtype=x.dtype, device=x.device))
+    return take_columns(x, columns)
 
 
 def mask(observed, shape, may_stay: bool = False) -> Tensor | OnDisk:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
-__all__ = ["OnDisk", "UnreadableError", "is_on_disk"]
+__all__ = ["OnDisk", "UnreadableError", "is_on_disk", "take_columns"]
 
 NEAR = 2**17  # bytes: for a smaller gap, one reading takes less time than two
 
@@ -71,11 +71,22 @@ class OnDisk:
                 self._arrays[2] = self._arrays[2][:]  # 8 bytes per cell
         self.block_size = 64 if hasattr(self._arrays[0], "oindex") else 16
         self.rows = np.arange(self.shape[0]) if self.shape else None
+        self.columns = None  # indices of columns, −1 for a column of 0; None for all
+        self.width = self.shape[-1] if self.shape else 0  # number of columns that are read
 
     def __getitem__(self, rows) -> OnDisk:
         chosen = object.__new__(OnDisk)
         chosen.__dict__ |= self.__dict__ | {"rows": self.rows[rows]}
         chosen.shape = (len(chosen.rows), *self.shape[1:])
+        return chosen
+
+    def with_columns(self, columns: np.ndarray) -> OnDisk:
+        """The matrix with these columns in this order, and columns of 0 for each −1."""
+        if self.columns is not None:
+            columns = np.where(columns >= 0, self.columns[columns], -1)
+        chosen = object.__new__(OnDisk)
+        chosen.__dict__ |= self.__dict__ | {"columns": columns}
+        chosen.shape = (self.shape[0], len(columns))
         return chosen
 
     def read(self):
@@ -91,7 +102,8 @@ class OnDisk:
         runs = [(piece[0], piece[-1] + 1) for piece in pieces if len(piece)] or [(0, 0)]
         with self._reading():
             x = self._read_sparse(runs) if self._sparse else _take(self._arrays[0], runs)
-        return x[np.searchsorted(_within(runs), self.rows)]
+        x = x[np.searchsorted(_within(runs), self.rows)]
+        return x if self.columns is None else take_columns(x, self.columns)
 
     def toarray(self) -> np.ndarray:
         """The rows in memory, dense."""
@@ -105,7 +117,7 @@ class OnDisk:
         n_values = np.concatenate([np.diff(indptr[start : stop + 1]) for start, stop in runs])
         x = sparse.csr_matrix(
             (_take(data, spans), _take(indices, spans), np.append(0, np.cumsum(n_values))),
-            shape=(len(n_values), self.shape[1]),
+            shape=(len(n_values), self.width),
         )
         x.check_format(full_check=True)  # an index out of range would crash the process
         return x
@@ -119,6 +131,17 @@ class OnDisk:
                 f"{self._file} cannot be read ({error}). It must stay open, whole and unchanged "
                 "while its cells are in use."
             ) from error
+
+
+def take_columns(x, columns: np.ndarray):
+    """These columns of a CSR matrix or an array, and columns of 0 for each −1."""
+    from scipy import sparse
+
+    if not sparse.issparse(x):
+        return np.where(columns >= 0, x[:, columns], x.dtype.type(0))
+    place = np.flatnonzero(columns >= 0)
+    ones = (np.ones(len(place), dtype=x.dtype), (columns[place], place))
+    return (x @ sparse.csr_matrix(ones, shape=(x.shape[1], len(columns)))).tocsr()
 
 
 def _take(stored, runs: list[tuple[int, int]]) -> np.ndarray:

@@ -39,9 +39,10 @@ def require_names(
             f"{kind}: name their column, Cells.from_anndata(adata, {kind}=…)."
         )
     if new := [name for name in seen if name not in known]:
+        weights = f" Or add weights: model.extend(batches=[{new[0]!r}])." if kind == "batch" else ""
         raise ValueError(
             f"The model was fitted to cells of {kind} {', '.join(known)}; it does not know "
-            f"{new[0]!r}. Leave these cells out, or fit a model to all cells."
+            f"{new[0]!r}. Leave these cells out, or fit a model to all cells.{weights}"
         )
     raise ValueError(
         f"These cells have {kind} {', '.join(seen)}, the model {', '.join(known)}: number them in "
@@ -60,14 +61,14 @@ def index_of(kind: str, name: str, known: tuple[str, ...] | None) -> int:
 
 def other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:
     """The error message for cells that have other genes, or the same in another order."""
-    absent = [name for name in expected if name not in set(seen)]
+    has = set(seen)
+    absent = [name for name in expected if name not in has]
+    n_others = len(has - set(expected))
     if absent:
         return (
             f"The model was fitted to other genes: {len(absent):,} of its {len(expected):,} are "
-            f"not among these ({absent[0]!r} is the first). Select the same genes: "
-            "adata[:, list(model.gene_names)]."
+            f"not among these ({absent[0]!r} is the first), which have {n_others:,} others. "
+            "cells.aligned_to(model) selects the model's genes and masks those that are missing."
         )
-    return (
-        "These cells have the model's genes in another order. Put them into the model's order: "
-        "adata[:, list(model.gene_names)]."
-    )
+    others = f" and {n_others:,} others" if n_others else " in another order"
+    return f"These cells have the model's genes{others}. Select them: cells.aligned_to(model)."

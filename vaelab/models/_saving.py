@@ -15,11 +15,8 @@ from .._internal.machine import find_device, to_json, write_atomically
 __all__ = ["ParameterFileError", "Savable"]
 
 
-NAMES = (
-    "gene_names",
-    "batch_names",
-    "label_names",
-)  # of the cells that a model was fitted to
+# Names in the cells that a model was fitted to, and those of the batches that were added to it.
+NAMES = ("gene_names", "batch_names", "label_names", "new_batches")
 
 
 class ParameterFileError(ValueError):

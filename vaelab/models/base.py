@@ -57,11 +57,14 @@ class Model(Savable, nn.Module):
     gene_names, batch_names, label_names
         Names in the cells that the model was fitted to; None before the fit, and if the model does
         not use batches or labels.
+    new_batches
+        Names of the batches that ``extend`` added; None without any.
     card
         The card of a loaded model; None if the model was not loaded.
     """
 
     domain = "real"
+    new_batches: tuple[str, ...] | None = None
 
     def __new__(cls, *args, **kwargs):
         model = super().__new__(cls)
@@ -307,13 +310,13 @@ class Model(Savable, nn.Module):
                 "Cells.from_anndata(adata)."
             )
         n_genes = self.configuration["n_genes"]
+        if self.gene_names is not None and cells.gene_names != self.gene_names:
+            raise ValueError(other_genes(self.gene_names, cells.gene_names))
         if cells.n_genes != n_genes:
             raise ValueError(
                 f"The model has {n_genes:,} genes, these cells have {cells.n_genes:,}: make the "
                 "model with n_genes=cells.n_genes, or select the same genes."
             )
-        if self.gene_names is not None and cells.gene_names != self.gene_names:
-            raise ValueError(other_genes(self.gene_names, cells.gene_names))
         cells.require_domain(self.domain)
 
     def prepare(self, cells: Cells) -> None:

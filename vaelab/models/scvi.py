@@ -58,6 +58,7 @@ from ..likelihoods import LIKELIHOODS, make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
 from ._names import index_of, require_names
+from ._surgery import Extensible
 from .base import Model
 
 __all__ = ["SCVI"]
@@ -65,7 +66,7 @@ __all__ = ["SCVI"]
 SOURCE = "Lopez et al. 2018, suppl. note 3"
 
 
-class SCVI(Model):
+class SCVI(Extensible, Model):
     """Variational autoencoder for counts from several batches.
 
     Parameters
@@ -315,6 +316,10 @@ class SCVI(Model):
         """Keep the batch names, and the mean and standard deviation of log ℓ in each batch."""
         super().prepare(cells)
         self.batch_names = cells.batch_names
+        self.prepare_library_prior(cells)
+
+    def prepare_library_prior(self, cells: Cells) -> None:
+        """Set p(ℓ | γ) of each batch that has cells here."""
         if self.configuration["library"] == "latent":
             for index in cells.batch.unique():
                 log_library = cells.library[cells.batch == index].log()
