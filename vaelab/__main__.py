@@ -186,7 +186,7 @@ def train(
             _fail("Stopped before the first epoch was over; there is nothing to save.")
         if history.reason is StopReason.INTERRUPTED:  # half a training must not replace a whole one
             name += "_interrupted"
-        path = model.save(out / name, half=True, **card)
+        path = model.save(out / name, half=True, overwrite=True, **card)
     except (OSError, ValueError, TrainingError) as error:
         _fail(error)
     typer.echo(f"{card['training']}; {card['seconds']} s")

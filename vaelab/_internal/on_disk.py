@@ -71,11 +71,19 @@ class OnDisk:
                 self._arrays[2] = self._arrays[2][:]  # 8 bytes per cell
         self.block_size = 64 if hasattr(self._arrays[0], "oindex") else 16
         self.rows = np.arange(self.shape[0]) if self.shape else None
+        self.columns, self.width = None, self.shape[-1] if self.shape else 0  # as stored
 
     def __getitem__(self, rows) -> OnDisk:
         chosen = object.__new__(OnDisk)
         chosen.__dict__ |= self.__dict__ | {"rows": self.rows[rows]}
         chosen.shape = (len(chosen.rows), *self.shape[1:])
+        return chosen
+
+    def part(self, rows, columns) -> OnDisk:
+        """Some rows and columns, each as numpy selects them. Whole rows are read."""
+        chosen = self[rows]
+        chosen.columns = np.arange(self.shape[1])[columns]
+        chosen.shape = (len(chosen.rows), len(chosen.columns))
         return chosen
 
     def read(self):
@@ -91,7 +99,8 @@ class OnDisk:
         runs = [(piece[0], piece[-1] + 1) for piece in pieces if len(piece)] or [(0, 0)]
         with self._reading():
             x = self._read_sparse(runs) if self._sparse else _take(self._arrays[0], runs)
-        return x[np.searchsorted(_within(runs), self.rows)]
+        x = x[np.searchsorted(_within(runs), self.rows)]
+        return x if self.columns is None else x[:, self.columns]
 
     def toarray(self) -> np.ndarray:
         """The rows in memory, dense."""
@@ -105,7 +114,7 @@ class OnDisk:
         n_values = np.concatenate([np.diff(indptr[start : stop + 1]) for start, stop in runs])
         x = sparse.csr_matrix(
             (_take(data, spans), _take(indices, spans), np.append(0, np.cumsum(n_values))),
-            shape=(len(n_values), self.shape[1]),
+            shape=(len(n_values), self.width),
         )
         x.check_format(full_check=True)  # an index out of range would crash the process
         return x
