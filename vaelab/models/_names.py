@@ -52,9 +52,9 @@ def require_names(
     )
 
 
-def require_labels(cells) -> None:
-    """Refuse cells of which none has a label."""
-    if not (cells.label >= 0).any():
+def require_labels(cells, known: tuple[str, ...] | None = None) -> None:
+    """Refuse cells of which none has a label, unless the model knows its types already."""
+    if known is None and not (cells.label >= 0).any():
         raise ValueError(
             "None of these cells has a label, and SCANVI learns types from labelled cells: name "
             "their column, Cells.from_anndata(adata, label=…), or use SCVI."

@@ -340,8 +340,7 @@ class SCANVI(SCVI):
             require_names("label", self.label_names, n_labels, cells.label_names)
 
     def prepare(self, cells: Cells) -> None:
-        if self.label_names is None:
-            require_labels(cells)
+        require_labels(cells, self.label_names)
         super().prepare(cells)
         self.label_names = self.label_names or cells.label_names
 
