@@ -233,6 +233,7 @@ class Cells:
                 unknown = own[int(index[changes[kind] == -2][0])]
                 raise ValueError(
                     f"There are cells of {kind} {unknown!r}, which is not one of {names}."
+                    + (" embed and predict need no labels." if kind == "label" else "")
                 )
         return replace(self, **changes)
 

@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 
 from ._internal.machine import steady_threads
-from ._internal.reading import UNKNOWN, looks_missing
+from ._internal.reading import UNKNOWN, looks_missing, unmasked
 
 __all__ = [
     "ACTIVE",
@@ -100,9 +100,7 @@ def _known(labels, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
     """Which cells have a known type, and their types as text."""
     import pandas as pd
 
-    if isinstance(labels, np.ma.MaskedArray):
-        labels = labels.astype(object).filled(None)
-    labels = pd.Series(np.asarray(labels, dtype=object))
+    labels = pd.Series(unmasked(labels))
     if len(labels) != n_cells:
         raise ValueError(f"There are {len(labels)} labels for {n_cells} cells; one each is needed.")
     known = (labels.notna() & (labels.map(str) != UNKNOWN)).to_numpy()

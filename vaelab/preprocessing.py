@@ -11,7 +11,7 @@ from ._internal import matrices
 from ._internal.arguments import require, require_size
 from ._internal.machine import steady_threads
 from ._internal.on_disk import OnDisk, is_on_disk
-from ._internal.reading import column, encode_names, matrix_of, not_counts, shown
+from ._internal.reading import column, encode_names, matrix_of, not_counts, shown, some_genes
 
 __all__ = ["log_normalize", "select_genes", "to_counts"]
 
@@ -76,7 +76,7 @@ def select_genes(adata, n_genes: int = 2000, min_cells: int = 3, *, batch: str |
         order = adata.var_names[chosen]
         chosen = chosen[np.sort(_most_variable(in_batches, n_genes, order))]
     if is_on_disk(x) or isinstance(x, OnDisk):
-        return adata[:, chosen]
+        return some_genes(adata, chosen)
     kept = adata[:, seen].copy()
     kept.var["n_cells"] = n_expressing[seen]
     log_normalize(kept)  # by the total over all genes that are seen
@@ -224,7 +224,12 @@ def to_counts(x):
     """
     from scipy import sparse
 
-    x = x.copy() if sparse.issparse(x) else np.array(x)
+    if not (sparse.issparse(x) or isinstance(x, np.ndarray)):
+        raise TypeError(
+            "to_counts takes a matrix of numbers, such as adata.X, not a value of type "
+            f"{type(x).__name__}."
+        )
+    x = x.copy()
     if x.dtype.kind not in "buif" or x.ndim != 2:
         raise TypeError(
             f"to_counts takes a matrix of numbers, such as adata.X, but got shape {x.shape} and "

@@ -138,7 +138,7 @@ def fit(
     model.require_compatible(cells)
     if block_size is None:
         settings["block_size"] = cells.x.block_size if isinstance(cells.x, OnDisk) else 1
-    device = find_device(model.device if device is None else device)
+    device = find_device(model.device if device in (None, "") else device)
     n_held_out = round(validation_fraction * cells.n_cells)
     if n_held_out == cells.n_cells:
         raise ValueError(

@@ -35,13 +35,13 @@ def require_seed(value) -> None:
 def require_library(library, n_cells: int) -> np.ndarray:
     """The library sizes as an array; refuses what is not a number above 0, or one per cell."""
     try:
-        library = np.array(library, dtype=float)  # a copy: what pandas lends may be read-only
-        fits = library.shape in ((), (n_cells,))
+        sizes = np.asarray(library).astype(float)  # a copy: what pandas lends may be read-only
+        fits = sizes.shape in ((), (n_cells,)) and not np.ma.is_masked(library)
     except (TypeError, ValueError):  # text, for example
         fits = False
-    if library is None or not (fits and np.isfinite(library).all() and (library > 0).all()):
+    if not (fits and np.isfinite(sizes).all() and (sizes > 0).all()):
         raise ValueError(
             f"library is {library!r} (shape {np.shape(library)}); it must be a number above 0, or "
             f"one for each of the {n_cells:,} cells."
         )
-    return library
+    return sizes

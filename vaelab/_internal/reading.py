@@ -27,6 +27,8 @@ __all__ = [
     "read_cells",
     "refuse_outside",
     "shown",
+    "some_genes",
+    "unmasked",
 ]
 
 UNKNOWN = "unknown"  # how ``Cells.labels`` writes that a cell has no label
@@ -202,6 +204,14 @@ def matrix_of(adata):
     return adata.X
 
 
+def some_genes(adata, genes):
+    """``adata[:, genes]``, also for a selection from a file, of which anndata selects only once."""
+    if not adata.is_view:
+        return adata[:, genes]
+    whole = adata._adata_ref
+    return whole[adata._oidx, np.arange(whole.n_vars)[adata._vidx][genes]]
+
+
 def layer_of(adata, name: str):
     names = [key for key in adata.layers if key is not None]  # anndata 0.13 has X under None
     if name == "raw" and name not in names and getattr(adata, "raw", None) is not None:
@@ -225,6 +235,13 @@ def column(adata, name: str | None):
     return adata.obs[name]
 
 
+def unmasked(values) -> np.ndarray:
+    """The values as an array of objects, with None where a masked array has none."""
+    plain = np.array(values, dtype=object)
+    plain[np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else []] = None
+    return plain
+
+
 def name_of(value) -> str:
     """The name of a batch or label as text: 1, 1.0 and "1" are one name."""
     if isinstance(value, bytes):  # as h5py reads text
@@ -244,9 +261,7 @@ def encode_names(values, n_cells: int) -> tuple[Tensor, tuple[str, ...]]:
 
     if values is None:
         return torch.full((n_cells,), -1), ()
-    if isinstance(values, np.ma.MaskedArray):
-        values = values.astype(object).filled(None)
-    values = pd.Series(np.asarray(values, dtype=object))
+    values = pd.Series(unmasked(values))
     names = values.map(name_of, na_action="ignore")
     # Numbers are sorted as numbers.
     order = dict.fromkeys(map(name_of, values.astype("category").cat.categories))
@@ -263,7 +278,9 @@ def _without(label: Tensor, names: tuple[str, ...], unlabelled, stacklevel: int)
     left = [name for name in names if name not in marks]
     suspects = [name for name in left if looks_missing(name)]
     if marks and names and len(left) == len(names):
-        near = suspects or get_close_matches(marks[0], left, n=3, cutoff=0.8)
+        plain = {name.strip().lower(): name for name in left}
+        close = get_close_matches(marks[0].strip().lower(), plain, n=3, cutoff=0.8)
+        near = suspects or [plain[name] for name in close]
         seen = f"No label is called {' or '.join(map(repr, marks))}"
         if near:
             raise ValueError(

@@ -44,7 +44,8 @@ def require_names(
     if new := [name for name in seen if name not in known]:
         raise ValueError(
             f"The model was fitted to cells of {kind} {', '.join(known)}; it does not know "
-            f"{new[0]!r}. Leave these cells out, or fit a model to all cells."
+            f"{new[0]!r}. Leave these cells out, or fit a model to all cells"
+            f"{', or leave out their labels: cells.unlabelled()' if kind == 'label' else ''}."
         )
     raise ValueError(
         f"These cells have {kind} {', '.join(seen)}, the model {', '.join(known)}: number them in "

@@ -51,7 +51,7 @@ class Savable:
         Raises
         ------
         FileExistsError
-            There is a saved model of this name, and ``overwrite`` is False.
+            A saved model has this name, and ``overwrite`` is False.
         TypeError
             The card holds a value that JSON cannot hold.
         ValueError

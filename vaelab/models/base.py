@@ -199,7 +199,7 @@ class Model(Savable, nn.Module):
         """
         require_size("n_samples", n_samples)
         self.require_compatible(cells)
-        at_once = max(1, 2**24 // (128 * self.n_values))  # draws: 64 MiB for each float32 tensor
+        at_once = max(1, 2**22 // (128 * self.n_values))  # draws: 16 MiB for each float32 tensor
         sizes = [len(draws) for draws in torch.arange(n_samples).split(at_once)]
 
         def log_mean_weight(minibatch: Cells) -> Tensor:
@@ -278,9 +278,12 @@ class Model(Savable, nn.Module):
 
     @property
     def n_values(self) -> int:
-        """Length of the longest row of numbers for one cell and one draw; sets memory limits."""
-        c, n_genes = self.configuration.get("n_labels", 0), self.configuration["n_genes"]
-        return max(n_genes, c * (self.configuration.get("n_hidden", 0) + c))
+        """Numbers for one cell and one draw of the largest tensors, which set how much memory.
+
+        They are the genes, and for each type a hidden layer with its one-hot type.
+        """
+        types, n_hidden = (self.configuration.get(name, 0) for name in ("n_labels", "n_hidden"))
+        return self.configuration["n_genes"] + types * (n_hidden + types)
 
     @property
     def n_parameters(self) -> int:

@@ -259,7 +259,7 @@ class SCVI(Model):
             not a number above 0 or one for each cell.
         """
         require_size("n_samples", n_samples)
-        self.require_compatible(cells)
+        super().require_compatible(cells)
         asked = [batch] if np.ndim(batch) == 0 else [*batch]
         if not asked:
             raise ValueError("batch is empty; name one or more, or None for each cell's own.")
