@@ -40,7 +40,7 @@ def as_array(x):
     return x.toarray() if sparse.issparse(x) else np.asarray(x)
 
 
-@pytest.mark.parametrize("n_genes", [1, 20, 50])
+@pytest.mark.parametrize("n_genes", [1, 15, 50])  # not between equal genes
 def test_the_genes_are_those_that_scanpy_selects(adata, n_genes):
     by_hand = adata.copy()
     sc.pp.filter_genes(by_hand, min_cells=3)
@@ -172,7 +172,7 @@ def test_log_normalised_data_are_not_normalised_again(adata):
 
 def test_an_anndata_without_matrix_is_refused(adata):
     adata.X = None
-    with pytest.raises(ValueError, match="Raw counts"):
+    with pytest.raises(ValueError, match=r"no matrix X; its layers are \['mean'\]"):
         select_genes(adata)
 
 

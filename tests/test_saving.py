@@ -288,7 +288,7 @@ def test_a_full_disk_leaves_the_old_model_whole(fitted, saved, monkeypatch, at_w
     other = VAE(N_GENES, n_latent=3, n_hidden=5, likelihood="nb", seed=9)
     full_disk(monkeypatch, at_write)
     with pytest.raises(OSError, match="No space left"):
-        other.save(saved)
+        other.save(saved, overwrite=True)
     assert {file.name: file.read_bytes() for file in saved.parent.iterdir()} == before
     assert_same_model(VAE.load(saved), fitted, some_cells())
 
@@ -297,14 +297,14 @@ def test_a_full_disk_leaves_the_old_model_whole(fitted, saved, monkeypatch, at_w
 def test_a_card_that_json_can_not_hold_leaves_the_old_model_whole(fitted, saved, card):
     before = {file.name: file.read_bytes() for file in saved.parent.iterdir()}
     with pytest.raises(TypeError, match=r"JSON cannot hold .*: give text, numbers"):
-        VAE(N_GENES).save(saved, **card)
+        VAE(N_GENES).save(saved, overwrite=True, **card)
     assert {file.name: file.read_bytes() for file in saved.parent.iterdir()} == before
 
 
 @pytest.mark.parametrize("name", ["model", "configuration", "sha256", "versions", "gene_names"])
 def test_what_the_model_writes_into_its_card_can_not_be_overwritten(fitted, saved, name):
     with pytest.raises(ValueError, match=f"The model writes '{name}' into its card"):
-        fitted.save(saved, **{name: "mine"})
+        fitted.save(saved, overwrite=True, **{name: "mine"})
     VAE.load(saved)
 
 

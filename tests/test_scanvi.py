@@ -379,7 +379,7 @@ def test_what_it_can_not_start_from_is_refused(fitted):
     adata, _, cells, scvi, _ = fitted
     with pytest.raises(TypeError, match="starts from an SCVI, not from a VAE"):
         vaelab.SCANVI.from_scvi(vaelab.VAE(60), cells)
-    with pytest.raises(ValueError, match="These cells have no labels"):
+    with pytest.raises(ValueError, match="None of these cells has a label"):
         vaelab.SCANVI.from_scvi(scvi, Cells.from_anndata(adata, batch="batch"))
 
 
@@ -419,7 +419,7 @@ def test_labels_that_it_does_not_know_are_refused(fitted):
     other.obs["known"] = "type 7"
     seen = Cells.from_anndata(other, label="known", batch="batch")
     with pytest.raises(ValueError, match="type 1, type 2, type 3; it does not know 'type 7'"):
-        model.predict(seen)
+        model.elbo_per_cell(seen)
     unlabelled = Cells.from_anndata(other, batch="batch")
     assert model.predict(unlabelled).shape == (400, 3)
     with pytest.raises(ValueError, match="made for 4 label names, these cells have 3"):

@@ -18,7 +18,7 @@ from .cells import Cells
 from .likelihoods import LIKELIHOODS
 from .models import GMVAE, SCANVI, SCVI, VAE
 from .networks import MLP
-from .preprocessing import log_normalize, select_genes
+from .preprocessing import log_normalize, select_genes, to_counts
 from .teaching.exercises import check
 from .training import History, fit
 
@@ -42,4 +42,5 @@ __all__ = [
     "plotting",
     "select_genes",
     "simulate",
+    "to_counts",
 ]

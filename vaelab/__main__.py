@@ -187,7 +187,7 @@ def train(
             _fail("Stopped before the end of the first epoch; there is nothing to save.")
         if history.reason is StopReason.INTERRUPTED:  # must not replace a finished training
             name += "_interrupted"
-        path = model.save(out / name, half=True, **card)
+        path = model.save(out / name, half=True, overwrite=True, **card)
     except (OSError, ValueError, TrainingError) as error:
         _fail(error)
     typer.echo(f"{card['training']}; {card['seconds']} s")

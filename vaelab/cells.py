@@ -12,7 +12,15 @@ from torch import Tensor
 from ._internal import matrices
 from ._internal.aligning import aligned
 from ._internal.on_disk import OnDisk, UnreadableError
-from ._internal.reading import column, layer_of, read_cells, refuse_outside
+from ._internal.reading import (
+    UNKNOWN,
+    column,
+    layer_of,
+    matrix_of,
+    name_of,
+    read_cells,
+    refuse_outside,
+)
 
 __all__ = ["Cells"]
 
@@ -63,7 +71,7 @@ class Cells:
         batch: str | None = None,
         library: str | None = None,
         observed: str | None = None,
-        unlabelled: str | None = None,
+        unlabelled: str | Sequence[str] | None = None,
     ) -> Cells:
         """The cells of an AnnData.
 
@@ -74,7 +82,8 @@ class Cells:
             in parts; the file must stay open and unchanged. Examples are the X (but not the layers)
             of ``anndata.read_h5ad(path, backed="r")``, and any matrix given to AnnData as
             ``anndata.io.sparse_dataset(zarr.open(path, mode="r")["X"])``, next to the obs and var
-            from ``anndata.io.read_elem(zarr.open(path, mode="r")["obs"])``.
+            from ``anndata.io.read_elem(zarr.open(path, mode="r")["obs"])``. A selection of cells
+            and genes, such as ``adata[:, genes]``, stays in the file too.
         layer
             Key in ``adata.layers`` of the matrix to use; None for ``adata.X``. Count likelihoods
             need raw counts.
@@ -86,7 +95,9 @@ class Cells:
         observed
             Key in ``adata.layers`` of a boolean matrix that is False for missing entries.
         unlabelled
-            Name in the label column that means "not known". Missing values always mean it.
+            Name in the label column that means "not known", or several such names. Missing values
+            always mean it. Names are compared exactly: a label such as "Unknown" that is not given
+            here is taken as a cell type, with a warning.
 
         Raises
         ------
@@ -96,7 +107,8 @@ class Cells:
             ``adata`` is not an AnnData.
         ValueError
             A value is NaN or infinite; a cell has only zeros, no batch, or a library that is not
-            above 0; two genes have the same name; or a matrix in a file is stored gene by gene.
+            above 0; two genes have the same name; no label is called ``unlabelled``, but another
+            one looks like it; there is no X; or a matrix in a file is stored gene by gene.
         UnreadableError
             The file is closed or damaged.
         """
@@ -106,7 +118,7 @@ class Cells:
                 f"Expected an AnnData, got a {kind}. For a matrix, use Cells.from_array."
             )
         return cls.from_array(
-            adata.X if layer is None else layer_of(adata, layer),
+            matrix_of(adata) if layer is None else layer_of(adata, layer),
             label=column(adata, label),
             batch=column(adata, batch),
             library=column(adata, library),
@@ -124,14 +136,15 @@ class Cells:
         batch=None,
         library=None,
         observed=None,
-        unlabelled: str | None = None,
+        unlabelled: str | Sequence[str] | None = None,
         gene_names=None,
         cell_names=None,
     ) -> Cells:
         """The cells of a matrix, dense or scipy-sparse, with one value per cell of each property.
 
         The parameters mean the same as in :meth:`from_anndata`, but are arrays, not names.
-        ``gene_names`` and ``cell_names`` default to numbers.
+        ``gene_names`` and ``cell_names`` default to those of a pandas DataFrame, or to numbers. A
+        masked entry of a masked array was not observed. Names are text: 1, 1.0 and "1" are one.
         """
         fields = read_cells(
             x, label, batch, library, observed, unlabelled, gene_names, cell_names, stacklevel=4
@@ -149,7 +162,7 @@ class Cells:
     @property
     def labels(self) -> np.ndarray:
         """The name of each cell's label, "unknown" if the cell has none; shape (n_cells,)."""
-        return np.array([*self.label_names, "unknown"], dtype=object)[self.label.cpu().numpy()]
+        return np.array([*self.label_names, UNKNOWN], dtype=object)[self.label.cpu().numpy()]
 
     def __len__(self) -> int:
         return self.n_cells
@@ -165,6 +178,11 @@ class Cells:
         if not isinstance(rows, slice):
             rows = np.atleast_1d(rows.cpu() if isinstance(rows, Tensor) else rows)
             rows = rows if rows.size else rows.astype(int)  # np.array([]) holds floats
+            if rows.dtype.kind not in "biu" or np.ma.is_masked(rows):
+                raise IndexError(
+                    f"Cells are selected by numbers, a slice, or True and False, not by values of "
+                    f"dtype {rows.dtype} or with missing ones. Fill those in, mask.fillna(False)."
+                )
         if not isinstance(rows, slice) or (rows.step or 1) < 0:  # torch cannot step backwards
             rows = torch.tensor(np.arange(self.n_cells)[rows].copy())
         dense = isinstance(self.x, Tensor) or isinstance(rows, slice)
@@ -209,12 +227,14 @@ class Cells:
             if names is None:
                 continue
             index, own = getattr(self, kind), getattr(self, f"{kind}_names")
+            names = [name_of(name) for name in ([names] if np.ndim(names) == 0 else names)]
             new = torch.tensor([names.index(n) if n in names else -2 for n in own] + [-1])
             changes |= {kind: new.to(index.device)[index], f"{kind}_names": tuple(names)}
             if (changes[kind] == -2).any():
                 unknown = own[int(index[changes[kind] == -2][0])]
                 raise ValueError(
-                    f"There are cells of {kind} {unknown!r}, which is not one of {list(names)}."
+                    f"There are cells of {kind} {unknown!r}, which is not one of {names}."
+                    + (" embed and predict need no labels." if kind == "label" else "")
                 )
         return replace(self, **changes)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
 from ._internal.machine import steady_threads
+from ._internal.reading import UNKNOWN, looks_missing, unmasked
 
 __all__ = [
     "ACTIVE",
@@ -62,25 +65,53 @@ def average_silhouette_width(latent: np.ndarray, labels: np.ndarray) -> float:
     latent
         Positions, shape (n_cells, n_dimensions).
     labels
-        Type of each cell, shape (n_cells,).
+        Type of each cell, shape (n_cells,). Cells of unknown type are left out: see
+        :func:`clustering_scores`.
     """
     from sklearn.metrics import silhouette_score
 
-    return float(silhouette_score(latent, labels))
+    known, labels = _known(labels, len(latent))
+    return float(silhouette_score(np.asarray(latent)[known], labels))
 
 
 def adjusted_rand_index(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """Agreement of two groupings over pairs of cells: 1 if they are the same, 0 by chance."""
+    """Agreement of two groupings over pairs of cells: 1 if they are the same, 0 by chance.
+
+    Cells whose label is unknown are left out: see :func:`clustering_scores`.
+    """
     from sklearn.metrics import adjusted_rand_score
 
-    return float(adjusted_rand_score(labels, clusters))
+    known, labels = _known(labels, len(clusters))
+    return float(adjusted_rand_score(labels, np.asarray(clusters)[known]))
 
 
 def normalized_mutual_information(labels: np.ndarray, clusters: np.ndarray) -> float:
-    """Mutual information of two groupings over the mean of their entropies, in [0, 1]."""
+    """Mutual information of two groupings over the mean of their entropies, in [0, 1].
+
+    Cells whose label is unknown are left out: see :func:`clustering_scores`.
+    """
     from sklearn.metrics import normalized_mutual_info_score
 
-    return float(normalized_mutual_info_score(labels, clusters))
+    known, labels = _known(labels, len(clusters))
+    return float(normalized_mutual_info_score(labels, np.asarray(clusters)[known]))
+
+
+def _known(labels, n_cells: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which cells have a known type, and their types as text."""
+    import pandas as pd
+
+    labels = pd.Series(unmasked(labels))
+    if len(labels) != n_cells:
+        raise ValueError(f"There are {len(labels)} labels for {n_cells} cells; one each is needed.")
+    known = (labels.notna() & (labels.map(str) != UNKNOWN)).to_numpy()
+    types = labels[known].to_numpy(dtype=str)
+    if suspects := [name for name in np.unique(types) if looks_missing(name)]:
+        warnings.warn(
+            f"The label {str(suspects[0])!r} is scored as a cell type. If it means that a type is "
+            "not known, replace it by None.",
+            stacklevel=3,
+        )
+    return known, types
 
 
 def kmeans(latent: np.ndarray, n_clusters: int, seed: int = 0) -> np.ndarray:
@@ -124,7 +155,8 @@ def clustering_scores(
         Type of each cell, shape (n_cells,).
     min_cells
         Smallest number of cells of a type that is scored. Cells of smaller types and of unknown
-        type (a missing value) are left out before the clustering.
+        type are left out before the clustering. A type is unknown if it is a missing value or the
+        word "unknown", as in ``Cells.labels``.
     seed
         Random seed for k-means, the nearest-neighbour graph and Leiden.
 
@@ -141,16 +173,16 @@ def clustering_scores(
     """
     import pandas as pd
 
-    latent, labels = np.asarray(latent), pd.Series(np.asarray(labels, dtype=object))
+    latent = np.asarray(latent)
     if latent.ndim != 2 or len(latent) != len(labels) or not np.isfinite(latent).all():
         raise ValueError(
             f"latent has shape {latent.shape} for {len(labels)} labels, and "
             f"{(~np.isfinite(latent)).sum()} values that are NaN or infinite; it must hold "
             "numbers, of shape (n_cells, n_dimensions)."
         )
-    n_of_type = labels.map(labels.value_counts())  # NaN for a missing value
-    scored = (n_of_type >= min_cells).to_numpy()
-    latent, types = latent[scored], labels[scored].to_numpy(dtype=str)
+    known, types = _known(labels, len(latent))
+    scored = (pd.Series(types).map(pd.Series(types).value_counts()) >= min_cells).to_numpy(bool)
+    latent, types = latent[known][scored], types[scored]
     n_types = len(np.unique(types))
     if n_types < 2:
         raise ValueError(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
+
+from ._internal.arguments import require, require_size
 
 __all__ = ["MLP", "evaluating"]
 
@@ -52,15 +55,16 @@ class MLP(nn.Sequential):
         normalization: str | None = "batch",
         n_conditions: int = 0,
     ):
-        if n_layers < 0 or n_hidden < 1 or not 0 <= dropout_rate < 1:
-            raise ValueError(
-                f"n_layers is {n_layers}, n_hidden {n_hidden}, dropout_rate {dropout_rate}; they "
-                "must be at least 0, at least 1, and from 0 to below 1."
-            )
+        require("n_layers", n_layers, Integral, lambda n: n >= 0, "a whole number, 0 or more")
+        require_size("n_hidden", n_hidden)
+        require("dropout_rate", dropout_rate, Real, lambda r: 0 <= r < 1, "from 0 to below 1")
         if normalization not in [*NORMALIZATIONS]:
             raise ValueError(f"normalization is {normalization!r}; choose from {[*NORMALIZATIONS]}")
         if n_layers == 0 and n_out is None:
-            raise ValueError("n_layers is 0 and n_out is None; an MLP needs at least one of them.")
+            raise ValueError(
+                "n_layers is 0; it must be at least 1 in a model, and in an MLP without an output "
+                "layer (n_out=None)."
+            )
         if n_layers == 0 and n_conditions > 0:
             raise ValueError(
                 f"An MLP without hidden layers cannot use its {n_conditions} conditions: hidden "
@@ -142,11 +146,11 @@ NORMALIZATIONS = {"batch": BatchNorm, "layer": nn.LayerNorm, None: nn.Identity}
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside: no dropout, running statistics, no gradients."""
-    training = model.training
+    """Evaluation mode inside: no dropout, running statistics, no gradients, no mixed precision."""
+    training, device = model.training, next(model.parameters()).device
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
             yield
     finally:
         model.train(training)

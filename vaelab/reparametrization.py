@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -9,7 +10,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ._internal.arguments import require_seed
+
 __all__ = ["gaussian", "gumbel_softmax", "score_function", "seeded"]
+
+ONE_AT_A_TIME = threading.RLock()
 
 
 def gaussian(mean: Tensor, std: Tensor, n_samples: int | None = None) -> Tensor:
@@ -134,7 +139,16 @@ def score_function(
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, torch draws from ``seed``; afterwards its random state is what it was before."""
-    with torch.random.fork_rng():
+    """Inside, torch draws from ``seed``; afterwards its random state is what it was before.
+
+    All threads share torch's random state. So one thread at a time is inside, and others wait.
+
+    Raises
+    ------
+    ValueError
+        ``seed`` is not a whole number from 0 to 2⁶³ − 1.
+    """
+    require_seed(seed)
+    with ONE_AT_A_TIME, torch.random.fork_rng():
         torch.manual_seed(seed)
         yield

@@ -21,7 +21,7 @@ from ._internal.machine import find_device
 from ._internal.on_disk import OnDisk, UnreadableError
 from .cells import Cells
 from .history import History, ProgressBar, StopReason
-from .metrics import usage
+from .metrics import USED, usage
 from .models._surgery import Extensible
 from .models.base import Model
 from .reparametrization import seeded
@@ -102,12 +102,16 @@ def fit(
         costs in randomness.
     seed
         Random seed for the split, the order of cells, dropout and the draws of z. On a CPU, the
-        same seed, model and number of threads give the same parameters bit for bit.
+        same seed, model and number of threads of torch give the same parameters bit for bit. If
+        several Python threads call ``fit``, they train one after the other.
     device
-        Device to train on, such as "cpu", "cuda" or "mps"; None for the model's own.
+        Device to train on, such as "cpu", "cuda" or "mps", or the number of a GPU; None for the
+        model's own.
     checkpoint
         A file to write after every epoch. If it exists, training goes on from it, and ends with the
-        same result as an uninterrupted run.
+        same result as an uninterrupted run. A finished run goes on in the same way with more
+        ``epochs`` or another ``patience``: the optimiser and the KL warm-up are those of the first
+        call, so that the KL weight does not fall again.
     progress
         True to show a bar with the bound and its terms.
 
@@ -124,8 +128,8 @@ def fit(
         ``model`` is not a Model, or ``cells`` are not Cells.
     TrainingError
         The loss is no longer finite (the message names the epoch, the term and a possible cause),
-        the file of the cells can no longer be read, or the checkpoint is from another run. The
-        error's ``history`` holds the epochs that were finished.
+        the file of the cells can no longer be read, the checkpoint cannot be written, or it is
+        from another run. The error's ``history`` holds the epochs that were finished.
     """
     if not isinstance(model, Model):
         kind = type(model).__name__
@@ -148,11 +152,7 @@ def fit(
         _require_new_batches(train, model, cells)
     if block_size is None:
         settings["block_size"] = cells.x.block_size if isinstance(cells.x, OnDisk) else 1
-    device = find_device(device or model.device)
-    if model.dtype not in (torch.float32, torch.float64):
-        raise ValueError(
-            f"The model holds {model.dtype}; training needs float32 or float64. Call model.float()."
-        )
+    device = find_device(model.device if device in (None, "") else device)
     n_held_out = round(validation_fraction * cells.n_cells)
     if n_held_out == cells.n_cells:
         raise ValueError(
@@ -160,10 +160,10 @@ def fit(
             "train on; lower it, or give more cells."
         )
     new = model.to(device).new_weights(cells) if train == "new batch" else None
-    with seeded(seed), _training_only(model, new):
+    with seeded(seed), _training_only(model, new), _gradients(device):
         run = _Run(model.to(device), cells, n_held_out, settings, new)
         if checkpoint is not None:
-            checkpoint = Path(checkpoint)
+            checkpoint = Path(checkpoint).expanduser()
             run.identify()
             if checkpoint.exists():
                 run.resume(checkpoint)
@@ -176,7 +176,7 @@ def fit(
                 while not run.is_done():
                     run.epoch()
                     if checkpoint is not None:
-                        checkpoints.write(run, checkpoint)
+                        run.write(checkpoint)
                     bar.update(history)
         except KeyboardInterrupt:
             if not _finite(model.state_dict().values()):
@@ -195,16 +195,35 @@ def fit(
             model.eval()
     run.restore_best()
     for name, shares in history.shares.items():
-        final = usage(shares[-1])
-        n_values = len(shares[-1])
-        if final["used"] < n_values and final["entropy"] < math.log(n_values) / 2:
+        final, n_values = usage(shares[-1]), len(shares[-1])
+        expected = _expected_entropy(model, cells, n_values)
+        if final["used"] < n_values and final["entropy"] < expected / 2:
             warnings.warn(
-                f"The model uses {final['used']} of the {n_values} values of {name}: the "
-                "others have no cells, and the parameters that describe them mean nothing. A "
-                "better start or a longer KL warm-up may help.",
+                f"The model uses {final['used']} of the {n_values} values of {name}: each of the "
+                f"others has at most {USED:.0%} of the cells, and the parameters that describe it "
+                "mean little. A better start or a longer KL warm-up may help.",
                 stacklevel=2,
             )
     return history
+
+
+def _expected_entropy(model: Model, cells: Cells, n_values: int) -> float:
+    """The entropy of the labels if the model has any, which may be unequal; else the largest."""
+    label = cells.label[cells.label >= 0]
+    if model.label_names is None or len(label) == 0:
+        return math.log(n_values)
+    return usage((label.bincount(minlength=n_values) / len(label)).cpu().numpy())["entropy"]
+
+
+@contextmanager
+def _gradients(device: torch.device) -> Iterator[None]:
+    """Gradients in the model's own precision, whatever the code around ``fit`` has set."""
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast(device.type, enabled=False),
+    ):
+        yield
 
 
 def minibatches(
@@ -263,6 +282,7 @@ class _Run:
     ):
         self.model, self.cells, self.settings = model, cells, settings
         self.new = new  # masks of the entries to train; None for all
+        settings["warmup_epochs"] = settings["kl_warmup"] * settings["epochs"]
         self.history = History()
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
         self.best_bound = -np.inf
@@ -344,7 +364,7 @@ class _Run:
 
     def kl_weight(self, step: int) -> float:
         """The KL weight at a step, counted from 1 over all epochs."""
-        warmup_steps = self.settings["kl_warmup"] * self.settings["epochs"] * self.n_minibatches
+        warmup_steps = self.settings["warmup_epochs"] * self.n_minibatches
         return min(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
 
     def held_out_bound(self) -> float:
@@ -411,6 +431,18 @@ class _Run:
             "n_cells": self.cells.n_cells,
             "cells": checkpoints.digest(self.cells),
         }
+
+    def write(self, path: Path) -> None:
+        try:
+            checkpoints.write(self, path)
+        except OSError as error:
+            self.restore_best()
+            raise TrainingError(
+                f"The checkpoint {path} cannot be written: {error}. Training ended after epoch "
+                f"{len(self.history.records)}; the model so far is kept. Free some space, or name "
+                "another file.",
+                self.history,
+            ) from error
 
     def resume(self, path: Path) -> None:
         try:

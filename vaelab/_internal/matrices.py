@@ -11,7 +11,18 @@ from torch import Tensor
 
 from .on_disk import OnDisk, is_on_disk, take_columns
 
-__all__ = ["first", "floats", "hide", "mask", "n_nonzero", "parts", "read", "take", "values"]
+__all__ = [
+    "first",
+    "floats",
+    "hide",
+    "mask",
+    "n_nonzero",
+    "nearly_whole",
+    "parts",
+    "read",
+    "take",
+    "values",
+]
 
 AT_ONCE = 2**24  # values per part: 64 MiB as dense float32
 
@@ -44,6 +55,12 @@ def values(x) -> np.ndarray:
     return x.cpu().numpy() if isinstance(x, Tensor) else x.data
 
 
+def nearly_whole(values: np.ndarray) -> np.ndarray:
+    """True for 0, 1, 2, … up to 0.01, or up to a millionth of a large value."""
+    whole = np.rint(values)
+    return (whole >= 0) & (np.abs(values - whole) <= np.maximum(0.01, 1e-6 * whole))
+
+
 def n_nonzero(x, axis: int = 1) -> np.ndarray:
     return np.asarray((x != 0).sum(axis)).ravel()
 
@@ -69,6 +86,8 @@ def mask(observed, shape, may_stay: bool = False) -> Tensor | OnDisk:
         observed = OnDisk(observed)
     if isinstance(observed, OnDisk) and may_stay and observed.shape == tuple(shape):
         return observed
+    if isinstance(observed, np.ma.MaskedArray):
+        observed = observed.filled(False)
     observed = observed.toarray() if hasattr(observed, "toarray") else np.asarray(observed)
     if observed.shape != tuple(shape) or not np.isin(observed, (0, 1)).all():
         raise ValueError(

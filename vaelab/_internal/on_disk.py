@@ -89,6 +89,10 @@ class OnDisk:
         chosen.shape = (self.shape[0], len(columns))
         return chosen
 
+    def part(self, rows, columns) -> OnDisk:
+        """Some rows and columns, each as numpy selects them. Whole rows are read."""
+        return self[rows].with_columns(np.arange(self.shape[1])[columns])
+
     def read(self):
         """The rows in memory: a scipy CSR matrix, or an array.
 

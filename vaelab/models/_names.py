@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ["index_of", "other_genes", "require_names"]
+from .._internal.reading import name_of
+
+__all__ = ["gene_columns", "index_of", "other_genes", "require_labels", "require_names", "to_frame"]
 
 
 def require_names(
@@ -26,7 +28,8 @@ def require_names(
     ValueError
         The names, or their numbers, differ.
     """
-    if seen == known or (len(seen) == n_known and (known is None or n_known == 1)):
+    single_batch = n_known == 1 and kind == "batch"  # its name does not matter
+    if seen == known or (len(seen) == n_known and (known is None or single_batch)):
         return
     if known is None:
         raise ValueError(
@@ -43,6 +46,7 @@ def require_names(
         raise ValueError(
             f"The model was fitted to cells of {kind} {', '.join(known)}; it does not know "
             f"{new[0]!r}. Leave these cells out, or fit a model to all cells.{weights}"
+            f"{' Or leave out their labels: cells.unlabelled().' if kind == 'label' else ''}"
         )
     raise ValueError(
         f"These cells have {kind} {', '.join(seen)}, the model {', '.join(known)}: number them in "
@@ -50,13 +54,43 @@ def require_names(
     )
 
 
+def require_labels(cells, known: tuple[str, ...] | None = None) -> None:
+    """Refuse cells of which none has a label, unless the model knows its types already."""
+    if known is None and not (cells.label >= 0).any():
+        raise ValueError(
+            "None of these cells has a label, and SCANVI learns types from labelled cells: name "
+            "their column, Cells.from_anndata(adata, label=…), or use SCVI."
+        )
+
+
 def index_of(kind: str, name: str, known: tuple[str, ...] | None) -> int:
     """The index of a batch or label in the model."""
     if known is None:
         raise ValueError(f"{kind} is {name!r}, but the model has no {kind} names: fit it first.")
+    name = name_of(name)
     if name not in known:
         raise ValueError(f"{kind} is {name!r}; choose from those of the model: {', '.join(known)}.")
     return known.index(name)
+
+
+def gene_columns(genes, known: tuple[str, ...]) -> tuple[list[int] | slice, list[str]]:
+    """Where the genes of these names are, and their names; all for None."""
+    if genes is None:
+        return slice(None), [*known]
+    genes = [genes] if isinstance(genes, str) else [str(gene) for gene in genes]
+    if absent := [gene for gene in genes if gene not in known]:
+        raise ValueError(
+            f"{len(absent)} of the {len(genes)} genes are not among those of the model, for "
+            f"example {absent[0]!r}. Genes are given by name; see model.gene_names."
+        )
+    return [known.index(gene) for gene in genes], genes
+
+
+def to_frame(values, columns: list[str]):
+    """A pandas DataFrame of values with one column per gene."""
+    import pandas as pd
+
+    return pd.DataFrame(values, columns=columns)
 
 
 def other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:

@@ -26,7 +26,7 @@ class ParameterFileError(ValueError):
 class Savable:
     """``save`` and ``load`` for a module that has a ``configuration`` and ``NAMES``."""
 
-    def save(self, path: str | Path, half: bool = False, **card) -> Path:
+    def save(self, path: str | Path, half: bool = False, overwrite: bool = False, **card) -> Path:
         """Write ``path.safetensors`` (parameters) and ``path.json`` (the card).
 
         Parameters
@@ -35,6 +35,8 @@ class Savable:
             Path of the files, with or without an ending. Missing folders are made.
         half
             True to round the parameters to 16 bits: three digits, and half the size.
+        overwrite
+            True to replace a saved model of this name.
         card
             Anything else that the card should hold, such as data, seed and scores; values as in
             JSON.
@@ -45,6 +47,8 @@ class Savable:
 
         Raises
         ------
+        FileExistsError
+            A saved model has this name, and ``overwrite`` is False.
         TypeError
             The card holds a value that JSON cannot hold.
         ValueError
@@ -54,6 +58,11 @@ class Savable:
         from safetensors.torch import save
 
         weights, card_path = _paths(path)
+        if not overwrite and (there := [f for f in (weights, card_path) if f.is_file()]):
+            raise FileExistsError(
+                f"{there[0]} exists, and save does not replace it. Choose another name, or write "
+                "overwrite=True."
+            )
         weights.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: t.contiguous() for name, t in self.state_dict().items()}
         if half:
@@ -132,6 +141,6 @@ class Savable:
 
 
 def _paths(path: str | Path) -> tuple[Path, Path]:
-    path = Path(path)
+    path = Path(path).expanduser()
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
     return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")

@@ -28,6 +28,7 @@ That is enough for ``fit``, ``save`` and ``load``, ``embed``, ``reconstruct``, `
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from numbers import Integral
 
@@ -36,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from .._internal.arguments import require, require_size
+from .._internal.arguments import require, require_library, require_size
 from ..bounds import Bound
 from ..cells import Cells
 from ..networks import evaluating
@@ -71,7 +72,10 @@ class Model(Savable, nn.Module):
         try:
             arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)
         except TypeError as error:
-            raise TypeError(f"{cls.__name__}: {error}; options are given by keyword") from None
+            raise TypeError(
+                f"{cls.__name__}: {error}. Only n_genes is given by its place; write the name of "
+                "every other option, such as n_latent=10."
+            ) from None
         arguments.apply_defaults()
         _, *named = arguments.arguments.items()  # the first is self
         model.__dict__["configuration"] = dict(named)
@@ -102,7 +106,20 @@ class Model(Savable, nn.Module):
     # Shared by several models.
 
     def encoder_input(self, cells: Cells) -> Tensor:
-        """log(1 + x) for counts, x for other data; shape (n_cells, n_genes)."""
+        """log(1 + x) for counts, x for other data; shape (n_cells, n_genes).
+
+        Raises
+        ------
+        TypeError
+            The cells are not dense tensors of the model's dtype on its device.
+        """
+        x = cells.x
+        if not (isinstance(x, Tensor) and (x.dtype, x.device) == (self.dtype, self.device)):
+            where = f", {x.dtype}, on {x.device}" if isinstance(x, Tensor) else ""
+            raise TypeError(
+                f"The model needs cells as dense tensors, {self.dtype}, on {self.device}; these "
+                f"hold a {type(x).__name__}{where}. Call cells.to(model.device, model.dtype)."
+            )
         return torch.log1p(cells.x) if self.domain == "counts" else cells.x
 
     @staticmethod
@@ -169,7 +186,9 @@ class Model(Savable, nn.Module):
         cells.
         """
         with seeded(seed):
-            return self._over_minibatches(cells, lambda minibatch: self.elbo(minibatch).per_cell())
+            return self._over_minibatches(
+                cells, lambda minibatch: self.elbo(minibatch).per_cell(), of_bound=True
+            )
 
     def log_marginal(self, cells: Cells, *, n_samples: int = 100, seed: int = 0) -> np.ndarray:
         """log p(x) of each cell by importance sampling from q (Burda et al. 2016, equation 8).
@@ -184,7 +203,8 @@ class Model(Savable, nn.Module):
         Nats, shape (n_cells,).
         """
         require_size("n_samples", n_samples)
-        at_once = max(1, 2**24 // (128 * cells.n_genes))  # draws: 64 MiB for each float32 tensor
+        self.require_compatible(cells)
+        at_once = max(1, 2**22 // (128 * self.n_values))  # draws: 16 MiB for each float32 tensor
         sizes = [len(draws) for draws in torch.arange(n_samples).split(at_once)]
 
         def log_mean_weight(minibatch: Cells) -> Tensor:
@@ -195,7 +215,7 @@ class Model(Savable, nn.Module):
             return torch.stack(pieces).logsumexp(0) - np.log(n_samples)
 
         with seeded(seed):
-            return self._over_minibatches(cells, log_mean_weight, batch_size=128)
+            return self._over_minibatches(cells, log_mean_weight, batch_size=128, of_bound=True)
 
     def generate(
         self, n_cells: int, *, library: float | np.ndarray | None = None, seed: int = 0
@@ -222,14 +242,7 @@ class Model(Savable, nn.Module):
         self, n_cells: int, draw_z: Callable[[], Tensor], library, seed: int, batch=0
     ) -> np.ndarray:
         require("n_cells", n_cells, Integral, lambda n: n >= 0, "a whole number, 0 or more")
-        if library is not None:
-            library = np.array(library)  # a copy: what pandas lends may be read-only
-            fits = library.dtype.kind in "uif" and library.shape in ((), (n_cells,))
-            if not (fits and np.isfinite(library).all() and (library > 0).all()):
-                raise ValueError(
-                    f"library is {library} (shape {library.shape}); it must be a number above 0, "
-                    f"or one for each of the {n_cells:,} cells."
-                )
+        self.require_precision()
         with seeded(seed), evaluating(self):
             z = draw_z()
             return self.decode(z, self.blank_cells(n_cells, library, batch)).sample().cpu().numpy()
@@ -252,7 +265,10 @@ class Model(Savable, nn.Module):
         Cells on the model's device, whose x is 0.
         """
         n_genes = self.configuration["n_genes"]
-        library = self.typical_library if library is None else torch.as_tensor(library)
+        if library is None:
+            library = self.typical_library
+        elif not isinstance(library, Tensor):  # ``decode`` may need gradients or infinite values
+            library = torch.as_tensor(require_library(library, n_cells))
         zero = torch.zeros((), dtype=self.dtype, device=self.device)
         return Cells(
             x=zero.expand(n_cells, n_genes),
@@ -264,6 +280,15 @@ class Model(Savable, nn.Module):
             batch_names=self.batch_names or ("all",),
             label_names=self.label_names or (),
         )
+
+    @property
+    def n_values(self) -> int:
+        """Numbers for one cell and one draw of the largest tensors, which set how much memory.
+
+        They are the genes, and for each type a hidden layer with its one-hot type.
+        """
+        types, n_hidden = (self.configuration.get(name, 0) for name in ("n_labels", "n_hidden"))
+        return self.configuration["n_genes"] + types * (n_hidden + types)
 
     @property
     def n_parameters(self) -> int:
@@ -279,9 +304,24 @@ class Model(Savable, nn.Module):
         return next(self.parameters()).dtype
 
     def _over_minibatches(
-        self, cells: Cells, compute: Callable[[Cells], Tensor], batch_size: int = 1024
+        self,
+        cells: Cells,
+        compute: Callable[[Cells], Tensor],
+        batch_size: int = 1024,
+        of_bound: bool = False,
     ) -> np.ndarray:
-        """``compute(minibatch)`` of each minibatch in evaluation mode, joined along the cells."""
+        """``compute(minibatch)`` of each minibatch in evaluation mode, joined along the cells.
+
+        Only bounds (``of_bound``) read labels: the cells may have other ones for other questions.
+        """
+        if not of_bound:
+            cells = cells.unlabelled() if isinstance(cells, Cells) else cells
+            if self.gene_names is None and all(p.grad is None for p in self.parameters()):
+                warnings.warn(
+                    "This model was never fitted: the results are those of its random initial "
+                    "weights. Call vaelab.fit(model, cells) first, or load a saved model.",
+                    stacklevel=3,
+                )
         self.require_compatible(cells)
         with evaluating(self):
             for start in range(0, max(1, cells.n_cells), batch_size):  # without cells, once
@@ -302,8 +342,10 @@ class Model(Savable, nn.Module):
         TypeError
             ``cells`` are not ``Cells``.
         ValueError
-            The values are outside the model's domain, or the genes are not those of the model.
+            The values are outside the model's domain, the genes are not those of the model, or the
+            model holds half-precision numbers.
         """
+        self.require_precision()
         if not isinstance(cells, Cells):
             raise TypeError(
                 f"A model reads Cells, not {type(cells).__name__}: make them with "
@@ -318,6 +360,13 @@ class Model(Savable, nn.Module):
                 "model with n_genes=cells.n_genes, or select the same genes."
             )
         cells.require_domain(self.domain)
+
+    def require_precision(self) -> None:
+        """Refuse to compute in half precision: the likelihoods need float32 or float64."""
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(
+                f"The model holds {self.dtype}; it needs float32 or float64. Call model.float()."
+            )
 
     def prepare(self, cells: Cells) -> None:
         """Check the cells before the fit, and keep their gene names and median library size."""

@@ -64,7 +64,7 @@ from ..bounds import Bound, Term
 from ..cells import Cells
 from ..networks import MLP
 from ..reparametrization import gaussian, gumbel_softmax, seeded
-from ._names import index_of, require_names
+from ._names import index_of, require_labels, require_names
 from .scvi import SCVI, normal_of_log_variance
 
 __all__ = ["SCANVI"]
@@ -176,10 +176,7 @@ class SCANVI(SCVI):
         """
         if type(model) is not SCVI:
             raise TypeError(f"A SCANVI starts from an SCVI, not from a {type(model).__name__}.")
-        if not cells.label_names:
-            raise ValueError(
-                "These cells have no labels: name their column, Cells.from_anndata(adata, label=…)."
-            )
+        require_labels(cells)
         scanvi = cls(n_labels=len(cells.label_names), **model.configuration | options)
         scanvi.to(model.device, model.dtype).load_state_dict(model.state_dict(), strict=False)
         scanvi.gene_names, scanvi.batch_names = model.gene_names, model.batch_names
@@ -224,6 +221,8 @@ class SCANVI(SCVI):
             log p(z1 | z2, c), are drawn in both cases. False draws z2 and c, and ℓ: the signed
             terms of one draw then sum to its log importance weight, as ``Bound.iwae`` needs.
         """
+        if self.label_names not in (None, cells.label_names):
+            self.require_compatible(cells)  # labels of other types
         require_size("n_samples", n_samples)
         C = self.configuration["n_labels"]
         q_z1, p_z2 = self.encode(cells), self.prior()
@@ -354,8 +353,9 @@ class SCANVI(SCVI):
             require_names("label", self.label_names, n_labels, cells.label_names)
 
     def prepare(self, cells: Cells) -> None:
+        require_labels(cells, self.label_names)
         super().prepare(cells)
-        self.label_names = cells.label_names or None
+        self.label_names = self.label_names or cells.label_names
 
 
 def _logits(prior_c, n_labels: int) -> Tensor:

@@ -51,13 +51,13 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
-from .._internal.arguments import require_size
+from .._internal.arguments import require_library, require_seed, require_size
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import LIKELIHOODS, make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
-from ._names import index_of, require_names
+from ._names import gene_columns, index_of, require_names, to_frame
 from ._surgery import Extensible
 from .base import Model
 
@@ -227,7 +227,9 @@ class SCVI(Extensible, Model):
         *,
         batch: str | Sequence[str] | None = None,
         n_samples: int = 25,
-        library: float = 1.0,
+        library: float | np.ndarray = 1.0,
+        genes: Sequence[str] | None = None,
+        as_frame: bool = False,
         seed: int = 0,
     ) -> np.ndarray:
         """E_q[ρ | x]: each gene's share of a cell's counts, without library size and noise.
@@ -242,48 +244,54 @@ class SCVI(Extensible, Model):
         n_samples
             Number of draws of z per cell.
         library
-            Factor of the shares: 1 for shares that sum to 1, 1e4 for counts per ten thousand.
+            Library size ℓ for all cells, or one for each cell: 1 for shares that sum to 1, 1e4 for
+            counts per ten thousand, ``cells.library`` for each cell's own.
+        genes
+            Names of the genes to return, in their order; None for all.
+        as_frame
+            True for a pandas DataFrame whose columns are the genes.
         seed
             Random seed for the draws.
 
         Returns
         -------
-        Expression, shape (n_cells, n_genes).
+        Expression, shape (n_cells, number of genes).
 
         Raises
         ------
         ValueError
-            ``batch`` is an empty list, or the model does not know a batch.
+            ``batch`` is an empty list, the model does not know a batch or gene, or ``library`` is
+            not a number above 0 or one for each cell.
         """
         require_size("n_samples", n_samples)
-        asked = [batch] if batch is None or isinstance(batch, str) else [*batch]
+        super().require_compatible(cells)
+        asked = [batch] if np.ndim(batch) == 0 else [*batch]
         if not asked:
             raise ValueError("batch is empty; name one or more, or None for each cell's own.")
+        columns, names = gene_columns(genes, cells.gene_names)
+        size = torch.tensor(require_library(library, len(cells)), dtype=self.dtype)
+        cells = replace(cells, library=size.expand(len(cells)))
 
         def shares(minibatch: Cells) -> Tensor:
             q, total = self.encode(minibatch), 0.0
-            own = replace(minibatch, library=torch.ones_like(minibatch.library))
             in_batches = [
-                own if name is None else replace(own, batch=self._batch(name, len(own)))
-                for name in asked
+                minibatch if b is None else replace(minibatch, batch=self._batch(b, len(minibatch)))
+                for b in asked
             ]
             for z in gaussian(q.mean, q.stddev, n_samples):
                 for cells_in_batch in in_batches:
                     p = self.decode(z, cells_in_batch)
-                    total = total + getattr(p, "base", p).mean  # ρ, without zero inflation
-            return library * total / (n_samples * len(asked))
+                    total = total + getattr(p, "base", p).mean[:, columns]  # ℓρ, not zero-inflated
+            return total / (n_samples * len(asked))
 
         with seeded(seed):
-            return self._over_minibatches(cells, shares)
+            expression = self._over_minibatches(cells, shares)
+        return to_frame(expression, names) if as_frame else expression
 
     def generate(
-        self,
-        n_cells: int,
-        *,
-        batch: str | None = None,
-        library: float | np.ndarray | None = None,
-        seed: int = 0,
-    ) -> np.ndarray:
+        self, n_cells: int, *, batch: str | None = None,
+        library: float | np.ndarray | None = None, seed: int = 0,
+    ) -> np.ndarray:  # fmt: skip
         """New cells of one batch, the first by default: see ``VAE.generate``.
 
         If ℓ is latent and ``library`` is None, ℓ is drawn from p(ℓ | γ).
@@ -295,6 +303,7 @@ class SCVI(Extensible, Model):
     def _generate_in_batch(self, n_cells: int, draw_z, library, seed: int, batch: str | None):
         γ = self._batch(batch, n_cells)
         if library is None and self.configuration["library"] == "latent":
+            require_seed(seed)
             with seeded(seed + 1):
                 library = self.prior_log_library(γ).sample().exp().cpu().numpy()
         return self._generate(n_cells, draw_z, library, seed, γ)
