@@ -394,7 +394,10 @@ def test_genes_of_a_file_are_those_in_memory(tmp_path, monkeypatch, stored_as, b
         there = anndata.experimental.read_lazy(tmp_path / "cells.h5ad")
     else:
         there = anndata.read_h5ad(tmp_path / "cells.h5ad", backed="r")
+    read, n_read = OnDisk.read, []
+    monkeypatch.setattr(OnDisk, "read", lambda x: n_read.append(len(x.rows)) or read(x))
     selected = select_genes(there, 50, batch=batch)
+    assert max(n_read, default=0) <= 40  # rows in memory at once
     assert selected.var_names.tolist() == right.var_names.tolist()
     with pytest.raises(ValueError, match=r"in a file.*to_memory\(\)|dask"):
         vaelab.log_normalize(there)

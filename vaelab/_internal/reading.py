@@ -237,7 +237,7 @@ def column(adata, name: str | None):
 
 def unmasked(values) -> np.ndarray:
     """The values as an array of objects, with None where a masked array has none."""
-    plain = np.array(values, dtype=object)
+    plain = np.asarray(values, dtype=object).copy()
     plain[np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else []] = None
     return plain
 
