@@ -15,6 +15,8 @@ are all there is, and :attr:`Sandbox.why` says why.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import math
 import os
@@ -29,12 +31,13 @@ from pathlib import Path
 
 from . import walls
 
-__all__ = ["Ending", "Limits", "Sandbox", "read_untrusted", "walls_of_this_machine"]
+__all__ = ["Ending", "Limits", "Sandbox", "protected", "read_untrusted", "walls_of_this_machine"]
 
 ETC = "alternatives fonts group hosts ld.so.cache ld.so.conf ld.so.conf.d localtime nsswitch.conf"
 VISIBLE = ["/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/etc/passwd"]
 VISIBLE += [f"/etc/{name}" for name in ETC.split()]
 USERS = range(61184, 65184)  # systemd leaves these to passing users, as we do
+PR_GET_DUMPABLE, PR_SET_DUMPABLE = 3, 4
 JAIL = Path(__file__).with_name("jail.py").resolve()
 OWN_FILES = {"sandbox_plugin.py": "plugin.py", "sandbox_walls.py": "walls.py"}
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
@@ -363,6 +366,21 @@ def _is_root() -> bool:
     return hasattr(os, "geteuid") and os.geteuid() == 0
 
 
+@contextmanager
+def protected(wanted: bool = True):
+    """Meanwhile other processes of this user can't look into this one: its memory, its secrets."""
+    if not wanted or not sys.platform.startswith("linux"):
+        yield
+        return
+    libc = ctypes.CDLL(None)
+    before = libc.prctl(PR_GET_DUMPABLE, 0, 0, 0, 0)
+    libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    try:
+        yield
+    finally:
+        libc.prctl(PR_SET_DUMPABLE, int(before == 1), 0, 0, 0)
+
+
 def walls_of_this_machine() -> list[tuple[bool, str]]:
     """What holds a run here, each found by trying it: whether it works, and what to say of it."""
     said = []
@@ -567,8 +585,15 @@ def _size(folder: Path, enough: int) -> int:
     return enough + 1
 
 
-def read_untrusted(path: Path, most: int) -> bytes:
-    """A file that a run left: an ordinary one, no link out of its folder, and not too large.
+def read_untrusted(path: Path, most: int, cut: bool = False) -> bytes:
+    """A file of a stranger's: an ordinary one, no link out of its folder, and not too large.
+
+    Parameters
+    ----------
+    most
+        The bytes that it may have.
+    cut
+        Return one byte more than ``most`` of a larger file instead of an error.
 
     Raises
     ------
@@ -578,10 +603,10 @@ def read_untrusted(path: Path, most: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(f"{path.name} is no file")
+            raise OSError(errno.EINVAL, f"{path.name} is not a file")
         content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(f"{path.name} is larger than {most} bytes")
+    if len(content) > most and not cut:
+        raise OSError(errno.EFBIG, f"{path.name} is larger than {most} bytes")
     return content
 
 
