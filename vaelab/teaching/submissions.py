@@ -388,12 +388,12 @@ def _name(files: list[File], released: set[str], several: bool) -> None:
     stems = Counter(file.stem.lower() for file in files)
     folders = {id(file): _telling(file, several) for file in files}
     nested = {tuple(told) for told in folders.values() if told}
-    shared = 0  # folders that all have
-    while len(nested) > 1 and len({told[shared : shared + 1] for told in nested}) == 1:
+    shared = 0  # folders that all have, above the one that tells
+    while shared + 1 < min(map(len, nested), default=0) and len({t[shared] for t in nested}) == 1:
         shared += 1
     for file in files:
         told = folders[id(file)]
-        told = told[min(shared, len(told) - 1) :] if told else []
+        told = told[shared:]
         file.learner = told[0] if told else ""
         base = re.sub(r"[ _-]*(copy\d*|\(\d+\)|-\d+)$", "", file.stem.lower(), flags=re.I)
         if told and base in released:
