@@ -1,7 +1,7 @@
 """What lies around the marks: other files, the grader itself, the machine, the other learners.
 
-Every attack here succeeded on the grader of commit 2dacab0, where the comment of its test doesn't
-say otherwise.
+Every kind of attack here succeeded on the grader of commit 2dacab0. Links in place of the report
+and of outcomes did not; they stand here because they are of the same kind.
 """
 
 import ctypes
@@ -349,6 +349,22 @@ def test_memory_in_all_its_forms_counts(tmp_path, monkeypatch, kind, group):
 
 
 @linux
+def test_files_without_a_name_count(tmp_path):
+    """Written, removed and still open: no folder shows them."""
+    hidden = """
+        import os
+        files = []
+        for i in range(5):
+            files.append(open(f"f{i}", "wb"))
+            os.remove(f"f{i}")
+            files[-1].write(b"x" * 20_000_000)
+            files[-1].flush()
+    """
+    limits = Limits(seconds=60, cell_seconds=30, disk=60_000_000)
+    assert run(tmp_path, hidden, "import time; time.sleep(20)", limits=limits)[0].reason == "disk"
+
+
+@linux
 def test_system_v_memory_is_gone_afterwards(tmp_path, monkeypatch):
     """Where no call is filtered: it has to be removed."""
     monkeypatch.setattr(walls, "has_seccomp", lambda: False)
@@ -552,5 +568,5 @@ def test_a_page_has_a_short_name_and_no_orders():
         page = report._file_name(name)
         assert len(page.encode()) < 140
         assert not page.startswith(".") and "/" not in page
-    assert submissions._printable("a\x1b[2Jb\u202ec\n") == "a [2Jb c"
+    assert submissions.printable("a\x1b[2Jb\u202ec\n") == "a [2Jb c"
     assert report._harmless("  =1+1").startswith("'")

@@ -35,7 +35,7 @@ from .exercises.core import Verdict
 from .exercises.graded import pack, unpack
 from .report import write
 from .sandbox import Limits, Sandbox, protected, read_untrusted
-from .submissions import Cell, GradingError, Submission, collect, mark_of, source_of
+from .submissions import Cell, GradingError, Submission, collect, mark_of, printable, source_of
 
 __all__ = ["GradingError", "grade"]
 
@@ -346,7 +346,7 @@ class Grader:
 
     def _run(self, placed: dict, cases: dict, seconds: float, number: int, stop) -> _Run:
         """All outcomes that are to be had: what ends the run is left out of the next."""
-        run, left = _Run(), seconds
+        run, left, tries = _Run(), seconds, 0
         while True:
             notebook, owners, units = self.edition.rebuilt(placed, run.ended)
             with _scratch() as scratch:
@@ -381,6 +381,9 @@ class Grader:
             if ending.reason == "done":
                 return run
             if ending.cell is None:
+                tries += 1
+                if tries < 2 and left > 0:  # a kernel that was too slow to start, perhaps
+                    continue
                 raise GradingError(f"It could not be run ({ending.reason}). {ending.said[-300:]}")
             before = [unit for unit in units[: ending.cell + 1] if unit]
             if not before:
@@ -477,7 +480,7 @@ def _row(submission: Submission, marks: dict, note: str, seconds: float = 0.0) -
         "marks": marks,
         "total": sum(mark["points"] for mark in marks.values()),
         "max": sum(mark["max"] for mark in marks.values()),
-        "note": note,
+        "note": printable(note),
         "seconds": round(seconds, 1),
     }
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from .sandbox import read_untrusted
 
-__all__ = ["Cell", "GradingError", "Submission", "collect", "mark_of", "source_of"]
+__all__ = ["Cell", "GradingError", "Submission", "collect", "mark_of", "printable", "source_of"]
 
 LARGEST = 20_000_000  # bytes of a submission
 LARGEST_TEXT = 1_000_000  # characters that a learner may write in all cells
@@ -259,7 +259,7 @@ class _Search:
         self.out = os.path.realpath(out)
 
     def leave(self, path, why: str) -> None:
-        self.left.append(f"{_printable(str(path))}: {why}.")
+        self.left.append(f"{printable(str(path))}: {why}.")
 
     def look_at(self, path: Path, folders: tuple[str, ...], given: bool = False) -> None:
         name = path.name.lower()
@@ -408,12 +408,12 @@ def _name(files: list[File], released: set[str], several: bool) -> None:
         lambda file: f"{file.name} ({hashlib.sha256(os.fsencode(file.path)).hexdigest()[:6]})",
     )
     for file in files:
-        file.name = _printable(file.name) or "unnamed"
+        file.name = printable(file.name) or "unnamed"
     for rename in longer:
         taken = Counter(file.name.lower() for file in files)
         for file in files:
             if taken[file.name.lower()] > 1:
-                file.name = _printable(rename(file)) or "unnamed"
+                file.name = printable(rename(file)) or "unnamed"
     for file in files:
         file.learner = file.learner or file.name
 
@@ -426,7 +426,7 @@ def _telling(file: File, several: bool) -> list[str]:
     return telling or ([given] if below or several else [])
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without what a terminal or a table would take for an order, and without half characters."""
     text = CONTROL.sub(" ", text.encode("utf-8", "replace").decode())
     return text.strip()

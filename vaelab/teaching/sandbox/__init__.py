@@ -326,7 +326,7 @@ class Sandbox:
                 return "processes"
             checks += 1
             if checks % 10 == 0:
-                written = os.fstat(log.fileno()).st_size
+                written = os.fstat(log.fileno()).st_size + _unlinked(members)
                 if written + _size(folder, self.limits.disk) > self.limits.disk:
                     return "disk"
             with suppress(subprocess.TimeoutExpired):
@@ -359,7 +359,7 @@ def _ways():
         yield _Way("namespaces, made by root", command, namespaces=True, drop=True)
     own = (*command, "--user", "--map-root-user")
     yield _Way("namespaces of an ordinary user", own, namespaces=True)
-    yield _Way("Landlock and seccomp", landlock=True, drop=root)
+    yield _Way(f"Landlock (ABI {walls.landlock_abi()}) and seccomp", landlock=True, drop=root)
 
 
 def _is_root() -> bool:
@@ -383,6 +383,8 @@ def protected(wanted: bool = True):
 
 def walls_of_this_machine() -> list[tuple[bool, str]]:
     """What holds a run here, each found by trying it: whether it works, and what to say of it."""
+    if not sys.platform.startswith("linux"):
+        return [(False, "nothing contains notebooks here: this system is not Linux")]
     said = []
     sandbox = Sandbox(contain=False)
     for way in _ways():
@@ -583,6 +585,19 @@ def _size(folder: Path, enough: int) -> int:
                 break
         return total
     return enough + 1
+
+
+def _unlinked(members: list) -> int:
+    """Bytes in files that these processes hold open and no folder shows any more."""
+    sizes = {}
+    for member in members:
+        with suppress(OSError):
+            for name in os.listdir(f"/proc/{member.pid}/fd"):
+                with suppress(OSError):
+                    about = os.stat(f"/proc/{member.pid}/fd/{name}")
+                    if stat.S_ISREG(about.st_mode) and not about.st_nlink:
+                        sizes[about.st_dev, about.st_ino] = about.st_blocks * 512
+    return sum(sizes.values())
 
 
 def read_untrusted(path: Path, most: int, cut: bool = False) -> bytes:

@@ -77,7 +77,10 @@ def pytest_configure(config):
 
     def get_message(kernel, stream, timeout=None):
         """nbval's, but it sees that the kernel is dead, and reads as it is written to."""
-        deadline = time.monotonic() + (timeout or 60)
+        timeout = timeout or 60
+        if stream == "shell" and not reporter.running:
+            timeout = max(timeout, 60)  # a kernel may be slow to start
+        deadline = time.monotonic() + timeout
         while True:
             while kernel.kc.iopub_channel.is_alive() and kernel.kc.iopub_channel.msg_ready():
                 reporter.take(kernel.kc.get_iopub_msg(timeout=1))
