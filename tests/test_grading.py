@@ -477,3 +477,7 @@ def test_killed_it_leaves_no_run_behind(tmp_path):
     process.wait()
     _, alive = psutil.wait_procs(runs, timeout=20)
     assert not alive
+    deadline = time.monotonic() + 20
+    while list(tmp_path.glob("vaelab-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not list(tmp_path.glob("vaelab-*"))

@@ -54,13 +54,13 @@ KINDS = {"value", "undone", "raised", "endless", "foreign"}
 DEPENDS_ON = ("torch", "numpy", "scipy", "scikit-learn", "mpmath")  # of verdicts
 ENDED = {
     "died": "Python itself ended while this answer ran. Does it call os._exit, or take more memory "
-    "than there is?",
-    "hung": "This answer did not end, and could not be interrupted.",
+    "than the machine has?",
+    "hung": "This answer did not end and could not be interrupted.",
     "memory": "This answer took more than {memory:g} GB of memory.",
     "processes": "This answer started too many processes.",
     "output": "This answer printed more than {output:g} million characters.",
     "disk": "This answer wrote more than {disk:g} MB.",
-    "seconds": "The {seconds:g} s for this notebook were over before this answer had ended.",
+    "seconds": "The {seconds:g} s for this notebook were over before this answer ended.",
     "failed": "The run broke off while this answer ran.",
     "large": "This answer gave far more values than any exercise asks for.",
 }
@@ -287,8 +287,8 @@ class Grader:
         notes = [*submission.notes]
         if submission.release and submission.release != self.edition.release:
             notes.append(
-                f"Of release {submission.release}, not {self.edition.release}: graded by the "
-                "names of the exercises."
+                f"This notebook is of release {submission.release}, not {self.edition.release}: "
+                "it was graded by the names of the exercises."
             )
         if absent := [n for n in names if n not in submission.answers and not marks[n]["points"]]:
             notes.append(f"No answer cell: {', '.join(absent)}.")
@@ -463,12 +463,12 @@ def _explained(hidden: Verdict, seen: Verdict, given: dict, error: str | None) -
         return seen.message
     kinds = {outcome.kind for outcome in given["hidden"]}
     return {
-        "raised": "It passes the check, but raises an error for inputs that were drawn anew.",
-        "endless": "It passes the check, but does not end for inputs that were drawn anew.",
+        "raised": "It passes the check, but raises an error for new inputs.",
+        "endless": "It passes the check, but does not end for new inputs.",
     }.get(
         (kinds - {"value"} or {""}).pop(),
-        "It passes the check, but not with inputs that were drawn anew: is something in it made "
-        "for the numbers of the check?",
+        "It passes the check, but gives a wrong result for new inputs. Does something in it only "
+        "work for the numbers of the check?",
     )
 
 

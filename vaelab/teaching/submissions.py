@@ -40,7 +40,7 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069
 
 
 class GradingError(ValueError):
-    """Something that has to be put right before anything can be graded, or a submission be."""
+    """Something that has to be corrected before anything, or this submission, can be graded."""
 
 
 @dataclass(frozen=True)
@@ -179,8 +179,9 @@ def source_of(cell) -> str | None:
 
 
 def _id_of(cell) -> str | None:
-    found = _get(cell, "id")
-    return found if isinstance(found, str) else None
+    """Colab keeps it among the metadata."""
+    found = (_get(cell, "id"), _get(cell, "metadata", "id"))
+    return next((one for one in found if isinstance(one, str)), None)
 
 
 def mark_of(cell) -> tuple[str | None, str | None]:
@@ -189,7 +190,7 @@ def mark_of(cell) -> tuple[str | None, str | None]:
     nbgrader's metadata say so. Programs that drop them may keep the cell's id, which is the same in
     our editions; and a check says itself what it checks.
     """
-    for said in (_get(cell, "metadata", "nbgrader", "grade_id"), _get(cell, "id")):
+    for said in (_get(cell, "metadata", "nbgrader", "grade_id"), _id_of(cell)):
         if isinstance(said, str) and (
             found := re.fullmatch(r"(\d\d)[.-](\d{1,2})(-check)?", said, re.ASCII)
         ):

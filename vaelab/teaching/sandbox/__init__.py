@@ -6,10 +6,10 @@ alive, and the run itself, which shuts itself in and becomes pytest. ``walls.py`
 that need no rights (Landlock, seccomp). ``plugin.py`` is a plugin of that pytest: it watches nbval
 from within, since nbval itself waits long for a kernel that is dead.
 
-What a run is shut in by, the strongest that the system grants: namespaces of Linux (no network, no
-process but its own, and of the files only the system's, Python's and its own folder); or Landlock
-(the same files, and no signal to other processes). In both, seccomp refuses networks, keyrings,
-other processes' memory. :attr:`Sandbox.contained` says which it is; where it is None, the limits
+The strongest containment that the system grants is used: namespaces of Linux (no network, no other
+process, and of the files only the system's, Python's and its own folder); or Landlock (the same
+files, and no signal to other processes). In both, seccomp refuses networks, keyrings and other
+processes' memory. :attr:`Sandbox.contained` says which it is; where it is None, the limits
 are all there is, and :attr:`Sandbox.why` says why.
 """
 
@@ -57,7 +57,7 @@ try:
     socket.create_connection(("127.0.0.1", 9), 1); raise SystemExit("there is a network")
 except OSError: pass
 open("probe", "w").close()
-print("shut in")
+print("contained")
 """
 
 
@@ -303,7 +303,7 @@ class Sandbox:
                 log.seek(0)
                 said = log.read(10_000).decode(errors="replace").strip().splitlines()
         said = said[-1] if said else "it ended without a word"
-        return None if said == "shut in" else said
+        return None if said == "contained" else said
 
     def _watch(self, process, folder: Path, group, log, deadline: float, stop) -> str:
         """Wait for the end of a run, or for what it has too much of."""
@@ -336,7 +336,7 @@ class Sandbox:
 
 @dataclass(frozen=True)
 class _Way:
-    """A way to be shut in.
+    """A way to contain a run.
 
     ``command`` makes the namespaces; ``drop`` is for root: a run becomes a user without rights.
     """
@@ -349,7 +349,7 @@ class _Way:
 
 
 def _ways():
-    """Ways to be shut in, the strongest first."""
+    """Ways to contain a run, the strongest first."""
     if not sys.platform.startswith("linux"):
         return
     root = _is_root()

@@ -43,6 +43,7 @@ STRANGERS = ("/tmp", "/var/tmp", "/dev/shm", "/run/lock")  # where anybody may l
 
 def watch_over(spec: dict) -> int:
     """Start a run, and come back when nothing is left of it."""
+    grader = os.getppid()
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # whoever loses its parent becomes ours
     for group in spec["cgroups"]:
         with open(f"{group}/cgroup.procs", "w") as file:
@@ -69,7 +70,22 @@ def watch_over(spec: dict) -> int:
         if spec["user"] and not spec["landlock"]:
             for place in STRANGERS:
                 sweep(place, spec["user"])
+    if os.getppid() != grader:  # killed: nobody else clears up
+        clear_up(spec)
     return code
+
+
+def clear_up(spec: dict) -> None:
+    """Remove the folder and the control group of a run whose grader is no more."""
+    scratch = os.path.dirname(spec["folder"])
+    if os.path.basename(scratch).startswith("vaelab-"):
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*command, "--", scratch], stderr=subprocess.DEVNULL)
+    for group in spec["cgroups"]:
+        with suppress(OSError):
+            with open(f"{os.path.dirname(group)}/cgroup.procs", "w") as file:
+                file.write(str(os.getpid()))
+            os.rmdir(group)
 
 
 def kill_all(spec: dict) -> None:
