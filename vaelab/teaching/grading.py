@@ -86,7 +86,9 @@ class Edition:
         names = tuple(name for name, kind in marks if kind == "answer")
         lesson = about.get("lesson") or path.stem.partition("_")[0]
         texts = (source_of(cell) or "" for cell in notebook["cells"])
-        title = next((t[1] for text in texts if (t := re.search(r"^# (.+)$", text, re.M))), "")
+        title = next(
+            (t[1] for text in texts if (t := re.search(r"^# (?:\d+ · )?(.+)$", text, re.M))), ""
+        )
         return cls(lesson, str(about.get("release", "")), notebook, names, title)
 
     def placed(self, cells: Sequence[Cell], own: bool) -> dict[int, list[tuple[str, str]]]:
