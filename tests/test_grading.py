@@ -1,6 +1,7 @@
 """Marks: what a class gets, and what is written down of it. Attacks are in tests/tamper."""
 
 import csv
+import html
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import zipfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import psutil
@@ -108,6 +110,26 @@ def test_the_report_has_its_figure_and_never_the_salt(a_class):
     assert "ben &lt;i&gt;" in page
     for path in (a_class.folder / "out").rglob("*"):
         assert path.is_dir() or "a secret" not in path.read_text()
+
+
+def test_the_report_leads_to_the_pages_and_says_its_picture(a_class):
+    page = (a_class.folder / "out" / "report.html").read_text()
+    links = [unquote(html.unescape(link)) for link in re.findall(r'href="(feedback/[^"]*)"', page)]
+    assert len(links) == 4
+    assert all((a_class.folder / "out" / link).is_file() for link in links)
+    alt = html.unescape(re.search(r'alt="([^"]*)"', page)[1])
+    assert "05.1: 2 right, 1 wrong, 1 without an answer" in alt
+    assert "p for 1 − p (1)" in alt
+    (cleo,) = re.findall(r"<tr><td><a [^>]*>cleo</a>.*?</tr>", page)
+    assert re.findall("<td>(.*?)</td>", cleo)[1:4] == ["1", "–", "0"]
+    undone = (a_class.folder / "out" / "feedback" / "cleo.html").read_text()
+    assert '<span class="open">–</span> 05.1' in undone
+
+
+def test_a_page_has_no_asterisks_of_markdown():
+    assert (
+        report._prose("the *other* cells, 2 * x * y <b>") == "the other cells, 2 * x * y &lt;b&gt;"
+    )
 
 
 def test_the_figure_counts_what_was_wrong(a_class, monkeypatch):

@@ -85,11 +85,11 @@ class Edition:
         marks = [mark_of(cell) for cell in notebook["cells"]]
         names = tuple(name for name, kind in marks if kind == "answer")
         lesson = about.get("lesson") or path.stem.partition("_")[0]
-        texts = (source_of(cell) or "" for cell in notebook["cells"])
-        title = next(
-            (t[1] for text in texts if (t := re.search(r"^# (?:\d+ · )?(.+)$", text, re.M))), ""
+        text = "\n".join(source_of(cell) or "" for cell in notebook["cells"])
+        title = re.search(r"^# (?:\d+ · )?(.+)$", text, re.M)
+        return cls(
+            lesson, str(about.get("release", "")), notebook, names, title[1] if title else ""
         )
-        return cls(lesson, str(about.get("release", "")), notebook, names, title)
 
     def placed(self, cells: Sequence[Cell], own: bool) -> dict[int, list[tuple[str, str]]]:
         """Where a learner's cells go in this edition: before which of its cells, by position.

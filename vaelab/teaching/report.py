@@ -189,7 +189,8 @@ def _alt(names, rows: list[dict]) -> str:
     """The picture in words."""
     counts = zip(names, _counts(names, rows), strict=True)
     parts = [
-        f"{n}: {right} right, {wrong} wrong, {open_} open" for n, (right, wrong, open_) in counts
+        f"{n}: {right} right, {wrong} wrong, {open_} without an answer"
+        for n, (right, wrong, open_) in counts
     ]
     said = f"Three charts. Answers to each exercise: {'; '.join(parts)}."
     if common := _misconceptions(rows):
