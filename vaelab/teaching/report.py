@@ -187,10 +187,9 @@ def _misconceptions(rows: list[dict]) -> list[tuple[str, int]]:
 
 def _alt(names, rows: list[dict]) -> str:
     """The picture in words."""
-    counts = zip(names, _counts(names, rows), strict=True)
     parts = [
-        f"{n}: {right} right, {wrong} wrong, {open_} without an answer"
-        for n, (right, wrong, open_) in counts
+        f"{name}: {right} right, {wrong} wrong, {open_} without an answer"
+        for name, (right, wrong, open_) in zip(names, _counts(names, rows), strict=True)
     ]
     said = f"Three charts. Answers to each exercise: {'; '.join(parts)}."
     if common := _misconceptions(rows):
