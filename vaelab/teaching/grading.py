@@ -581,7 +581,8 @@ def grade(
             rows[submission.name] = kept | about
         else:
             todo.append(submission)
-    watched = _Watched([] if contained else [PACKAGE, editions, *submissions])
+    handed_in = {next(p for p in (s.path, *s.path.parents) if p.exists()) for s in read}
+    watched = _Watched([] if contained else [PACKAGE, editions, *handed_in])
     try:
         with protected(not contained):
             one_by_one = jobs if contained else 1
