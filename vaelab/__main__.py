@@ -270,14 +270,12 @@ def grade(
         typer.Option("--uncontained", help="Run notebooks even where nothing contains them."),
     ] = False,
 ) -> None:
-    """Grade learners' notebooks: files, zips, or folders of them.
-
-    If you interrupt it, the same command goes on from there."""
+    """Grade notebooks: files, zips, or folders of them. After Ctrl-C, run it again to go on."""
     from .teaching import grading
     from .teaching.report import NOT_CONTAINED
     from .teaching.sandbox import Limits
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: nothing is left running
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # same as Ctrl-C: no process stays
     progress = sys.stderr.isatty()
 
     def tell(sentence: str) -> None:

@@ -627,21 +627,25 @@ def read_untrusted(path: Path, most: int, cut: bool = False) -> bytes:
 
 def _read_report(path: Path, last: int) -> Ending:
     """What the run says of itself, as far as it makes sense: it could have written anything."""
-    ending, finished = Ending("failed"), None
-    with suppress(OSError, ValueError, RecursionError):
-        for line in read_untrusted(path, 2_000_000).splitlines():
+    ending, finished, lines = Ending("failed"), None, []
+    with suppress(OSError):
+        lines = read_untrusted(path, 2_000_000).splitlines()
+    for line in lines:
+        try:
             entry = json.loads(line)
-            if not isinstance(entry, dict) or type(entry.get("cell")) is not int:
-                continue
-            if not 0 <= entry["cell"] <= last:
-                continue
-            ending.cell = entry["cell"]
-            if isinstance(entry.get("error"), str):
-                ending.errors[ending.cell] = entry["error"][:500]
-            if entry.get("finished") is True:
-                finished = ending.cell
-            if entry.get("reason") in ("died", "hung", "output"):
-                ending.reason = entry["reason"]
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(entry, dict) or type(entry.get("cell")) is not int:
+            continue
+        if not 0 <= entry["cell"] <= last:
+            continue
+        ending.cell = entry["cell"]
+        if isinstance(entry.get("error"), str):
+            ending.errors[ending.cell] = entry["error"][:500]
+        if entry.get("finished") is True:
+            finished = ending.cell
+        if entry.get("reason") in ("died", "hung", "output"):
+            ending.reason = entry["reason"]
     if ending.reason == "failed" and finished == last:
         ending.reason = "done"
     return ending
