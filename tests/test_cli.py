@@ -311,8 +311,32 @@ def test_doctor_finds_this_environment_healthy(mirror):
 
 @pytest.fixture
 def kernel_aside(monkeypatch):
-    """The one slow check, when another is meant."""
+    """The slow checks, when another is meant."""
     monkeypatch.setattr(cli, "_kernel", lambda: (True, "kernel"))
+    monkeypatch.setattr(cli, "_walls", lambda: [])
+
+
+def test_doctor_says_what_contains_notebooks(monkeypatch):
+    from vaelab.teaching import sandbox
+
+    ways = [sandbox._Way("a broken way", ("/bin/sh", "-c", "echo no luck; exit 1"))]
+    monkeypatch.setattr(sandbox, "_ways", lambda: ways)
+    monkeypatch.setattr(cli, "_kernel", lambda: (True, "kernel"))
+    result = invoke("doctor")
+    assert result.exit_code == 0
+    assert "memory of a run is counted" in result.output or "not Linux" in result.output
+    if sys.platform.startswith("linux"):
+        assert "! grading: a broken way: no luck" in result.output
+
+
+@pytest.mark.parametrize("seconds", ["inf", "nan", "0", "-5"])
+def test_grade_refuses_seconds_that_are_none(tmp_path, seconds):
+    (tmp_path / "ada.ipynb").write_text("{}")
+    options = ["--out", str(tmp_path / "out"), f"--seconds={seconds}"]
+    result = invoke("grade", str(tmp_path), *options)
+    assert result.exit_code == 1
+    assert "a finite number above 0" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_doctor_takes_missing_data_lightly(kernel_aside):

@@ -1,6 +1,7 @@
 """Marks: what a class gets, and what is written down of it. Attacks are in tests/tamper."""
 
 import csv
+import html
 import json
 import os
 import re
@@ -8,18 +9,21 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import psutil
 import pytest
 
-from vaelab.teaching import exercises, grading, report
+from vaelab.teaching import exercises, grading, report, submissions
 from vaelab.teaching.exercises.calls import Outcome
 from vaelab.teaching.exercises.graded import pack, unpack
 from vaelab.teaching.sandbox import Ending, Limits, Sandbox, read_untrusted
+from vaelab.teaching.submissions import Cell
 
 from .tamper import mini
 
@@ -108,6 +112,26 @@ def test_the_report_has_its_figure_and_never_the_salt(a_class):
         assert path.is_dir() or "a secret" not in path.read_text()
 
 
+def test_the_report_leads_to_the_pages_and_says_its_picture(a_class):
+    page = (a_class.folder / "out" / "report.html").read_text()
+    links = [unquote(html.unescape(link)) for link in re.findall(r'href="(feedback/[^"]*)"', page)]
+    assert len(links) == 4
+    assert all((a_class.folder / "out" / link).is_file() for link in links)
+    alt = html.unescape(re.search(r'alt="([^"]*)"', page)[1])
+    assert "05.1: 2 right, 1 wrong, 1 without an answer" in alt
+    assert "p for 1 − p (1)" in alt
+    (cleo,) = re.findall(r"<tr><td><a [^>]*>cleo</a>.*?</tr>", page)
+    assert re.findall("<td>(.*?)</td>", cleo)[1:4] == ["1", "–", "0"]
+    undone = (a_class.folder / "out" / "feedback" / "cleo.html").read_text()
+    assert '<span class="open">–</span> 05.1' in undone
+
+
+def test_a_page_has_no_asterisks_of_markdown():
+    assert (
+        report._prose("the *other* cells, 2 * x * y <b>") == "the other cells, 2 * x * y &lt;b&gt;"
+    )
+
+
 def test_the_figure_counts_what_was_wrong(a_class, monkeypatch):
     from matplotlib.figure import Figure
 
@@ -119,7 +143,8 @@ def test_the_figure_counts_what_was_wrong(a_class, monkeypatch):
     png = report._figure(["05.90", "05.1", "05.91"], list(a_class.rows.values()))
     assert png[:4] == b"\x89PNG"
     items, mistakes, times = drawn["f"].axes
-    assert [bar.get_width() for bar in items.patches] == [1, 0.5, 0.25]
+    right, wrong = [1, 0.5, 0.25], [0, 0.25, 0.5]  # one left 05.1 open, one 05.91
+    assert [bar.get_width() for bar in items.patches] == [*right, *wrong]
     assert [label.get_text() for label in mistakes.get_yticklabels()] == ["05.1  p for 1 − p"]
     assert sum(bar.get_height() for bar in times.patches) == 4
 
@@ -136,7 +161,6 @@ def test_graded_otherwise_it_is_graded_again(a_class, monkeypatch, other):
 
     def run(self, folder, *_):
         ran.append(folder)
-        (folder / "pytest.log").touch()
         return Ending("done")
 
     monkeypatch.setattr(Sandbox, "run", run)
@@ -241,7 +265,10 @@ def test_outcomes_are_read_only_from_ordinary_files(tmp_path):
 
 
 def test_the_package_of_a_run_knows_no_answer(tmp_path):
-    folder = grading._stripped(tmp_path / "vaelab")
+    for path, content in grading._stripped().items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_bytes(content)
+    folder = tmp_path / "vaelab"
     teaching = {str(path.relative_to(folder)) for path in (folder / "teaching").rglob("*.py")}
     kept = "__init__.py recipes.py exercises/__init__.py exercises/calls.py"
     assert teaching == {f"teaching/{name}" for name in kept.split()}
@@ -260,30 +287,139 @@ def test_an_edition_is_cut_to_what_grading_needs():
     notebook["cells"].insert(1, mini.code("long()", tags=["not-in-grading"]))
     edition = grading.Edition("05", "", notebook, ("05.90", "05.1", "05.91"))
     answer = "    # NBVAL_SKIP\n#  ## NBVAL_RAISES_EXCEPTION  \nx = '# NBVAL_SKIP'"
-    rebuilt, owners = edition.rebuilt({"05.1": answer, "07.1": "stray"})
+    cells = [Cell(answer, "05.1", "answer"), Cell("stray", "07.1", "answer")]
+    rebuilt, owners, units = edition.rebuilt(edition.placed(cells, own=False))
     sources = [cell["source"] for cell in rebuilt["cells"]]
     assert sources[3] == "    #\n#\nx = '# NBVAL_SKIP'"
     assert not [s for s in sources if "long" in s or "stray" in s or "1 / 0" in s]
     assert owners == [None, *["05.90"] * 2, *["05.1"] * 2, *["05.91"] * 2]
+    assert units == [None, None, None, "05.1", None, None, None]
+
+
+def test_what_a_learner_wrote_runs_where_it_stands():
+    edition = grading.Edition("05", "", mini.notebook(), ("05.90", "05.1", "05.91"))
+    handed_in = mini.notebook(middle="first piece")["cells"]
+    handed_in[0]["source"] += "\nimport math"
+    handed_in[0]["id"] = edition.notebook["cells"][0]["id"] = "05-001"
+    handed_in[3:4] = [
+        mini.code("helper"),
+        handed_in[3],
+        mini.code("between"),
+        mini.code("second piece", "05.1"),
+        mini.code("after"),
+    ]
+    handed_in.append(mini.code("the end"))
+    cells = submissions._parsed(json.dumps({"cells": handed_in}).encode())["cells"]
+    sources = [c["source"] for c in edition.rebuilt(edition.placed(cells, own=True))[0]["cells"]]
+    assert sources == [
+        "import vaelab",
+        "import vaelab\nimport math",
+        mini.FIRST,
+        'vaelab.check("05.90", double)',
+        *("helper", "first piece", "between", "second piece", "after"),
+        'vaelab.check("05.1", nb_log_prob)',
+        mini.LAST,
+        'vaelab.check("05.91", running_sum)',
+    ]
+    answers = edition.rebuilt(edition.placed(cells, own=False))[0]["cells"]
+    assert [c["source"] for c in answers][3:5] == ["first piece", "second piece"]
+    without = edition.rebuilt(edition.placed(cells, own=True), {"05.1", "own 3"})[0]["cells"]
+    told = [c["source"] for c in without]
+    assert not {"helper", "first piece", "second piece"} & {*told} and "between" in told
+
+
+def test_without_metadata_ids_tell_and_checks_do():
+    notebook = mini.notebook()
+    for cell in notebook["cells"]:
+        grade_id = cell["metadata"].pop("nbgrader", {}).get("grade_id", "")
+        cell["id"] = grade_id.replace(".", "-")
+    assert [*submissions._parsed(json.dumps(notebook).encode())["answers"]] == [
+        *("05.90", "05.1", "05.91")
+    ]
+    for cell in notebook["cells"]:
+        del cell["id"]
+    parsed = submissions._parsed(json.dumps(notebook).encode())
+    assert (parsed["answers"], parsed["lesson"], parsed["problem"]) == ({}, "05", "")
+    edition = grading.Edition("05", "", mini.notebook(), ("05.90", "05.1", "05.91"))
+    edition.notebook["cells"][3]["source"] = UNDONE
+    rebuilt = edition.rebuilt(edition.placed(parsed["cells"], own=True))[0]["cells"]
+    sources = [cell["source"] for cell in rebuilt]
+    at = sources.index(mini.HONEST)
+    assert sources[at + 1].startswith('vaelab.check("05.1"')
+
+
+def names(*paths, out="out", released=()):
+    found, left = submissions.collect(paths, Path(out), released)
+    return [file.name for file in found], left
 
 
 def test_names_are_told_apart_and_checkpoints_left(tmp_path):
     for name in ("a/ada", "b/Ada", "b/ben", "b/.ipynb_checkpoints/ben-checkpoint", "out/old"):
         mini.write((tmp_path / name).parent, Path(name).name, "{}")
-    found = grading._collect([tmp_path, tmp_path / "b" / "ben.ipynb"], tmp_path / "out")
-    assert [name for name, _ in found] == ["ada", "Ada (2)", "ben"]
+    again = tmp_path / "b" / "ben.ipynb"
+    assert names(tmp_path, again, out=tmp_path / "out") == (["a ada", "b Ada", "ben"], [])
     with pytest.raises(grading.GradingError, match="no file or folder"):
-        grading._collect([tmp_path / "nobody"], tmp_path)
+        names(tmp_path / "nobody")
     (tmp_path / "empty").mkdir()
     with pytest.raises(grading.GradingError, match="no notebook to grade"):
-        grading._collect([tmp_path / "empty"], tmp_path / "out")
+        names(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (["b02/02_elbo/02_elbo"], ["b02"]),  # nbgrader, a single one already
+        (["ps1/b02/02_elbo", "ps1/c03/02_elbo"], ["b02", "c03"]),
+        (["Ada Li_12_assignsubmission_file_/02_elbo (1)"], ["Ada Li_12_assignsubmission_file_"]),
+        (["bobeno_1_3_02_elbo", "liada_1_2_02_elbo-1"],) * 2,
+        (["b02/02_elbo", "b02/try/02_elbo"], ["b02 02_elbo", "b02 try 02_elbo"]),
+        (["b02/work", "c03/work", "work"], ["b02 work", "c03 work", "work"]),
+    ],
+)  # fmt: skip
+def test_a_folder_tells_whose_it_is(tmp_path, files, expected):
+    for file in files:
+        mini.write((tmp_path / "in" / file).parent, Path(file).name, "{}")
+    assert names(tmp_path / "in", released=["02_elbo"]) == (expected, [])
+    (tmp_path / "out").mkdir()
+
+
+def test_a_late_one_moves_no_name(tmp_path):
+    for learner in ("c03", "b02", "a01"):
+        mini.write(tmp_path / "in" / learner / "02_elbo", "02_elbo", "{}")
+        assert "c03" in names(tmp_path / "in", released=["02_elbo"])[0]
+
+
+def test_zips_are_read_and_nothing_is_written(tmp_path):
+    def pack_zip(name, **files):
+        with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as archive:
+            for path, content in files.items():
+                archive.writestr(path, content)
+
+    good = json.dumps(mini.notebook())
+    inside = {"../../up.ipynb": good, "__MACOSX/._x.ipynb": "", "/abs/y.ipynb": good, "a.zip": ""}
+    pack_zip("ada.zip", **inside)
+    pack_zip("bomb.zip", **{"big.ipynb": b"0" * 50_000_000})
+    pack_zip("none.zip", readme="")
+    (tmp_path / "half.zip").write_bytes((tmp_path / "ada.zip").read_bytes()[:100])
+    before = sorted(tmp_path.rglob("*"))
+    found, left = submissions.collect([tmp_path], tmp_path / "out")
+    read = {file.name: grading.Submission.read(file) for file in found}
+    assert [s.problem for name, s in read.items() if name in ("up", "y")] == ["", ""]
+    assert "more than 20 MB" in read["big"].problem
+    assert "no notebook in this zip" in read["none"].problem
+    assert "not a zip" in read["half"].problem
+    assert len(read) == 5
+    assert len(left) == 1 and "an archive within an archive" in left[0]
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_lesson_is_that_of_most(tmp_path):
     editions = mini.write_edition(tmp_path / "editions")
     other = json.dumps(mini.notebook()).replace("05.", "06.").replace('"05"', '"06"')
     mini.write(editions, "06_other", other)
-    read = [SimpleNamespace(lesson=lesson) for lesson in ("06", "05", "05", "99", "99", "99")]
+    lessons = ("06", "05", "05", "99", "99", "99")
+    read = [SimpleNamespace(lesson=lesson, learner=i) for i, lesson in enumerate(lessons)]
+    read += [SimpleNamespace(lesson="06", learner=0) for _ in range(9)]  # one voice each
     assert grading._edition(editions, read, None).lesson == "05"
     assert grading._edition(editions, read, "06").lesson == "06"
     with pytest.raises(grading.GradingError, match="no edition of lesson 07"):
@@ -363,3 +499,7 @@ def test_killed_it_leaves_no_run_behind(tmp_path):
     process.wait()
     _, alive = psutil.wait_procs(runs, timeout=20)
     assert not alive
+    deadline = time.monotonic() + 20
+    while list(tmp_path.glob("vaelab-*")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not list(tmp_path.glob("vaelab-*"))

@@ -270,18 +270,27 @@ def grade(
     jobs: Annotated[int | None, typer.Option(help="Number of notebooks at a time.")] = None,
     seconds: Annotated[float, typer.Option(help="Time limit of a notebook.")] = 300,
     editions: Annotated[Path, typer.Option(show_default="course/exercises")] = EDITIONS,
+    uncontained: Annotated[
+        bool,
+        typer.Option("--uncontained", help="Run notebooks even where nothing contains them."),
+    ] = False,
 ) -> None:
-    """Grade notebooks: files, or folders of them. After Ctrl-C, run it again to go on."""
+    """Grade notebooks: files, zips, or folders of them. After Ctrl-C, run it again to go on."""
     from .teaching import grading
     from .teaching.report import NOT_CONTAINED
     from .teaching.sandbox import Limits
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # same as Ctrl-C: no process stays
-    limits = Limits(seconds=seconds, cell_seconds=min(60, seconds))
     progress = sys.stderr.isatty()
+
+    def tell(sentence: str) -> None:
+        typer.echo(f"Not taken: {sentence}", err=True)
+
     try:
+        limits = Limits(seconds=seconds, cell_seconds=min(60, seconds))
+        options = {"progress": progress, "uncontained": uncontained, "tell": tell}
         rows, contained = grading.grade(
-            submissions, out, editions, lesson, seed, salt, jobs, limits, progress=progress
+            submissions, out, editions, lesson, seed, salt, jobs, limits, **options
         )
     except (OSError, ValueError) as error:
         _fail(error)
@@ -352,6 +361,15 @@ def _diagnose() -> Iterator[tuple[bool | None, str]]:
     yield _kernel()
     for folder in (cache, SAVED):
         yield _writable(folder)
+    yield from _walls()
+
+
+def _walls() -> Iterator[tuple[bool | None, str]]:
+    """What would contain learners' notebooks here; nobody needs it but who grades."""
+    from .teaching.sandbox import walls_of_this_machine
+
+    for works, says in walls_of_this_machine():
+        yield works or None, f"grading: {says}"
 
 
 def _existing(folder: Path) -> Path:

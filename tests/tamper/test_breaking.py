@@ -242,7 +242,7 @@ FILES = {
     ),
     "50 MB": (
         json.dumps({**mini.notebook(), "padding": "x" * 50_000_000}),
-        "50 MB; up to 20 MB are read",
+        "more than 20 MB, the most that is read",
     ),
 }
 

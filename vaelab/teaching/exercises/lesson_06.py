@@ -68,6 +68,11 @@ def rand(truth, found):
     return np.asarray(rand_score(truth, found))
 
 
+def rand_with_itself(truth, found):
+    """The Rand index over all (i, j), each cell paired with itself too."""
+    return np.asarray(((truth[:, None] == truth) == (found[:, None] == found)).mean())
+
+
 def pairs_together(truth, found):
     """The share of the pairs that are together in the truth and are together in the clusters."""
     same = truth[:, None] == truth
@@ -169,6 +174,13 @@ EXERCISES = {
                     rand,
                     "This is the Rand index itself. Two random groupings have a large one: "
                     "subtract what chance gives, and scale so that the same grouping has 1.",
+                ),
+                Misconception(
+                    "not adjusted for chance, cells paired with themselves",
+                    rand_with_itself,
+                    "This is the Rand index itself, and it also pairs each cell with itself: leave "
+                    "the diagonal out. Then subtract what chance gives, and scale so that the same "
+                    "grouping has 1.",
                 ),
                 Misconception(
                     "names compared",
