@@ -100,7 +100,7 @@ class Edition:
 
         Returns
         -------
-        By position, (unit, source): the unit is an exercise, or "own" and a number.
+        Pairs (unit, source) by their position; the unit is an exercise, or "own" and a number.
         """
         marks = [mark_of(cell) for cell in self.notebook["cells"]]
         sources = [source_of(cell) or "" for cell in self.notebook["cells"]]
@@ -186,15 +186,15 @@ class _Run:
     Parameters
     ----------
     outcomes
-        By exercise: {"seen": [...], "hidden": [...]}.
+        Outcomes of each exercise: {"seen": [...], "hidden": [...]}.
     errors
-        By exercise, what stopped its cells.
+        The error that stopped the cells of each exercise.
     ended
-        By unit, why it ended a run: a key of ENDED.
+        The reason for which each unit ended a run: a key of ENDED.
     over
-        Whether the time was over before the last check.
+        True if the time was over before the last check.
     seconds
-        By the clock.
+        Seconds of wall-clock time.
     """
 
     outcomes: dict = field(default_factory=dict)
@@ -215,12 +215,12 @@ class Grader:
     sandbox
         Where submissions run.
     package
-        A copy of this package that knows no right answer: its files by path.
+        A copy of this package without the right answers: its files by path.
     seed, salt
         Hidden inputs are drawn from these and from the answers themselves: whoever changes an
         answer meets other inputs.
     version
-        Of all else that a mark depends on.
+        Hash of everything else that a mark depends on.
     """
 
     edition: Edition
@@ -347,7 +347,7 @@ class Grader:
         }
 
     def _run(self, placed: dict, cases: dict, seconds: float, number: int, stop) -> _Run:
-        """All outcomes that are to be had: what ends the run is left out of the next."""
+        """Collect all outcomes; a unit that ends the run is left out of the next run."""
         run, left, tries = _Run(), seconds, 0
         while True:
             notebook, owners, units = self.edition.rebuilt(placed, run.ended)
@@ -539,7 +539,7 @@ def grade(
     Raises
     ------
     GradingError
-        There is no submission, or no edition to rebuild it from; or nothing would contain the
+        No submission was found, or no edition to rebuild it from; or nothing would contain the
         notebooks; or files changed that no notebook may change.
     KeyboardInterrupt
         It was interrupted; all that was graded so far is kept.

@@ -76,7 +76,8 @@ class Recipe:
     def read(self, adata) -> Cells:
         """The cells of an AnnData, as the model reads them."""
         columns = {"layer": self.layer, "label": self.label, "batch": self.batch}
-        return Cells.from_anndata(adata, **columns, unlabelled="unknown")
+        unlabelled = "unknown" if self.label == "known" else None
+        return Cells.from_anndata(adata, **columns, unlabelled=unlabelled)
 
     def _adata(self):
         return select_genes(self.load(), n_genes=self.n_genes)

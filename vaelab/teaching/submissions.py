@@ -65,9 +65,9 @@ class Submission:
     path
         Where it lies; for a file in a zip, the zip's path comes first.
     digest
-        Of its whole content.
+        Hash of its whole content.
     answers
-        By exercise, the source of each cell that is marked as its answer, in their order.
+        For each exercise, the sources of the cells that are marked as its answer, in order.
     lesson, release
         What it says it is of.
     problem

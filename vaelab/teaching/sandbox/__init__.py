@@ -68,9 +68,9 @@ class Limits:
     Parameters
     ----------
     seconds
-        By the clock, all its runs together.
+        Wall-clock time of a notebook, all its runs together.
     cell_seconds
-        By the clock, a cell.
+        Wall-clock time of a cell.
     memory
         Bytes, all its processes together.
     processes
@@ -113,7 +113,7 @@ class Ending:
         What stopped a cell, by cell: "ValueError: …". The submission's own words: not to be
         trusted, only shown.
     seconds
-        By the clock.
+        Seconds of wall-clock time.
     said
         The end of what pytest said, for the instructor.
     """
@@ -287,7 +287,7 @@ class Sandbox:
                 group.remove()
 
     def _fails(self) -> str | None:
-        """Why this containment can't be had here, found by trying it; None if it can."""
+        """Why this containment does not work here, found by trying it; None if it works."""
         with tempfile.TemporaryDirectory(prefix="vaelab-") as scratch:
             folder = Path(scratch, "run")
             folder.mkdir()
@@ -491,7 +491,7 @@ class _Group:
         return used - sum(int(rows[f"{total}{kind}_file"]) for kind in ("active", "inactive"))
 
     def overran(self) -> bool:
-        """Whether the system had to kill a process."""
+        """True if the system had to kill a process."""
         name = "memory.events" if self.unified else "memory.oom_control"
         with suppress(OSError):
             return any(

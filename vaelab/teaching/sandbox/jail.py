@@ -189,7 +189,7 @@ def enter(spec: dict) -> None:
 
 
 def is_open(paths: list[str]) -> bool:
-    """Whether everybody may enter the folders above these paths, links resolved."""
+    """True if everybody may enter the folders above these paths, links resolved."""
     for path in paths:
         where = os.path.dirname(os.path.realpath(path))
         while where != "/":

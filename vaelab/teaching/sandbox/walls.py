@@ -72,7 +72,7 @@ def landlock_abi() -> int:
 
 
 def has_seccomp() -> bool:
-    """Whether this system filters calls, on a processor whose numbers are known here."""
+    """True if this system filters calls, on a processor whose numbers are known here."""
     try:
         with open("/proc/self/status", encoding="ascii", errors="replace") as status:
             return "Seccomp:" in status.read() and platform.machine() in AUDIT_ARCH
