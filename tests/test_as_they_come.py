@@ -427,6 +427,18 @@ def test_genes_of_which_none_varies_are_refused():
         select_genes(anndata.AnnData(np.ones((20, 50), np.float32)), 10)
 
 
+def test_a_matrix_of_half_precision_gives_the_same_genes_and_objects_are_refused():
+    adata = many_genes()
+    right = select_genes(adata, 50).var_names.tolist()
+    x = adata.X.toarray()
+    half = anndata.AnnData(x.astype(np.float16), var=adata.var)
+    assert select_genes(half, 50).var_names.tolist() == right
+    with pytest.raises(ValueError, match=r"dtype is object\. Convert it first"):
+        select_genes(anndata.AnnData(x.astype(object)), 50)
+    with pytest.raises(TypeError, match="Expected an AnnData, got a str"):
+        select_genes("cells.h5ad", 50)
+
+
 @pytest.mark.parametrize("min_cells", [2.5, "3", -1, None])
 def test_an_odd_number_of_cells_is_refused(min_cells):
     with pytest.raises(ValueError, match=r"min_cells is .*; it must be a whole number, 0 or more"):
@@ -555,7 +567,7 @@ def test_a_size_that_is_none_is_refused(kind, options):
 
 
 def test_options_without_their_name_are_refused_in_a_sentence():
-    with pytest.raises(TypeError, match=r"SCVI: .*Only n_genes is given by its place"):
+    with pytest.raises(TypeError, match=r"SCVI: .*every other option by keyword"):
         SCVI(20, 2)
 
 

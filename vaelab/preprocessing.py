@@ -53,8 +53,8 @@ def select_genes(adata, n_genes: int = 2000, min_cells: int = 3, *, batch: str |
     """
     require_size("n_genes", n_genes)
     require("min_cells", min_cells, Integral, lambda n: n >= 0, "a whole number, 0 or more")
-    n_expressing = _count_cells(adata)
     x = matrix_of(adata)
+    n_expressing = _count_cells(adata)
     codes, names = encode_names(column(adata, batch), adata.n_obs)
     if batch is not None and (codes < 0).any():
         raise ValueError(
@@ -195,7 +195,8 @@ def _log_normalized(x, target: float):
     import scanpy as sc
 
     # An AnnData of its own: uns["log1p"] of the user's may be of another matrix.
-    normalized = anndata.AnnData(x.copy())
+    half = x.dtype == np.float16  # for which scipy has no sparse matrix
+    normalized = anndata.AnnData(x.astype(np.float32) if half else x.copy())
     with steady_threads():
         sc.pp.normalize_total(normalized, target_sum=target)
     sc.pp.log1p(normalized)
@@ -252,15 +253,20 @@ def to_counts(x):
 
 def _count_cells(adata) -> np.ndarray:
     """The number of cells in which each gene is seen; refuses values that are not counts."""
-    n_expressing = np.zeros(adata.n_vars, dtype=int)
-    for _, part in _parts(matrix_of(adata)):
+    x, n_expressing = matrix_of(adata), np.zeros(adata.n_vars, dtype=int)
+    for _, part in _parts(x):
         values = part.data if hasattr(part, "tocsr") else part
+        if values.dtype.kind not in "buif":
+            raise ValueError(
+                f"Raw counts (0, 1, 2, …) are needed in adata.X, but its dtype is {values.dtype}. "
+                "Convert it first: adata.X = adata.X.astype(float)."
+            )
         wrong = ~((values >= 0) & (values == np.round(values)) & np.isfinite(values))
         if wrong.any():
             value = float(values[wrong][0])
             reason, cure = "", "Put them there, for example adata.X = adata.layers['counts']"
             if np.isfinite(values).all():
-                reason, other = not_counts(matrices.floats(p) for _, p in _parts(matrix_of(adata)))
+                reason, other = not_counts(matrices.floats(p) for _, p in _parts(x))
                 reason, cure = f": {reason}", cure if "layer=" in other else other
             raise ValueError(
                 f"Raw counts (0, 1, 2, …) are needed in adata.X, but it holds {shown(value)}"

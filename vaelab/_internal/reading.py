@@ -74,7 +74,7 @@ def read_cells(
     if x.ndim != 2 or x.dtype.kind not in "buif":
         raise ValueError(
             f"x must be a matrix of numbers, cells × genes, but has shape {x.shape} and dtype "
-            f"{x.dtype}."
+            f"{x.dtype}.{' Convert it first: x.astype(float).' if x.dtype == object else ''}"
         )
     x = x if isinstance(x, OnDisk) else matrices.floats(x)
     n_cells, n_genes = x.shape
@@ -193,6 +193,11 @@ def _survey(x, observed, gene_names, cell_names) -> _Survey:
 
 def matrix_of(adata):
     """``adata.X``; some rows and columns of a matrix in a file stay in the file."""
+    if not hasattr(adata, "layers"):
+        raise TypeError(
+            f"Expected an AnnData, got a {type(adata).__name__}. anndata.read_h5ad reads one from "
+            "a file, and anndata.AnnData(x) makes one from a matrix."
+        )
     if getattr(adata, "is_view", False) and is_on_disk(whole := adata._adata_ref.X):
         return OnDisk(whole).part(adata._oidx, adata._vidx)
     if adata.X is None:

@@ -73,8 +73,8 @@ class Model(Savable, nn.Module):
             arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)
         except TypeError as error:
             raise TypeError(
-                f"{cls.__name__}: {error}. Only n_genes is given by its place; write the name of "
-                "every other option, such as n_latent=10."
+                f"{cls.__name__}: {error}. Give n_genes first and every other option by keyword, "
+                "such as n_latent=10."
             ) from None
         arguments.apply_defaults()
         _, *named = arguments.arguments.items()  # the first is self

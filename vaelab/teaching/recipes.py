@@ -76,8 +76,8 @@ class Recipe:
     def read(self, adata) -> Cells:
         """The cells of an AnnData, as the model reads them."""
         columns = {"layer": self.layer, "label": self.label, "batch": self.batch}
-        unlabelled = "unknown" if self.label == "known" else None
-        return Cells.from_anndata(adata, **columns, unlabelled=unlabelled)
+        has_unknown = self.label is not None and "unknown" in set(adata.obs[self.label])
+        return Cells.from_anndata(adata, **columns, unlabelled="unknown" if has_unknown else None)
 
     def _adata(self):
         return select_genes(self.load(), n_genes=self.n_genes)
