@@ -104,5 +104,8 @@ def other_genes(expected: tuple[str, ...], seen: tuple[str, ...]) -> str:
             f"not among these ({absent[0]!r} is the first), which have {n_others:,} others. "
             "cells.aligned_to(model) selects the model's genes and masks those that are missing."
         )
-    others = f" and {n_others:,} others" if n_others else " in another order"
-    return f"These cells have the model's genes{others}. Select them: cells.aligned_to(model)."
+    others = f"and {n_others:,} others" if n_others else "in another order"
+    return (
+        f"These cells have the model's genes {others}: cells.aligned_to(model) selects the model's "
+        "genes in its order."
+    )
