@@ -343,9 +343,10 @@ def _require_same_numbers(theirs, ours: SCVI) -> None:
             pairs["the standard deviation of q(ℓ | x)"] = q_library.stddev, there["ql"].scale[:, 0]
         if isinstance(ours, SCANVI):
             c = torch.nn.functional.one_hot(i[:, 0] % options["n_labels"], options["n_labels"])
-            c = c.to(z)
             pairs["q(c | z1)"] = ours.classify(q.mean).exp(), module.classifier(z).softmax(-1)
-            q_z2, p_z1 = ours.encode_z2(q.mean, c.to(q.mean), cells), ours.decode_z1(q.mean, c)
+            of_ours, c = c.to(q.mean), c.to(z)
+            q_z2 = ours.encode_z2(q.mean, of_ours, cells)
+            p_z1 = ours.decode_z1(q.mean, of_ours)
             pairs["the mean of q(z2 | z1, c)"] = q_z2.mean, module.encoder_z2_z1(z, c)[0].loc
             pairs["the mean of p(z1 | z2, c)"] = p_z1.mean, module.decoder_z1_z2(z, c)[0]
     for what, (here, there) in pairs.items():

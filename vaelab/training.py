@@ -168,7 +168,10 @@ def fit(
             if checkpoint.exists():
                 run.resume(checkpoint)
         # After all checks: a refused run does not change the model.
-        model.prepare(cells) if new is None else model.prepare_library_prior(cells)
+        if new is None:
+            model.prepare(cells)
+        else:
+            model.prepare_library_prior(cells)
         run.begin()
         history = run.history
         try:

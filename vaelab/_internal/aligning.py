@@ -83,4 +83,4 @@ def _typical_share(model, known: np.ndarray) -> float:
     in_batches = "n_batches" in model.configuration and model.batch_names
     options = [{"batch": name} for name in in_batches or ()] or [{}]
     counts = sum(model.generate(500, library=1e4, **option).sum(0) for option in options)
-    return float(counts[known].sum() / counts.sum())
+    return float(max(counts[known].sum(), 1) / counts.sum())

@@ -94,7 +94,7 @@ def mask(observed, shape, may_stay: bool = False) -> Tensor | OnDisk:
             f"observed must be a matrix of True and False of x's shape {tuple(shape)}, but has "
             f"shape {observed.shape} and dtype {observed.dtype}."
         )
-    return torch.from_numpy(observed.astype(bool))
+    return torch.from_numpy(observed.astype(bool, order="C"))
 
 
 def first(x, condition) -> tuple[int, int, float]:

@@ -142,7 +142,7 @@ def take_columns(x, columns: np.ndarray):
     from scipy import sparse
 
     if not sparse.issparse(x):
-        return np.where(columns >= 0, x[:, columns], x.dtype.type(0))
+        return np.ascontiguousarray(np.where(columns >= 0, x[:, columns], x.dtype.type(0)))
     place = np.flatnonzero(columns >= 0)
     ones = (np.ones(len(place), dtype=x.dtype), (columns[place], place))
     return (x @ sparse.csr_matrix(ones, shape=(x.shape[1], len(columns)))).tocsr()
