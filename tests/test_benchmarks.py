@@ -325,7 +325,7 @@ def two_experiments():
 
 def test_a_query_is_mapped_both_ways(monkeypatch, capsys):
     monkeypatch.setitem(mapping.DATA, "mice", two_experiments)
-    assert mapping.main(["--seeds", "2", "--quick"]) == 0
+    assert mapping.main(["--data", "mice", "--seeds", "2", "--quick"]) == 0
     table, notes = capsys.readouterr()
     assert table.count(" mapped to ") == 2 and notes.count("seed 1") == 2
     for way in ("not trained", "mapped", "from scratch"):
@@ -337,7 +337,7 @@ def test_a_reference_that_moves_is_reported(monkeypatch, capsys):
     monkeypatch.setitem(mapping.DATA, "mice", two_experiments)
     compare = mapping.compare
     monkeypatch.setattr(mapping, "compare", lambda *given: (compare(*given)[0], False))
-    assert mapping.main(["--seeds", "1", "--quick"]) == 1
+    assert mapping.main(["--data", "mice", "--seeds", "1", "--quick"]) == 1
     assert "HAS MOVED" in capsys.readouterr().out
 
 

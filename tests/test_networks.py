@@ -7,12 +7,12 @@ from vaelab import MLP
 
 
 def test_conditions_that_it_has_no_input_for_are_refused():
-    with pytest.raises(ValueError, match="has 0 conditions, and got 3"):
+    with pytest.raises(ValueError, match="n_conditions=0, but got 3 conditions"):
         MLP(4, 2)(torch.zeros(5, 4), torch.zeros(5, 3))
     told = MLP(4, 2, n_conditions=3)
-    with pytest.raises(ValueError, match="has 3 conditions, and got 0"):
+    with pytest.raises(ValueError, match="n_conditions=3, but got 0"):
         told(torch.zeros(5, 4))
-    with pytest.raises(ValueError, match="has 3 conditions, and got 2"):
+    with pytest.raises(ValueError, match="n_conditions=3, but got 2"):
         told(torch.zeros(5, 4), torch.zeros(5, 2))
     assert told(torch.zeros(5, 4), torch.zeros(5, 3)).shape == (5, 2)
     assert MLP(4, 2)(torch.zeros(5, 4), None).shape == (5, 2)

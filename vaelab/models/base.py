@@ -314,15 +314,16 @@ class Model(Savable, nn.Module):
 
         Only bounds (``of_bound``) read labels: the cells may have other ones for other questions.
         """
-        if not of_bound:
-            cells = cells.unlabelled() if isinstance(cells, Cells) else cells
-            if self.gene_names is None and all(p.grad is None for p in self.parameters()):
-                warnings.warn(
-                    "This model was never fitted: the results are those of its random initial "
-                    "weights. Call vaelab.fit(model, cells) first, or load a saved model.",
-                    stacklevel=3,
-                )
+        if not of_bound and isinstance(cells, Cells):
+            cells = cells.unlabelled()
         self.require_compatible(cells)
+        never_fitted = self.gene_names is None and all(p.grad is None for p in self.parameters())
+        if never_fitted and not of_bound:
+            warnings.warn(
+                "This model was never fitted: the results are those of its random initial "
+                "weights. Call vaelab.fit(model, cells) first, or load a saved model.",
+                stacklevel=3,
+            )
         with evaluating(self):
             for start in range(0, max(1, cells.n_cells), batch_size):  # without cells, once
                 minibatch = cells[start : start + batch_size].to(self.device, self.dtype)
