@@ -575,11 +575,12 @@ def test_options_without_their_name_are_refused_in_a_sentence():
 
 def test_a_model_that_was_never_fitted_says_so():
     model = SCANVI(N_GENES, n_labels=3, n_latent=2, n_hidden=8)
+    cells = of()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for ask in (model.embed, model.predict, model.normalized_expression):
             with pytest.raises(UserWarning, match="never fitted"):
-                ask(of())
+                ask(cells)
         model.elbo_per_cell(of())
         model.elbo(of().to()).loss().backward()  # trained by hand
         model.predict(of())

@@ -338,7 +338,7 @@ def _require_same_numbers(theirs, ours: SCVI) -> None:
         if hasattr(px, "zi_logits"):
             pairs["the dropout logits"] = p.logits, px.zi_logits
         if options["library"] == "latent":
-            q_library = ours.encode_library(cells)
+            q_library = ours.encode_log_library(cells)
             pairs["the mean of q(ℓ | x)"] = q_library.mean, there["ql"].loc[:, 0]
             pairs["the standard deviation of q(ℓ | x)"] = q_library.stddev, there["ql"].scale[:, 0]
         if isinstance(ours, SCANVI):
