@@ -581,9 +581,9 @@ def test_a_model_that_was_never_fitted_says_so():
         for ask in (model.embed, model.predict, model.normalized_expression):
             with pytest.raises(UserWarning, match="never fitted"):
                 ask(cells)
-        model.elbo_per_cell(of())
-        model.elbo(of().to()).loss().backward()  # trained by hand
-        model.predict(of())
+        model.elbo_per_cell(cells)
+        model.elbo(cells.to()).loss().backward()  # trained by hand
+        model.predict(cells)
 
 
 def test_one_seed_gives_one_result_also_in_threads():
