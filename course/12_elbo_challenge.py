@@ -235,9 +235,7 @@ vaelab.check("12.1", bound_labelled)
 # %% [markdown] tags=["solution"]
 # > **Model solution, question 1.** With E over q(z1|x) q(ℓ|x) q(z2|z1, c), all of them given γ,
 # >
-# > $$\log p(x, c) = \log \mathbb E\left[\frac{p(x|z_1,\ell)\,p(\ell)\,p(z_1|z_2,c)\,p(z_2)\,p(c)}
-# > {q(z_1|x)\,q(\ell|x)\,q(z_2|z_1,c)}\right] \ \ge\ \mathbb E\left[\log\frac{\cdots}{\cdots}\right]
-# > = \mathcal L(x, c)$$
+# > $$\log p(x, c) = \log \mathbb E\left[\frac{p(x|z_1,\ell)\,p(\ell)\,p(z_1|z_2,c)\,p(z_2)\,p(c)} {q(z_1|x)\,q(\ell|x)\,q(z_2|z_1,c)}\right] \ \ge\ \mathbb E\left[\log\frac{\cdots}{\cdots}\right] = \mathcal L(x, c)$$
 # >
 # > and the logarithm of the quotient is a sum of eight logarithms, three with a minus. log p(c) does not depend on what is averaged over, and stands alone.
 
@@ -294,9 +292,7 @@ vaelab.check("12.2", bound_hidden)
 # > **Model solution, question 2.** The same steps with q(c|z1) as a fourth factor and a sum over
 # > *c* in the expectation:
 # >
-# > $$\log p(x) \ \ge\ \mathbb E_{q(z_1)q(\ell)} \sum_c q(c|z_1)\, \mathbb E_{q(z_2|z_1,c)}\left[
-# > \log\frac{p(x|z_1,\ell)\,p(\ell)\,p(z_1|z_2,c)\,p(z_2)\,p(c)}
-# > {q(z_1|x)\,q(\ell|x)\,q(z_2|z_1,c)\,q(c|z_1)}\right] = \mathcal U(x)$$
+# > $$\log p(x) \ \ge\ \mathbb E_{q(z_1)q(\ell)} \sum_c q(c|z_1)\, \mathbb E_{q(z_2|z_1,c)}\left[ \log\frac{p(x|z_1,\ell)\,p(\ell)\,p(z_1|z_2,c)\,p(z_2)\,p(c)} {q(z_1|x)\,q(\ell|x)\,q(z_2|z_1,c)\,q(c|z_1)}\right] = \mathcal U(x)$$
 
 # %% [markdown]
 # One cell is no test of an inequality. Twenty cells are a little more:
@@ -484,14 +480,9 @@ vaelab.check("12.4", latent_terms)
 # %% [markdown] tags=["solution"]
 # > **Model solution, question 3.** All given γ,
 # >
-# > $$\mathcal L = \mathbb E[\log p(x|z_1,\ell)] - \mathrm{KL}(q(\ell|x)\|p(\ell)) + \log p(c) -
-# > \mathbb E_{q(z_1)}\Big[\log q(z_1|x) - \mathbb E_{q(z_2|z_1,c)}\log p(z_1|z_2,c) +
-# > \mathrm{KL}(q(z_2|z_1,c)\|p(z_2))\Big]$$
+# > $$\mathcal L = \mathbb E[\log p(x|z_1,\ell)] - \mathrm{KL}(q(\ell|x)\|p(\ell)) + \log p(c) - \mathbb E_{q(z_1)}\Big[\log q(z_1|x) - \mathbb E_{q(z_2|z_1,c)}\log p(z_1|z_2,c) + \mathrm{KL}(q(z_2|z_1,c)\|p(z_2))\Big]$$
 # >
-# > $$\mathcal U = \mathbb E[\log p(x|z_1,\ell)] - \mathrm{KL}(q(\ell|x)\|p(\ell)) -
-# > \mathbb E_{q(z_1)}\log q(z_1|x) + \mathbb E_{q(z_1)}\sum_c q(c|z_1)\Big\{
-# > \mathbb E_{q(z_2|z_1,c)} \log p(z_1|z_2,c) - \mathrm{KL}(q(z_2|z_1,c)\|p(z_2))\Big\} -
-# > \mathbb E_{q(z_1)} \mathrm{KL}(q(c|z_1)\|p(c))$$
+# > $$\mathcal U = \mathbb E[\log p(x|z_1,\ell)] - \mathrm{KL}(q(\ell|x)\|p(\ell)) - \mathbb E_{q(z_1)}\log q(z_1|x) + \mathbb E_{q(z_1)}\sum_c q(c|z_1)\Big\{ \mathbb E_{q(z_2|z_1,c)} \log p(z_1|z_2,c) - \mathrm{KL}(q(z_2|z_1,c)\|p(z_2))\Big\} - \mathbb E_{q(z_1)} \mathrm{KL}(q(c|z_1)\|p(c))$$
 # >
 # > What is trained: Σ L over labelled cells + Σ U over the others + α Σ log q(c|z1) over labelled
 # > cells. The last sum stands outside every bound.

@@ -67,3 +67,10 @@ def test_the_notebook_is_small(lesson):
 def test_it_opens_with_its_objectives(lesson):
     first = notebook_of(lesson).cells[0]
     assert first.cell_type == "markdown" and "objectives" in first.source.lower()
+
+
+def test_a_formula_in_a_quote_stands_on_one_line(lesson):
+    """JupyterLab reads the > of a quoted second line into the formula (jupyterlab#16755)."""
+    for cell in jupytext.read(lesson).cells:
+        for formula in re.findall(r"\$\$.*?\$\$", cell.source, re.S):
+            assert "\n>" not in formula, formula
