@@ -50,7 +50,9 @@ def test_the_kernels_asked_for_are_in_use():
     machine = portable.look(portable.own())
     there = portable.look(portable.own() | NEHALEM.environment(machine["features"]))
     assert there["kernels"] == {"numpy": "Nehalem", "scipy": "Nehalem"}
-    assert (there["torch"], there["threads"], there["features"]) == ("default", 1, [])
+    assert (there["torch"], there["threads"]) == ("default", 1)
+    of_nehalem = {"SSSE3", "SSE41", "POPCNT", "SSE42", "X86_V2"}  # numpy before 2.4 lists them
+    assert of_nehalem.issuperset(there["features"])
 
 
 def test_a_process_that_dies_has_nothing_in_use():
