@@ -24,6 +24,7 @@ FOLDER = Path(__file__).with_name("benchmarks")
 with pytest.MonkeyPatch.context() as patch:  # scripts import what lies beside them
     patch.syspath_prepend(str(FOLDER))
     import contenders
+    import larger_than_memory
     import mapping
     import report
     import scanvi
@@ -346,3 +347,94 @@ def test_mixing_is_1_by_chance_and_0_apart():
     z, batch, types = rng.normal(size=(600, 3)), rng.integers(0, 2, 600), np.arange(600) % 2
     assert mapping.mixing(z, batch, types) == pytest.approx(1, abs=0.05)
     assert mapping.mixing(z + 20 * batch[:, None], batch, types) == 0
+
+
+# Block sizes
+
+TYPES = np.repeat([f"type {i}" for i in range(8)], 4096)  # sorted
+
+
+@pytest.mark.parametrize(
+    ("counts", "bits"),
+    [([5], 0), ([0, 9, 0], 0), ([3, 3], 1), ([4, 2, 2], 1.5), ([2] * 16, 4), ([1, 3], 0.811278)],
+)
+def test_entropy_of_known_compositions(counts, bits):
+    assert larger_than_memory.entropy(counts) == pytest.approx(bits, abs=1e-6)
+
+
+def test_in_order_a_minibatch_has_one_type():
+    rows = larger_than_memory.one_epoch(
+        vaelab.Cells.from_array(np.ones((1000, 1)), library=1 + np.arange(1000)), None
+    )
+    assert np.concatenate([part.library - 1 for part in rows]).tolist() == list(range(1000))
+    found = larger_than_memory.randomness(TYPES, larger_than_memory.IN_ORDER)
+    assert (found["entropy"], found["entropy_sd"]) == (0, 0)
+    assert found["variance"] == pytest.approx(128)  # as one cell
+    assert found["predicted_variance"] is None
+
+
+def test_a_random_minibatch_has_almost_the_entropy_of_the_file():
+    """The bias of an entropy that is estimated from n cells is (types − 1) / (2 n) nats."""
+    found = larger_than_memory.randomness(TYPES, 1)
+    assert found["entropy"] == pytest.approx(3 - 7 / 256 / math.log(2), abs=0.002)
+    assert found["variance"] == pytest.approx(1, abs=0.05)
+    assert found["predicted_variance"] == 1
+
+
+@pytest.mark.parametrize("block_size", [4, 16, 64])
+def test_blocks_lower_the_entropy_as_their_variance_says(block_size):
+    found = larger_than_memory.randomness(TYPES, block_size)
+    assert found["predicted_variance"] == pytest.approx(1 + 127 * (block_size - 1) / 4095)
+    assert found["variance"] == pytest.approx(found["predicted_variance"], rel=0.1)
+    lost = found["predicted_variance"] * 7 / 256 / math.log(2)
+    assert found["entropy"] == pytest.approx(3 - lost, abs=0.12 * lost)
+
+
+def test_what_is_predicted_depends_on_what_a_block_holds():
+    alternating = np.tile(["a", "b"], 2048)  # no block has more of one type than another block
+    assert larger_than_memory.predicted(alternating, 16) == pytest.approx(1 - 127 / 4095, rel=1e-3)
+    alone = np.repeat(["a", "b"], 2048)
+    assert larger_than_memory.predicted(alone, 16) == pytest.approx(1 + 127 * 15 / 4095)
+    assert larger_than_memory.predicted(alone, 1) == 1
+
+
+@pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
+@pytest.mark.filterwarnings("ignore:zarr v3 autosharding")
+def test_block_sizes_are_compared(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(larger_than_memory, "BLOCK_SIZES", (1, 16))
+    monkeypatch.setattr(training, "MIXED", training.MIXED)  # is set back afterwards
+    paths = [tmp_path / "cells.h5ad", tmp_path / "cells.zarr"]
+    monkeypatch.setattr(larger_than_memory, "N_GENES", 40)
+    for path in paths:
+        larger_than_memory.write(path, 700)
+    threads = torch.get_num_threads()
+    larger_than_memory.compare_block_sizes(paths, mixed=256, rounds=2, out=tmp_path / "out")
+    torch.set_num_threads(threads)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[3:6]] == ["in", "1", "16"]
+    assert "256 cells mixed" in lines[0] and "CPU time" in lines[1]
+    text = (tmp_path / "out" / "larger_than_memory.json").read_text()
+    content = json.loads(text, parse_constant=pytest.fail)
+    measured = {(row["place"], row["what"]) for row in content["speeds"]}
+    assert {("memory", "training"), ("h5ad", "reading"), ("zarr", "training")} <= measured
+    assert all(len(row["wall"]) == len(row["cpu"]) == 2 for row in content["speeds"])
+    speed, bits = larger_than_memory.draw(content).axes
+    lines = {line.get_label(): line.get_ydata() for line in speed.get_lines()}
+    (row,) = (
+        r for r in content["speeds"]
+        if (r["place"], r["block_size"], r["what"]) == ("zarr", 16, "training")
+    )  # fmt: skip
+    assert lines["zarr, training"][1] == max(row["cpu"])
+    assert "bits" in bits.get_ylabel()
+
+
+def test_reading_counts_all_cells_and_stops_in_time(monkeypatch):
+    cells = vaelab.Cells.from_array(np.ones((9000, 3)))
+    asked = []
+    monkeypatch.setattr(larger_than_memory, "forget", asked.append)
+    larger_than_memory.reading(cells, 16, cold="file")
+    assert len(asked) == 3  # 4,096 cells at a time
+    monkeypatch.setattr(larger_than_memory, "SECONDS", 0)
+    asked.clear()
+    larger_than_memory.reading(cells, 16, cold="file")
+    assert len(asked) == 1

@@ -118,13 +118,15 @@ class Report:
         return int(self.verdict is not None and self.verdict.worse)
 
 
-def machine() -> dict:
+PACKAGES = ("torch", "scvi-tools", "vaelab", "lightning", "numpy")
+
+
+def machine(packages: tuple[str, ...] = PACKAGES) -> dict:
     """The machine and the versions, on which the results depend."""
     try:
         cpu = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1]
     except (OSError, TypeError):  # not on Linux, or a processor without a name
         cpu = platform.processor() or platform.machine()
-    packages = ("torch", "scvi-tools", "vaelab", "lightning", "numpy")
     return {
         "cpu": cpu,
         "cores": os.cpu_count(),
