@@ -286,7 +286,12 @@ def draw(content: dict):
         axes.minorticks_off()
         axes.set_xlabel("block size (cells)")
         axes.legend(
-            frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.14)
+            frameon=False,
+            fontsize=8,
+            handlelength=3,
+            ncols=3,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.14),
         )
     return figure
 
