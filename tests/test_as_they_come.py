@@ -626,7 +626,7 @@ def test_save_does_not_replace_a_model_unless_told(tmp_path, monkeypatch):
 
 
 def test_a_finished_run_goes_on_with_more_epochs(tmp_path):
-    options = {"progress": False, "checkpoint": tmp_path / "run", "kl_warmup": 1.0}
+    options = {"progress": False, "checkpoint": tmp_path / "run", "kl_warmup": 3}
     model = VAE(N_GENES, n_latent=2, n_hidden=8)
     first = fit(model, of(), epochs=3, **options)
     history = fit(VAE(N_GENES, n_latent=2, n_hidden=8), of(), epochs=5, **options)
@@ -641,7 +641,7 @@ def test_a_finished_run_goes_on_with_more_epochs(tmp_path):
 def test_going_on_is_as_if_it_had_not_stopped(tmp_path):
     def run(epochs, **options):
         model = VAE(N_GENES, n_latent=2, n_hidden=8)
-        fit(model, of(), epochs=epochs, kl_warmup=0.0, progress=False, **options)
+        fit(model, of(), epochs=epochs, kl_warmup=0, progress=False, **options)
         return model.embed(of())
 
     run(2, checkpoint=tmp_path / "run")

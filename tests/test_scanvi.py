@@ -304,7 +304,7 @@ def test_held_out_cells_are_judged_without_their_labels():
         return elbo_per_cell(cells, **options)
 
     model.elbo_per_cell = watched
-    history = vaelab.fit(model, cells, epochs=4, kl_warmup=0.0, validation_fraction=0.25,
+    history = vaelab.fit(model, cells, epochs=4, kl_warmup=0, validation_fraction=0.25,
                          seed=3, progress=False)  # fmt: skip
     assert [len(c) for c in asked] == [30] * 4
     assert all((c.label == -1).all() for c in asked)

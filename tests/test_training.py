@@ -123,8 +123,10 @@ def test_any_number_of_cells_is_trained_on_in_even_minibatches(n_cells, batch_si
 
 @pytest.mark.parametrize("epochs", [1, 2, 7])
 @pytest.mark.parametrize("batch_size", [1, 7, 1000])
-@pytest.mark.parametrize("kl_warmup", [0, 1e-9, 0.3, 0.99, 1])
-def test_the_kl_weight_rises_to_exactly_one(epochs, batch_size, kl_warmup):
+@pytest.mark.parametrize("share", [0, 0.3, 0.99, 1])
+def test_the_kl_weight_rises_to_exactly_one(epochs, batch_size, share):
+    n_steps = epochs * -(-8 // batch_size)  # one of nine cells is held out
+    kl_warmup = int(share * n_steps)
     history = quick(
         some_model(), some_cells(9), epochs=epochs, batch_size=batch_size, kl_warmup=kl_warmup
     )
@@ -134,21 +136,15 @@ def test_the_kl_weight_rises_to_exactly_one(epochs, batch_size, kl_warmup):
     assert (weights > 0).all()
     if kl_warmup == 0:
         assert (weights == 1).all()
-    if kl_warmup == 1:
+    if share == 1:
         assert (weights[:-1] < 1).all()
 
 
-@pytest.mark.parametrize("kl_warmup", [0, 0.1, 1 / 3, 0.7, 1])
-@pytest.mark.parametrize(("epochs", "n_minibatches"), [(1, 1), (3, 10**7 + 19), (49, 99_991)])
-def test_the_last_step_of_any_run_has_kl_weight_one(kl_warmup, epochs, n_minibatches):
-    run = object.__new__(training._Run)
-    run.settings = {"warmup_epochs": kl_warmup * epochs}
-    run.n_minibatches = n_minibatches
-    last = epochs * n_minibatches
-    assert run.kl_weight(last) == 1
-    if kl_warmup == 1 and last > 1:
-        assert run.kl_weight(last - 1) < 1
-        assert run.kl_weight(last // 2) == pytest.approx(0.5, abs=1 / last)
+def test_a_warm_up_that_would_not_end_is_refused():
+    # 45 training cells in minibatches of 16: three steps an epoch.
+    assert quick(some_model(), epochs=4, kl_warmup=12).frame["kl_weight"].iloc[-1] == 1
+    with pytest.raises(ValueError, match=r"^kl_warmup is 13 steps, but 4 epochs .* have 12;"):
+        quick(some_model(), epochs=4, kl_warmup=13)
 
 
 def test_the_kl_weight_of_each_step_is_the_one_in_the_loss():
@@ -161,7 +157,7 @@ def test_the_kl_weight_of_each_step_is_the_one_in_the_loss():
 
     elbo = model.elbo
     model.elbo = lambda cells, **a: watched(elbo(cells, **a)) if model.training else elbo(cells)
-    history = quick(model, epochs=4, kl_warmup=0.5, validation_fraction=0, batch_size=10)
+    history = quick(model, epochs=4, kl_warmup=10, validation_fraction=0, batch_size=10)
     np.testing.assert_allclose(weights, [min(1, step / 10) for step in range(1, 21)])
     assert history.frame["kl_weight"].tolist() == weights[4::5]
 
@@ -360,9 +356,8 @@ def test_a_fitted_model_is_trained_further():
 
 def test_training_stops_when_patience_ends_and_the_best_parameters_come_back():
     model = some_model()
-    # Epochs 1 and 2 are the warm-up: a high bound there does not count.
-    at_epoch = script(model, [-1, -2, -9, -8, -7, -7, -7.5, -7.1, -6])
-    history = quick(model, epochs=10, kl_warmup=0.25, patience=3)
+    at_epoch = script(model, [-9, -9.5, -9, -8, -7, -7, -7.5, -7.1, -6])
+    history = quick(model, epochs=10, kl_warmup=6, patience=3)
     assert history.best_epoch == 5
     assert len(history.frame) == 8
     assert history.stopped == "no better held-out bound for 3 epochs"
@@ -383,10 +378,11 @@ def test_without_patience_training_goes_on_and_the_best_parameters_still_come_ba
 
 def test_patience_counts_from_the_end_of_the_warm_up():
     model = some_model()
-    script(model, [-float(epoch) for epoch in range(20)])
-    history = quick(model, epochs=20, kl_warmup=0.5, patience=2)
-    assert history.best_epoch == 10
+    at_epoch = script(model, [-float(epoch) for epoch in range(20)])
+    history = quick(model, epochs=20, kl_warmup=30, patience=2)  # three steps an epoch
+    assert history.best_epoch == 1  # the held-out bound has weight 1 throughout
     assert len(history.frame) == 12
+    assert same(state(model), at_epoch[0])
 
 
 def test_the_model_that_comes_back_has_the_best_held_out_bound_of_the_history():
@@ -394,14 +390,14 @@ def test_the_model_that_comes_back_has_the_best_held_out_bound_of_the_history():
     cells, model = some_cells(30), some_model(n_hidden=64)
     seen = spy(model)
     history = quick(
-        model, cells, epochs=300, learning_rate=0.03, kl_warmup=0.05, patience=10,
+        model, cells, epochs=300, learning_rate=0.03, epsilon=1e-8, kl_warmup=20, patience=10,
         validation_fraction=0.3,
     )  # fmt: skip
     assert history.stopped.startswith("no better held-out bound")
-    after_warmup = history.frame["held_out_bound"][history.frame["kl_weight"] == 1]
-    assert after_warmup.idxmax() == history.best_epoch < len(history.frame)
+    bounds = history.frame["held_out_bound"]
+    assert bounds.idxmax() == history.best_epoch < len(history.frame)
     held_out = cells[seen["held out"][0]]
-    assert float(model.elbo_per_cell(held_out, seed=0).mean()) == after_warmup.max()
+    assert float(model.elbo_per_cell(held_out, seed=0).mean()) == bounds.max()
 
 
 def test_without_held_out_cells_nothing_is_put_back():
@@ -415,12 +411,12 @@ def test_without_held_out_cells_nothing_is_put_back():
 # --------------------------------------------------------------------------------------- Ctrl-C
 
 
-def test_ctrl_c_in_the_warm_up_keeps_the_parameters_so_far(capsys):
-    # 45 training cells in minibatches of 16: three steps an epoch, 24 in all, 12 of warm-up.
+def test_ctrl_c_without_held_out_cells_keeps_the_parameters_so_far(capsys):
+    # 50 training cells in minibatches of 16: four steps an epoch.
     at_stop = []
     model = some_model()
-    at_step(model, 8, lambda bound: (at_stop.append(state(model)), ctrl_c(bound)))
-    history = quick(model, kl_warmup=0.5)
+    at_step(model, 10, lambda bound: (at_stop.append(state(model)), ctrl_c(bound)))
+    history = quick(model, validation_fraction=0)
     assert history.stopped == "stopped by Ctrl-C in epoch 3"
     assert len(history.frame) == 2
     assert same(state(model), at_stop[0])
@@ -429,11 +425,11 @@ def test_ctrl_c_in_the_warm_up_keeps_the_parameters_so_far(capsys):
     assert "stopped by Ctrl-C in epoch 3 of 8" in capsys.readouterr().out
 
 
-def test_ctrl_c_after_the_warm_up_keeps_the_best_parameters():
+def test_ctrl_c_keeps_the_best_parameters():
     model = some_model()
     at_epoch = script(model, [-9, -8, -7, -1, -6, -5, -4, -3])
     at_step(model, 17, ctrl_c)
-    history = quick(model, kl_warmup=0.25)
+    history = quick(model)
     assert history.stopped == "stopped by Ctrl-C in epoch 6"
     assert history.best_epoch == 4
     assert same(state(model), at_epoch[3])
@@ -612,9 +608,11 @@ def checkpoint(tmp_path_factory):
     [
         ({"epochs": 7}, "epochs was 8 there and is 7"),
         ({"batch_size": 8}, "batch_size was 16"),
-        ({"learning_rate": 0.01}, r"learning_rate was 0\.001"),
+        ({"learning_rate": 0.01}, r"learning_rate was 0\.02 there and is 0\.01"),
+        ({"epsilon": 1e-8}, r"epsilon was"),
+        ({"likelihood_learning_rate": 0.01}, r"likelihood_learning_rate was"),
         ({"weight_decay": 0.1}, r"weight_decay was 0\.0"),
-        ({"kl_warmup": 0.5}, r"kl_warmup was 0\.25"),
+        ({"kl_warmup": 2}, r"kl_warmup was 0 there and is 2"),
         ({"validation_fraction": 0.2}, "validation_fraction was"),
         ({"block_size": 4}, "block_size was 1 there and is 4"),
         ({"seed": 1}, "seed was 0 there and is 1"),
@@ -791,11 +789,13 @@ def test_after_a_resume_a_broken_loss_sets_back_to_the_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("epochs", [0, -1, 2.5, np.nan, "3", True, None]),
+        ("epochs", [0, -1, 2.5, np.nan, "3", True]),
         ("batch_size", [0, -1, 2.5, np.nan, "16", None]),
         ("learning_rate", [0, -1e-3, np.nan, np.inf, "1e-3", None]),
+        ("epsilon", [0, -1e-3, np.nan, np.inf, "1e-3"]),
+        ("likelihood_learning_rate", [0, -1e-3, np.nan, np.inf, "1e-3", None]),
         ("weight_decay", [-1e-9, np.nan, np.inf, "0"]),
-        ("kl_warmup", [-0.1, 1.1, np.nan, "0.5", None, True]),
+        ("kl_warmup", [-1, 0.25, np.nan, "5", None, True]),
         ("validation_fraction", [-0.1, 1.0, 2, np.nan, "0.1", None]),
         ("patience", [0, -1, 2.5, np.nan, "3"]),
         ("block_size", [0, -1, 2.5, np.nan, "3", True]),

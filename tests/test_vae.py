@@ -286,7 +286,8 @@ def test_training_a_linear_vae_brings_its_bound_to_the_exact_evidence():
             epochs=20,
             batch_size=100,
             learning_rate=learning_rate,
-            kl_warmup=0.0,
+            epsilon=1e-8,
+            likelihood_learning_rate=learning_rate,
             validation_fraction=0.0,
             progress=False,
         )

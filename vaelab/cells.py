@@ -296,6 +296,20 @@ class Cells:
         for rows in matrices.parts(self.x):
             yield rows.start, self[rows].in_memory()
 
+    def standard_deviations(self) -> Tensor:
+        """The standard deviation of each gene over the cells where it is observed; (n_genes,)."""
+        n, mean, squares = (torch.zeros(self.n_genes, dtype=torch.float64) for _ in range(3))
+        for _, part in self.parts():  # Chan et al. 1983: exact also if the mean is large
+            x = part.to("cpu", torch.float64).x
+            seen = torch.ones_like(x) if part.observed is None else part.observed.to(x)
+            n_part = seen.sum(0)
+            mean_part = (x * seen).sum(0) / n_part.clamp(min=1)
+            squares += ((x - mean_part).square() * seen).sum(0)
+            squares += (mean_part - mean).square() * n * n_part / (n + n_part).clamp(min=1)
+            mean += (mean_part - mean) * n_part / (n + n_part).clamp(min=1)
+            n += n_part
+        return (squares / n.clamp(min=1)).sqrt()
+
     def require_domain(self, domain: str) -> None:
         """Refuse values to which a likelihood gives no probability.
 

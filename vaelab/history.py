@@ -38,6 +38,10 @@ class History:
         Why training ended.
     stopped
         The same as a sentence.
+    settings
+        The settings of ``fit``, with the values that it chose itself.
+    chosen
+        For each setting that ``fit`` chose itself, a sentence that says what and why.
     """
 
     records: list[dict] = field(default_factory=list)
@@ -45,6 +49,8 @@ class History:
     best_epoch: int | None = None
     reason: StopReason = StopReason.NOT_STARTED
     stopped: str = "not started"
+    settings: dict = field(default_factory=dict)
+    chosen: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         self.reason = StopReason(self.reason)  # a checkpoint holds it as text

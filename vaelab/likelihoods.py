@@ -100,6 +100,28 @@ class Likelihood(nn.Module):
         return self.output(h).split(self.n_genes, dim=-1)
 
 
+class _Bounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, low, high):
+        ctx.save_for_backward(x, low, high)
+        return x.clamp(low, high)
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, low, high = ctx.saved_tensors
+        outwards = ((x < low) & (grad > 0)) | ((x > high) & (grad < 0))
+        return grad.masked_fill(outwards, 0.0), None, None
+
+
+def bounded(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
+    """x within [low, high], for a parameter that gradient descent can bring back.
+
+    The gradient of ``clamp`` is 0 outside, so that a parameter that once left would stay there for
+    ever. Here a gradient that leads back passes, and only one that leads further out is 0.
+    """
+    return _Bounded.apply(x, torch.as_tensor(low).to(x), torch.as_tensor(high).to(x))
+
+
 def count_mean(logits: Tensor, library: Tensor) -> Tensor:
     """μ = ℓρ with ρ = softmax(logits).
 
@@ -110,16 +132,30 @@ def count_mean(logits: Tensor, library: Tensor) -> Tensor:
 
 
 class NormalLikelihood(Likelihood):
+    """Normal(f_g(h), σ_g).
+
+    σ_g stays above 0.7 % (e⁻⁵) of the gene's standard deviation over the cells: without a limit an
+    almost constant gene would drive σ to 0 and the density to ∞. A constant gene has the limit of
+    the gene with the smallest standard deviation.
+    """
+
     domain = "real"
 
     def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
         super().__init__(n_in, n_genes, dispersion, n_batches)
         self.log_std = nn.Parameter(torch.zeros(n_genes))
+        self.register_buffer("lowest_log_std", torch.full((n_genes,), -5.0))
+
+    def set_limits(self, std: Tensor) -> None:
+        """Set the limits of σ from the standard deviation of each gene, shape (n_genes,)."""
+        varying = std[std > 0]
+        std = std.where(std > 0, varying.min() if len(varying) else 1.0)
+        self.lowest_log_std.copy_(std.log() - 5)
 
     def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         (mean,) = self.outputs(h)
-        # Without the limit, an almost constant gene drives σ to 0 and the density to ∞.
-        return Normal(mean, self.log_std.clamp(min=-5).exp(), validate_args=False)
+        σ = bounded(self.log_std, self.lowest_log_std, torch.inf).exp()
+        return Normal(mean, σ, validate_args=False)
 
 
 class ContinuousBernoulliLikelihood(Likelihood):
@@ -164,7 +200,7 @@ class NegativeBinomialLikelihood(Likelihood):
         else:
             log_θ = self.log_inverse_dispersion
         # In float32 the NB equals a Poisson for θ above e^12; its gradient in θ is rounding error.
-        θ = log_θ.clamp(-12, 12).exp()
+        θ = bounded(log_θ, -12, 12).exp()
         return NegativeBinomial(count_mean(logits, library), θ, validate_args=False)
 
     def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:

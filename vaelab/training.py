@@ -21,6 +21,7 @@ from ._internal.machine import find_device
 from ._internal.on_disk import OnDisk, UnreadableError
 from .cells import Cells
 from .history import History, ProgressBar, StopReason
+from .likelihoods import Likelihood
 from .metrics import USED, usage
 from .models._surgery import Extensible
 from .models.base import Model
@@ -29,6 +30,13 @@ from .reparametrization import seeded
 __all__ = ["History", "StopReason", "TrainingError", "fit", "minibatches"]
 
 MIXED = 4096  # cells of a file that are in memory at once to be mixed
+
+# Where ``fit`` chooses for itself. Measured in optimiser steps, because a small data set has few of
+# them in an epoch; the limits are in epochs, because a large one should be seen several times.
+GENES_PER_EPSILON = 2_000
+STEPS, EPOCHS = 8_000, (30, 500)
+STEPS_UNWATCHED, EPOCHS_UNWATCHED = 1_500, (10, 100)  # without held-out cells that say when to stop
+PATIENCE_STEPS, PATIENCE = 400, (5, 50)
 
 
 class TrainingError(RuntimeError):
@@ -53,14 +61,16 @@ def fit(
     model: Model,
     cells: Cells,
     *,
-    epochs: int = 200,
+    epochs: int | None = None,
     batch_size: int = 128,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 2e-2,
+    epsilon: float | None = None,
+    likelihood_learning_rate: float = 0.1,
     weight_decay: float = 0.0,
-    kl_warmup: float = 0.25,
+    kl_warmup: int = 0,
     train: str = "all",
     validation_fraction: float = 0.1,
-    patience: int | None = 30,
+    patience: int | str | None = "auto",
     block_size: int | None = None,
     seed: int = 0,
     device: str | None = None,
@@ -76,14 +86,23 @@ def fit(
     cells
         The cells to train on, in memory or on disk.
     epochs
-        Largest number of passes over the training cells.
+        Largest number of passes over the training cells. None for a number that fits the data set:
+        enough for STEPS optimiser steps. ``history.chosen`` says how many and why.
     batch_size
         Largest number of cells per minibatch: minibatches of an epoch differ by at most one cell.
-    learning_rate, weight_decay
-        Options of Adam.
+    learning_rate, epsilon, weight_decay
+        Options of Adam for the networks. A step of a weight is learning_rate · m / (√v + epsilon),
+        with the running means m of its gradient and v of its square. The usual 1e-8 makes steps of
+        one size for all weights, also where the gradient is mostly noise, as it is for genes that
+        few cells express. With a large epsilon a small gradient makes a small step, and the model
+        learns less by heart. None for 1 per 2,000 genes, because the gradient of the bound grows
+        with the number of genes. With a small epsilon, choose a small learning rate, such as 1e-3.
+    likelihood_learning_rate
+        Learning rate of the likelihood's own parameters, one per gene (log θ or log σ), for which
+        epsilon is 1e-8 and there is no weight decay: they have far to go from their start.
     kl_warmup
-        Share of all steps over which the KL weight rises linearly to 1, in [0, 1]. It reaches 1 for
-        any number of cells, at the last step at the latest.
+        Number of optimiser steps over which the KL weight rises linearly to 1, at most all steps;
+        0 for a weight of 1 from the start.
     train
         "all" to train all weights. "new batch" to train only the weights of the cells' batches,
         which ``model.extend`` has added: all other parameters and buffers stay equal to the bit.
@@ -95,7 +114,7 @@ def fit(
     patience
         Epochs without a better held-out bound after which training stops, counted from the end
         of the warm-up; None to go on to the end. If there are held-out cells, the best parameters
-        after the warm-up are restored in both cases.
+        are restored in both cases. "auto" for a number that fits the data set.
     block_size
         Number of neighbouring cells that are read together. None for 1 in memory, where the order
         is then completely random, 16 in h5ad and 64 in zarr: :func:`minibatches` says what this
@@ -117,8 +136,8 @@ def fit(
 
     Returns
     -------
-    The History. Ctrl-C stops training and returns normally, with the best parameters so far (before
-    the end of the warm-up, the last ones); ``history.reason`` and ``history.stopped`` say so.
+    The History. Ctrl-C stops training and returns normally, with the best parameters so far;
+    ``history.reason`` and ``history.stopped`` say so.
 
     Raises
     ------
@@ -139,6 +158,8 @@ def fit(
         "epochs": epochs,
         "batch_size": batch_size,
         "learning_rate": learning_rate,
+        "epsilon": epsilon,
+        "likelihood_learning_rate": likelihood_learning_rate,
         "weight_decay": weight_decay,
         "kl_warmup": kl_warmup,
         "validation_fraction": validation_fraction,
@@ -159,6 +180,15 @@ def fit(
             f"validation_fraction {validation_fraction} of {cells.n_cells} cells leaves none to "
             "train on; lower it, or give more cells."
         )
+    chosen = _choose(settings, cells.n_genes, cells.n_cells - n_held_out, n_held_out)
+    n_steps = settings["epochs"] * -(-(cells.n_cells - n_held_out) // batch_size)
+    if kl_warmup > n_steps:
+        raise ValueError(
+            f"kl_warmup is {kl_warmup:,} steps, but {settings['epochs']} epochs of "
+            f"{cells.n_cells - n_held_out:,} training cells have {n_steps:,}; the KL weight would "
+            "not reach 1. Choose a shorter warm-up or more epochs."
+        )
+    own_settings = dict(settings)  # ``identify`` adds what only a checkpoint needs
     new = model.to(device).new_weights(cells) if train == "new batch" else None
     with seeded(seed), _training_only(model, new), _gradients(device):
         run = _Run(model.to(device), cells, n_held_out, settings, new)
@@ -167,6 +197,7 @@ def fit(
             run.identify()
             if checkpoint.exists():
                 run.resume(checkpoint)
+        run.history.settings, run.history.chosen = own_settings, chosen
         # After all checks: a refused run does not change the model.
         if new is None:
             model.prepare(cells)
@@ -175,7 +206,7 @@ def fit(
         run.begin()
         history = run.history
         try:
-            with ProgressBar(epochs, len(history.records), show=progress) as bar:
+            with ProgressBar(settings["epochs"], len(history.records), show=progress) as bar:
                 while not run.is_done():
                     run.epoch()
                     if checkpoint is not None:
@@ -186,12 +217,14 @@ def fit(
                 run.restore_last_finite()
             history.reason = StopReason.INTERRUPTED
             history.stopped = f"stopped by Ctrl-C in epoch {len(history.records) + 1}"
-            print(f"Training was {history.stopped} of {epochs}; the model so far is kept.")
+            print(
+                f"Training was {history.stopped} of {settings['epochs']}; the model so far is kept."
+            )
         except UnreadableError as error:
             run.restore_best()
             raise TrainingError(
-                f"{error} Training ended in epoch {len(history.records) + 1} of {epochs}; the "
-                "model so far is kept.",
+                f"{error} Training ended in epoch {len(history.records) + 1} of "
+                f"{settings['epochs']}; the model so far is kept.",
                 history,
             ) from error
         finally:
@@ -285,15 +318,17 @@ class _Run:
     ):
         self.model, self.cells, self.settings = model, cells, settings
         self.new = new  # masks of the entries to train; None for all
-        settings["warmup_epochs"] = settings["kl_warmup"] * settings["epochs"]
         self.history = History()
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
         self.best_bound = -np.inf
         fused = model.device.type in ("cpu", "cuda") and model.dtype == torch.float32
+        networks, likelihood = _groups(model)
+        options = {"eps": settings["epsilon"], "weight_decay": settings["weight_decay"]}
         self.optimizer = torch.optim.Adam(
-            [p for p in model.parameters() if p.requires_grad],
-            lr=settings["learning_rate"],
-            weight_decay=settings["weight_decay"],
+            [
+                {"params": networks, "lr": settings["learning_rate"]} | options,
+                {"params": likelihood, "lr": settings["likelihood_learning_rate"]},
+            ],
             fused=fused,
         )
         self.rng = np.random.default_rng(settings["seed"])
@@ -361,14 +396,13 @@ class _Run:
         )
         for name in bound.posteriors:
             self.history.shares.setdefault(name, []).append(means[name])
-        if kl_weight == 1 and held_out_bound > self.best_bound:  # False for NaN
+        if held_out_bound > self.best_bound:  # False for NaN
             self.best, self.best_bound = _copy(self.model.state_dict()), held_out_bound
             self.history.best_epoch = number
 
     def kl_weight(self, step: int) -> float:
         """The KL weight at a step, counted from 1 over all epochs."""
-        warmup_steps = self.settings["warmup_epochs"] * self.n_minibatches
-        return min(1.0, step / warmup_steps) if warmup_steps > 0 else 1.0
+        return min(1.0, step / max(1, self.settings["kl_warmup"]))
 
     def held_out_bound(self) -> float:
         """The mean ELBO of the held-out cells, with the same draws in every epoch; nats."""
@@ -383,10 +417,14 @@ class _Run:
         done = len(history.records)
         if done >= self.settings["epochs"]:
             history.reason, history.stopped = StopReason.ALL_EPOCHS, f"all {done} epochs done"
-        elif patience is not None and self.best and done - history.best_epoch >= patience:
+        elif patience is not None and self.best and done - self.last_progress() >= patience:
             history.reason = StopReason.NO_PROGRESS
             history.stopped = f"no better held-out bound for {patience} epochs"
         return history.reason is not StopReason.NOT_STARTED
+
+    def last_progress(self) -> int:
+        """The best epoch so far, or the end of the warm-up if that was later."""
+        return max(self.history.best_epoch, self.settings["kl_warmup"] // self.n_minibatches)
 
     def restore_best(self) -> None:
         if self.best:
@@ -411,7 +449,7 @@ class _Run:
     def possible_cause(self) -> str:
         rate = self.settings["learning_rate"]
         # Parameters only: batch normalisation's running statistics overflow when the values do.
-        if not _finite(self.model.parameters()) or rate >= 0.01:
+        if not _finite(self.model.parameters()) or rate > 0.05:
             return f"a learning rate that is too high ({rate:g}); try {rate / 10:g}"
         largest = max(abs(part.x).max() for _, part in self.cells.parts())
         if self.model.domain == "counts":
@@ -462,18 +500,57 @@ def _require_settings(settings: dict) -> None:
         return n >= 1
 
     for name, kind, fits, expected in (
-        ("epochs", Integral, is_size, size),
+        ("epochs", Integral, is_size, f"None or {size}"),
         ("batch_size", Integral, is_size, size),
         ("learning_rate", Real, lambda v: 0 < v < np.inf, "a number above 0"),
+        ("epsilon", Real, lambda v: 0 < v < np.inf, "None or a number above 0"),
+        ("likelihood_learning_rate", Real, lambda v: 0 < v < np.inf, "a number above 0"),
         ("weight_decay", Real, lambda v: 0 <= v < np.inf, "a number, 0 or more"),
-        ("kl_warmup", Real, lambda v: 0 <= v <= 1, "a share, from 0 to 1"),
+        ("kl_warmup", Integral, lambda n: n >= 0, "a whole number of steps, 0 or more"),
         ("validation_fraction", Real, lambda v: 0 <= v < 1, "a share, from 0 to below 1"),
-        ("patience", Integral, is_size, f"None or {size}"),
+        ("patience", Integral, is_size, f"'auto', None or {size}"),
         ("block_size", Integral, is_size, f"None or {size}"),
         ("seed", Integral, lambda n: 0 <= n < 2**63, "a whole number from 0 to 2⁶³ − 1"),
     ):
-        if not (settings[name] is None and expected.startswith("None")):
+        may_be_none = settings[name] is None and "None" in expected
+        if not (may_be_none or (name == "patience" and settings[name] == "auto")):
             require(name, settings[name], kind, fits, expected)
+
+
+def _choose(settings: dict, n_genes: int, n_training: int, n_held_out: int) -> dict[str, str]:
+    """Set the settings that were left to ``fit``; returns a sentence for each."""
+    n_steps, chosen = -(-n_training // settings["batch_size"]), {}
+
+    def choose(name: str, steps: int, limits: tuple[int, int], reason: str = "") -> None:
+        settings[name] = int(np.clip(-(-steps // n_steps), *limits))
+        chosen[name] = (
+            f"{settings[name]} epochs: {steps:,} steps at {n_steps:,} per epoch, within "
+            f"{limits[0]} to {limits[1]} epochs{reason}"
+        )
+
+    if settings["epsilon"] is None:
+        settings["epsilon"] = n_genes / GENES_PER_EPSILON
+        chosen["epsilon"] = (
+            f"epsilon {settings['epsilon']:g}: {n_genes:,} genes, 1 per {GENES_PER_EPSILON:,} genes"
+        )
+    if settings["epochs"] is None and n_held_out:
+        choose("epochs", STEPS, EPOCHS)
+    elif settings["epochs"] is None:
+        reason = "; no held-out cells say when to stop"
+        choose("epochs", STEPS_UNWATCHED, EPOCHS_UNWATCHED, reason)
+    if settings["patience"] == "auto":
+        choose("patience", PATIENCE_STEPS, PATIENCE)
+    return chosen
+
+
+def _groups(model: Model) -> tuple[list[Tensor], list[Tensor]]:
+    """The parameters to train: of the networks, and the likelihood's own."""
+    own = [
+        p for m in model.modules() if isinstance(m, Likelihood) for p in m.parameters(recurse=False)
+    ]
+    is_own = {id(p) for p in own}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [p for p in trained if id(p) not in is_own], [p for p in trained if id(p) in is_own]
 
 
 def _require_new_batches(train: str, model: Model, cells: Cells) -> None:

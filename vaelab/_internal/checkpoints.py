@@ -70,8 +70,7 @@ def resume(run, history_type: type, path: Path) -> None:
             "remove this one to start again."
         ) from None
     then, now = progress["settings"], json.loads(to_json(run.settings))
-    run.settings["warmup_epochs"] = then.get("warmup_epochs", then["kl_warmup"] * then["epochs"])
-    may_differ = {"patience", "warmup_epochs"}
+    may_differ = {"patience"}
     if now["epochs"] > then["epochs"]:
         may_differ.add("epochs")
     if changed := [name for name in now if then.get(name) != now[name] and name not in may_differ]:

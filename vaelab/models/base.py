@@ -40,6 +40,7 @@ from torch.distributions import Distribution
 from .._internal.arguments import require, require_library, require_size
 from ..bounds import Bound
 from ..cells import Cells
+from ..likelihoods import NormalLikelihood
 from ..networks import evaluating
 from ..reparametrization import seeded
 from ._names import other_genes
@@ -374,6 +375,9 @@ class Model(Savable, nn.Module):
         self.require_compatible(cells)
         self.gene_names = cells.gene_names
         self.typical_library.copy_(cells.library.median())
+        for module in self.modules():
+            if isinstance(module, NormalLikelihood):
+                module.set_limits(cells.standard_deviations())
 
     def after_step(self) -> None:
         """Called by ``fit`` after each optimiser step."""
