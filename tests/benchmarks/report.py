@@ -55,7 +55,7 @@ class Row:
 
     @property
     def depends_on_processor(self) -> bool:
-        return self.unit in ("s", "CPU s", "cells/s")
+        return self.unit in ("s", "CPU s", "cells/s") and INFINITY not in self.ours
 
     def record(self) -> dict:
         lists = {name: getattr(self, name) for name in ("ours", "theirs", "wanted", "ratios")}

@@ -81,7 +81,8 @@ QUICK = Plan(
 class Report:
     """The results so far; each row is printed when it is added."""
 
-    def __init__(self):
+    def __init__(self, plan: Plan):
+        self.trial = plan.epochs_to_bound is not None
         self.rows: list[Row] = []
         self.curves: dict[str, dict[str, list[time_to_bound.Curve]]] = {}
         self.verdicts: list[Verdict] = []
@@ -108,7 +109,7 @@ class Report:
         }
         pictures = {"scvi_tools": draw(self.rows)}
         if self.curves:
-            pictures["time_to_bound"] = time_to_bound.draw(self.curves)
+            pictures["time_to_bound"] = time_to_bound.draw(self.curves, self.trial)
         files = {folder / "scvi_tools.json": to_json(content, indent=1).encode()}
         for name, picture in pictures.items():
             png = io.BytesIO()
@@ -213,10 +214,9 @@ def measure_time(report: Report, plan: Plan) -> None:
         finally:
             if found:
                 report.curves[name] = found
-        judge = plan.epochs_to_bound is None
-        for row in time_to_bound.rows_of(name, found, judge):
+        for row in time_to_bound.rows_of(name, found, judge=not report.trial):
             report.add(**vars(row))
-        if judge:
+        if not report.trial:
             for verdict in time_to_bound.verdicts_of(name, found):
                 report.judge(verdict)
 
@@ -446,7 +446,7 @@ def main(words: list[str] | None = None) -> int:
     plan = QUICK if arguments.quick else Plan()
     if arguments.seeds is not None:
         plan = replace(plan, seeds=arguments.seeds)
-    report = Report()
+    report = Report(plan)
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         measure(report, plan, arguments.only or PARTS)

@@ -193,12 +193,13 @@ def message(rows: list[Row]) -> str:
     return f"vaelab reaches the best held-out bound of scvi-tools' defaults {sooner}"
 
 
-def draw(of_data: dict[str, dict[str, list[Curve]]]):
+def draw(of_data: dict[str, dict[str, list[Curve]]], trial: bool = False):
     """Draw held-out bounds against CPU seconds, one panel per data set and one line per seed."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator
 
     from vaelab.plotting import COLOURS, MARKERS
 
@@ -216,11 +217,19 @@ def draw(of_data: dict[str, dict[str, list[Curve]]]):
         worst = min(min(curve.bounds[-1], curve.best) for curve in every)
         best = max(curve.best for curve in every)
         # The first epochs are far below the rest and would flatten everything after them.
-        axes.set_ylim(worst - (best - worst) - 2, best + 0.1 * (best - worst) + 1)
+        bottom = worst - (best - worst) - 2
+        axes.set_ylim(bottom, best + 0.1 * (best - worst) + 1)
+        axes.set_xlim(left=0.8 * min(curve.reach(bottom) for curve in every))
         axes.set(xscale="log", xlabel="CPU seconds of training", title=name)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
     panels[0, 0].set_ylabel("held-out bound (nats per cell)")
-    panels[0, -1].legend(frameon=False, loc="lower right", title="marker: the best epoch")
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside lower center", ncols=len(labels), frameon=False,
+        title="one line per seed; the marker is its best epoch",
+    )  # fmt: skip
     rows = [row for name, found in of_data.items() for row in rows_of(name, found)]
-    figure.suptitle(message(rows), fontsize=12, fontweight="bold")
+    figure.suptitle("A trial with few epochs" if trial else message(rows), fontsize=12)
     return figure
