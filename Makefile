@@ -28,7 +28,7 @@ help:
 	@echo "make parity    compare our models with scvi-tools, in an environment of its own"
 	@echo "make lessons   run course/*.py again into their notebooks (LESSONS=course/01_x.py: one)"
 	@echo "make format    format the code"
-	@echo "make bench     compare speed and memory with scvi-tools (BENCH=--quick: a short trial)"
+	@echo "make bench     compare time, speed and memory with scvi-tools (BENCH=--quick: a trial)"
 	@echo "make portable  run lessons as on other processors (LESSONS=course/01_x.py: one)"
 	@echo "make lock      pin every package again, for each Python: constraints.txt, tests/lowest.txt"
 	@echo "make matrix    run every test on each of PYTHONS with locked, lowest and newest packages"

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -29,9 +31,10 @@ with pytest.MonkeyPatch.context() as patch:  # scripts import what lies beside t
     import report
     import scanvi
     import scvi_tools
+    import time_to_bound
 from report import Row, Verdict  # noqa: E402
 
-OURS, THEIRS = [-530.0, -531.0, -532.0], [-528.0, -530.0, -532.0]  # variances 1 and 4
+OURS, THEIRS = [-530.0, -531.0, -532.0], [-528.0, -530.0, -532.0]  # differences −2, −1, 0
 
 
 @pytest.fixture(autouse=True)
@@ -72,10 +75,30 @@ def test_what_is_wanted_is_asked_of_the_median():
 
 
 def test_line_shows_medians_range_and_what_is_missed():
-    text = report.line(training_row(wanted=2.6))
-    for part in ("600", "200", "cells/s", "×2.50 [2.00–3.75]", "at least ×2.6: MISSED"):
+    text = report.line(training_row(wanted=2.6), "Nehalem")
+    for part in ("600", "200", "cells/s", "×2.50 [2.00–3.75]", "at least ×2.6: not met"):
         assert part in text
-    assert "MISSED" not in report.line(training_row())
+    assert report.line(training_row(), "Nehalem").endswith(": met")
+
+
+def test_a_goal_that_a_processor_decides_names_it():
+    assert "not met on Nehalem (another" in report.line(training_row(wanted=2.6), "Nehalem")
+    size = Row("parameters", "", [3.0], [2.0], better=None, wanted=(0.9, 1.1))
+    assert report.line(size, "Nehalem").endswith(": not met")
+
+
+def test_a_row_of_ours_alone_has_no_ratio():
+    row = Row("step", "", [1.2, 1.4, 1.5], [], better=None)
+    assert report.line(row, "Nehalem").split() == ["step", "1.4"]
+    assert row.record()["ratios"] == []
+
+
+def test_what_never_happened_is_no_ratio_in_our_favour():
+    row = Row("time", "CPU s", [math.inf, math.inf, 1.0], [30.0, 30.0, 30.0], wanted=(2, math.inf))
+    assert row.ratios == [0, 0, 30] and row.met is False
+    text = report.line(row, "Nehalem")
+    assert "never" in text and text.endswith(": not met")  # on no processor
+    assert row.record()["ours"] == [None, None, 1.0]
 
 
 def test_exponent_of_a_power():
@@ -96,22 +119,29 @@ def test_contenders_take_turns():
 
 
 def test_verdict_by_hand():
-    verdict = Verdict(OURS, THEIRS)
+    verdict = Verdict("mouse", OURS, THEIRS)
     assert verdict.difference == -1
-    assert verdict.sd == pytest.approx(math.sqrt(1 + 4))
+    assert verdict.two_standard_errors == pytest.approx(2 * 1 / math.sqrt(3))
     assert not verdict.worse
 
 
 @pytest.mark.parametrize(
-    ("shift_in_sd", "worse"), [(-2.01, True), (-1.99, False), (0, False), (2.01, False)]
+    ("shift_in_errors", "worse"), [(-2.01, True), (-1.99, False), (0, False), (2.01, False)]
 )
-def test_verdict_turns_at_two_sd_on_the_bad_side(shift_in_sd, worse):
-    ours = np.array(THEIRS) + shift_in_sd * math.sqrt(4 + 4)
-    assert Verdict(list(ours), THEIRS).worse is worse
+def test_verdict_turns_at_two_standard_errors_on_the_bad_side(shift_in_errors, worse):
+    differences = np.array([-1.0, 0, 1]) + shift_in_errors * 1 / math.sqrt(3)
+    verdict = Verdict("mouse", list(np.array(THEIRS) + differences), THEIRS)
+    assert verdict.worse is worse
+    assert str(verdict).endswith("not met" if worse else ": met")
 
 
 def test_a_bound_that_is_no_number_is_worse():
-    assert Verdict([-530.0, math.nan, -531.0], THEIRS).worse
+    assert Verdict("mouse", [-530.0, math.nan, -531.0], THEIRS).worse
+
+
+def test_one_seed_has_no_verdict():
+    verdict = Verdict("mouse", [-530.0], [-520.0])
+    assert verdict.worse is None and str(verdict).endswith("-10.00 (one seed)")
 
 
 # The run as a whole
@@ -134,35 +164,71 @@ def run(monkeypatch, tmp_path):
     return run
 
 
-def measured(ours):
-    def measure(report, plan):
+def measured(ours, decides=True):
+    def measure(report, plan, parts):
         report.rows.append(training_row())
-        report.judge(ours, THEIRS)
+        report.judge(Verdict("mouse", ours, THEIRS, decides))
 
     return measure
 
 
 def test_exit_status_is_that_of_the_bound(run, capsys):
     status, content = run(measured(OURS))
-    assert status == 0 and content["held_out_bound"]["worse"] is False
-    status, content = run(measured([bound - 10 for bound in OURS]))
-    assert status == 1 and content["held_out_bound"]["worse"] is True
-    assert "WORSE" in capsys.readouterr().out
+    assert status == 0 and content["held_out_bounds"][0]["worse"] is False
+    lower = [bound - 10 for bound in OURS]
+    status, content = run(measured(lower))
+    assert status == 1 and content["held_out_bounds"][0]["worse"] is True
+    assert "not met" in capsys.readouterr().out
+    status, content = run(measured(lower, decides=False))
+    assert status == 0 and content["held_out_bounds"][0]["worse"] is True
 
 
-def test_ctrl_c_keeps_what_was_measured(run, tmp_path):
-    def measure(report, plan):
+def test_ctrl_c_keeps_what_was_measured(run, tmp_path, capsys):
+    def measure(report, plan, parts):
         report.rows.append(training_row())
         raise KeyboardInterrupt
 
     status, content = run(measure)
-    assert status == 130
-    assert content["held_out_bound"] is None and content["machine"] == {"cpu": "a"}
+    assert status == 130 and "Ctrl-C" in capsys.readouterr().out
+    assert content["held_out_bounds"] == [] and content["machine"] == {"cpu": "a"}
     (row,) = content["rows"]
     assert row["ratios"] == pytest.approx([2.5, 3.75, 2.0])
     assert row["wanted"] == [2.4, None] and row["met"] is True
     assert row["of"]["form"] == "plain"
     assert (tmp_path / "bench" / "scvi_tools.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_sigterm_keeps_what_was_measured_and_is_not_called_ctrl_c(run, capsys):
+    def measure(report, plan, parts):
+        report.rows.append(training_row())
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("SIGTERM did not end the measurement")
+
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda *_: received.append(1))  # pytest goes on
+    try:
+        status, content = run(measure)
+        assert signal.getsignal(signal.SIGTERM).__name__ == "<lambda>"
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert status == 143 and len(content["rows"]) == 1 and not received
+    said = capsys.readouterr().out
+    assert "SIGTERM" in said and "Ctrl-C" not in said
+
+
+def test_only_and_seeds_choose_what_is_measured(monkeypatch, tmp_path):
+    calls = []
+    for name in scvi_tools.PARTS:
+        part = lambda report, plan, name=name: calls.append((name, plan.seeds))  # noqa: E731
+        monkeypatch.setitem(scvi_tools.PARTS, name, part)
+    monkeypatch.setattr(scvi_tools, "measure_parameters", lambda report, plan: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(scvi_tools, "machine", dict)
+    assert scvi_tools.main(["--only", "step", "time", "--seeds", "7", "--out", str(tmp_path)]) == 0
+    assert calls == [("step", 7), ("time", 7)]
+    calls.clear()
+    scvi_tools.main(["--out", str(tmp_path)])
+    assert calls[0] == ("time", 5) and len(calls) == len(scvi_tools.PARTS)
 
 
 def test_without_scvi_tools_it_says_how_to_get_it(run, capsys):
@@ -237,15 +303,29 @@ def test_plain_form_is_the_same_likelihood_by_autograd_alone(adata):
     assert custom_functions(HandWritten.apply(plain).sum()) == {"HandWrittenBackward"}
 
 
-@pytest.mark.parametrize("plain", [True, False])
-def test_epochs_after_the_first_are_timed(adata, plain):
+def test_step_without_a_likelihood_keeps_all_of_the_network(adata):
+    cells = vaelab.Cells.from_anndata(adata).to("cpu", torch.float32)
+    model = vaelab.VAE(30, likelihood="zinb")
+    assert custom_functions(model.elbo(cells).loss(1.0)) == {"_LogProbBackward"}
+    contenders.make_trivial(model)
+    loss = model.elbo(cells).loss(1.0)
+    assert custom_functions(loss) == set()
+    loss.backward()
+    without = {name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()}
+    # Batch normalisation takes off the means that the biases in front of it add.
+    assert without <= {"likelihood.log_inverse_dispersion", "encoder.0.bias", "decoder.0.bias"}
+    assert model.likelihood.output.weight.grad.any(1).all()  # both heads
+
+
+@pytest.mark.parametrize("form", ["plain", "default", "none"])
+def test_epochs_after_the_first_are_timed(adata, form):
     epoch = training._Run.epoch
-    model, cells, seconds = contenders.train_ours(adata, epochs=4, batch_size=20, plain=plain)
+    model, cells, seconds = contenders.train_ours(adata, epochs=4, batch_size=20, form=form)
     assert len(seconds) == 3 and (seconds > 0).all()
     assert training._Run.epoch is epoch
     assert contenders.embed_ours(model, cells).shape == (60, 10)
-    bound = contenders.bound_ours(model, adata, draws=3)
-    assert bound == pytest.approx(np.mean([model.elbo_per_cell(cells, seed=s) for s in range(3)]))
+    bound = contenders.score(model, cells, seed=3)
+    assert bound == pytest.approx(model.elbo_per_cell(cells, seed=3).mean())
 
 
 def test_ctrl_c_in_an_epoch_reaches_the_benchmark(adata, monkeypatch):
@@ -274,6 +354,157 @@ def test_peak_memory_is_of_the_process_alone():
     )
     output = subprocess.check_output([sys.executable, "-c", code], cwd=FOLDER)
     assert len(here) and float(output) == pytest.approx(128, rel=0.1)
+
+
+def test_systemexit_of_lightning_is_ctrl_c_only_after_ctrl_c():
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        with pytest.raises(KeyboardInterrupt), contenders.ctrl_c_of_lightning():
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt:
+                sys.exit(1)  # as in lightning.pytorch.trainer.call
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    with pytest.raises(BaseException) as caught, contenders.ctrl_c_of_lightning():
+        raise SystemExit  # as SIGTERMException, which is one
+    assert caught.type is SystemExit
+
+
+# The time to a bound
+
+
+def curve(bounds, seconds=None):
+    made = time_to_bound.Curve()
+    made.bounds, made.seconds = bounds, seconds or [*range(1, len(bounds) + 1)]
+    return made
+
+
+@pytest.fixture
+def found():
+    """Two seeds: ours is 4 and 2 times sooner, keeps its best, and lacks 1 nat to the tuned."""
+    return {
+        time_to_bound.OURS: [curve([-9, -4, -6, -4]), curve([-9, -7, -5, -5])],
+        time_to_bound.DEFAULTS: [
+            curve([-9, -5, -7], [4, 8, 12]), curve([-9, -7, -8], [2, 4, 6])
+        ],
+        time_to_bound.TUNED: [curve([-8, -3], [4, 8]), curve([-8, -4], [3, 6])],
+    }  # fmt: skip
+
+
+def test_curve_reaches_a_bound_at_its_first_epoch_there():
+    made = curve([-9, -5, math.nan, -7, -4], [1, 2, 3, 4, 5])
+    assert made.best == -4
+    assert [made.reach(bound) for bound in (-6, -5, -4.5, -3)] == [2, 2, 5, math.inf]
+
+
+def test_time_to_bound_is_compared_seed_by_seed(found):
+    defaults, tuned = time_to_bound.rows_of("mouse 1", found)
+    assert defaults.theirs == [8, 4] and defaults.ours == [2, 2] and defaults.ratios == [4, 2]
+    assert defaults.wanted == (5, math.inf) and defaults.met is False
+    assert tuned.of["bounds"] == [-4, -5] and tuned.theirs == [8, 6] and tuned.ours == [2, 3]
+    assert all(row.wanted is None for row in time_to_bound.rows_of("mouse 1", found, judge=False))
+
+
+def test_the_model_that_is_kept_is_judged(found):
+    found[time_to_bound.OURS][0].bounds[-1] = -5.5  # not its best epoch
+    defaults, tuned = time_to_bound.verdicts_of("mouse 1", found)
+    assert defaults.ours == tuned.ours == [-5.5, -5]
+    assert defaults.theirs == [-5, -7] and tuned.theirs == [-3, -4]
+    assert defaults.decides and not tuned.decides
+
+
+def test_figure_of_curves_has_a_line_per_seed_and_a_message(found):
+    figure = time_to_bound.draw({"pbmc_sorted": found, "mouse 1": found})
+    left, right = figure.axes
+    lines = [line for line in right.get_lines() if len(line.get_xdata()) > 1]
+    assert len(lines) == 6 and len({line.get_color() for line in lines}) == 3
+    np.testing.assert_array_equal(lines[0].get_xdata(), [4, 8, 12])
+    np.testing.assert_array_equal(lines[0].get_ydata(), [-9, -5, -7])
+    assert left.get_xscale() == "log" and left.get_title() == "pbmc_sorted"
+    low, high = right.get_ylim()
+    assert low < -7 and high > -3 and right.get_xlim()[0] < 1  # the ends and the bests are in it
+    assert figure.get_suptitle().endswith("×3 sooner on pbmc_sorted and ×3 sooner on mouse 1")
+    for late in found[time_to_bound.OURS]:
+        late.bounds = [-10] * 4
+    figure = time_to_bound.draw({"mouse 1": found})
+    assert "does not reach" in figure.get_suptitle() and "mouse 1" in figure.get_suptitle()
+
+
+def test_curve_of_ours_is_that_of_fit_at_its_defaults(adata):
+    made, rows, held_out = time_to_bound.curve_of_ours(adata, seed=1, epochs=8)
+    cells = vaelab.Cells.from_anndata(adata)
+    model = vaelab.VAE(30, likelihood="zinb", seed=1, **contenders.SHAPE)
+    history = vaelab.fit(model, cells, epochs=8, seed=1, progress=False)
+    np.testing.assert_allclose(made.bounds[:-1], history.frame["held_out_bound"])
+    assert made.bounds[-1] == pytest.approx(contenders.score(model, held_out, seed=1))
+    assert len(rows) + len(held_out) == 60 and len(np.unique(rows)) == len(rows)
+    left_out = np.setdiff1d(np.arange(60), rows)
+    np.testing.assert_array_equal(held_out.x.toarray(), adata.X[left_out].toarray())
+    assert np.all(np.diff(made.seconds) > 0)
+
+
+def test_time_spent_on_scoring_is_not_counted(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time_to_bound, "clock", lambda device: now[0])
+
+    def score(model, held_out, seed):
+        now[0] += 100
+        return -1.0
+
+    monkeypatch.setattr(time_to_bound, "score", score)
+    made = time_to_bound.Curve()
+    made.start()
+    for _ in range(3):
+        now[0] += 2
+        made.mark(None, None, 0)
+    assert made.seconds == [2, 4, 6]
+
+
+# The other contender, where it is installed
+
+
+@pytest.fixture
+def theirs(adata):
+    pytest.importorskip("scvi")
+    return contenders.make_theirs(adata.copy())
+
+
+def test_both_packages_are_scored_by_the_same_lines(adata, theirs):
+    from vaelab.interop import from_scvi
+
+    cells = vaelab.Cells.from_anndata(adata)
+    expected = from_scvi(theirs).elbo_per_cell(cells, seed=2).mean()
+    assert contenders.score(theirs, cells, seed=2) == pytest.approx(expected, rel=1e-6)
+
+
+def test_scoring_does_not_change_their_training(adata):
+    pytest.importorskip("scvi")
+    cells = vaelab.Cells.from_anndata(adata)
+
+    def weights(scored: bool):
+        model = contenders.make_theirs(adata.copy())
+        after_epoch = (lambda: contenders.score(model, cells, seed=0)) if scored else (lambda: None)
+        contenders.fit_theirs(model, after_epoch, max_epochs=2)
+        return [*model.module.parameters()]
+
+    for with_scores, without in zip(weights(True), weights(False), strict=True):
+        assert torch.equal(with_scores, without)
+
+
+def test_curve_of_theirs_has_a_bound_per_epoch(adata, theirs):
+    cells = vaelab.Cells.from_anndata(adata)
+    made = time_to_bound.curve_of_theirs(adata.copy(), cells, 0, 3, {"lr": 1e-3})
+    assert len(made.bounds) == 3 and np.all(np.diff(made.seconds) > 0) and made.seconds[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("sent", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_signals_in_their_training_are_told_apart(theirs, sent, raised):
+    with pytest.raises(BaseException) as caught:
+        contenders.fit_theirs(theirs, lambda: os.kill(os.getpid(), sent), max_epochs=3)
+    assert issubclass(caught.type, raised)
 
 
 # Types of cells without a label

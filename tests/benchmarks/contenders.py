@@ -34,52 +34,84 @@ def clock(device: str) -> float:
 
 
 def train_ours(
-    adata, n_latent=10, batch_size=128, epochs=3, seed=0, plain=False, device="cpu"
+    adata, n_latent=10, batch_size=128, epochs=3, seed=0, form="default", device="cpu"
 ) -> tuple:
     """A vaelab.VAE, its Cells, and the seconds of each epoch after the first.
 
-    With ``plain`` the likelihood is its formula, differentiated by autograd alone.
+    The form "plain" of the likelihood is its formula, differentiated by autograd alone. The form
+    "none" is no likelihood, but something trivial in its place.
 
     Raises
     ------
     KeyboardInterrupt
         The user pressed Ctrl-C; ``vaelab.fit`` itself would return the model trained so far.
     """
+    model, cells = make_ours(adata, n_latent, seed)
+    if form != "default":
+        {"plain": make_plain, "none": make_trivial}[form](model)
+    ends = []
+    fit_ours(
+        model, cells, after_epoch=lambda run: ends.append(clock(device)),
+        epochs=epochs, batch_size=batch_size, kl_warmup=KL_WARMUP,
+        validation_fraction=0, patience=None, seed=seed, device=device,
+    )  # fmt: skip
+    return model, cells, np.diff(ends)
+
+
+def make_ours(adata, n_latent=10, seed=0) -> tuple:
+    """A vaelab.VAE and its Cells, for one thread."""
     import vaelab
 
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # genes without a count: the same on both sides
         cells = vaelab.Cells.from_anndata(adata)
-    model = vaelab.VAE(cells.n_genes, n_latent=n_latent, likelihood="zinb", seed=seed, **SHAPE)
-    if plain:
-        make_plain(model)
-    with epoch_ends(device) as ends:
-        history = vaelab.fit(
-            model, cells, epochs=epochs, batch_size=batch_size, kl_warmup=KL_WARMUP,
-            validation_fraction=0, patience=None, seed=seed, device=device, progress=False,
-        )  # fmt: skip
-    if history.reason is vaelab.training.StopReason.INTERRUPTED:
-        raise KeyboardInterrupt
-    return model, cells, np.diff(ends)
+    return vaelab.VAE(
+        cells.n_genes, n_latent=n_latent, likelihood="zinb", seed=seed, **SHAPE
+    ), cells
 
 
-@contextmanager
-def epoch_ends(device: str):
-    """Collect the times at which epochs of vaelab end, while the block runs."""
+def fit_ours(model, cells, after_epoch, **options) -> None:
+    """Call ``vaelab.fit``, and ``after_epoch(run)`` at the end of each of its epochs.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        The user pressed Ctrl-C.
+    """
     from vaelab import training
 
-    ends, epoch = [], training._Run.epoch
+    epoch = training._Run.epoch
 
-    def timed(run) -> None:
+    def marked(run) -> None:
         epoch(run)
-        ends.append(clock(device))
+        after_epoch(run)
 
-    training._Run.epoch = timed
+    training._Run.epoch = marked
     try:
-        yield ends
+        history = training.fit(model, cells, progress=False, **options)
     finally:
         training._Run.epoch = epoch
+    if history.reason is training.StopReason.INTERRUPTED:
+        raise KeyboardInterrupt
+
+
+def make_trivial(model) -> None:
+    """Put a sum of both outputs of the decoder in place of a ZINB model's likelihood.
+
+    What remains of a training step is its floor: no faster likelihood gets below it.
+    """
+
+    class Outputs(tuple):
+        def log_prob(self, x):
+            logits, dropout_logits = self
+            return logits + dropout_logits
+
+    class Trivial(type(model.likelihood)):
+        def forward(self, h, library, batch=None):
+            return Outputs(self.outputs(h))
+
+    model.likelihood.__class__ = Trivial
 
 
 def make_plain(model) -> None:
@@ -102,37 +134,70 @@ def make_plain(model) -> None:
 
 def train_theirs(adata, n_latent=10, batch_size=128, epochs=3, seed=0, device="cpu") -> tuple:
     """A scvi.model.SCVI, None, and the seconds of each epoch after the first."""
-    scvi, Callback = quiet_scvi()
+    model, ends = make_theirs(adata, n_latent, seed), []
+    warmup_steps = round(KL_WARMUP * epochs * -(-adata.n_obs // batch_size))
+    fit_theirs(
+        model, after_epoch=lambda: ends.append(clock(device)),
+        max_epochs=epochs, accelerator="cpu" if device == "cpu" else "gpu", batch_size=batch_size,
+        plan_kwargs={"n_epochs_kl_warmup": None, "n_steps_kl_warmup": warmup_steps},
+    )  # fmt: skip
+    return model, None, np.diff(ends)
 
-    class Marks(Callback):
-        def on_train_epoch_end(self, *_) -> None:
-            ends.append(clock(device))
 
-    ends = []
+def make_theirs(adata, n_latent=10, seed=0):
+    """A scvi.model.SCVI of our shape, for one thread."""
+    scvi, _ = quiet_scvi()
     scvi.settings.seed = seed
     torch.set_num_threads(1)
     scvi.model.SCVI.setup_anndata(adata)
-    model = scvi.model.SCVI(
+    return scvi.model.SCVI(
         adata, n_latent=n_latent, gene_likelihood="zinb", dispersion="gene", **SHAPE
     )
-    warmup_steps = round(KL_WARMUP * epochs * -(-adata.n_obs // batch_size))
-    try:
+
+
+def fit_theirs(model, after_epoch, before_training=lambda: None, **options) -> None:
+    """Train on all cells of a model of scvi-tools, and call functions at these moments.
+
+    Raises
+    ------
+    KeyboardInterrupt
+        The user pressed Ctrl-C.
+    """
+    _, Callback = quiet_scvi()
+
+    class Marks(Callback):
+        def on_train_start(self, *_) -> None:
+            before_training()
+
+        def on_train_epoch_end(self, *_) -> None:
+            after_epoch()
+
+    options = {"accelerator": "cpu"} | options
+    with ctrl_c_of_lightning():
         model.train(
-            epochs,
-            accelerator="cpu" if device == "cpu" else "gpu",
             devices=1,
             train_size=1.0,
-            batch_size=batch_size,
-            plan_kwargs={"n_epochs_kl_warmup": None, "n_steps_kl_warmup": warmup_steps},
             enable_progress_bar=False,
             enable_checkpointing=False,
             logger=False,
             callbacks=[Marks()],
+            **options,
         )
-    except SystemExit:  # Lightning's answer to Ctrl-C; it ignores a second one
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def ctrl_c_of_lightning():
+    """Raise KeyboardInterrupt after Ctrl-C, for which Lightning raises SystemExit.
+
+    It also raises SystemExit after SIGTERM, which passes through.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if not isinstance(end.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # Lightning ignores a second one
         raise KeyboardInterrupt from None
-    return model, None, np.diff(ends)
 
 
 def quiet_scvi():
@@ -155,18 +220,16 @@ def embed_theirs(model, _):
     return model.get_latent_representation(batch_size=1024)  # the size of our minibatches
 
 
-def bound_ours(model, adata, draws: int) -> float:
-    """The held-out bound in nats per cell, a mean over cells and draws of z."""
-    import vaelab
+def score(model, cells, seed: int) -> float:
+    """The bound of a model of either package, in nats per cell: a mean over ``cells``.
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cells = vaelab.Cells.from_anndata(adata)
-    return float(np.mean([model.elbo_per_cell(cells, seed=draw) for draw in range(draws)]))
+    A model of scvi-tools is converted first, so that the same lines score both.
+    """
+    from vaelab.interop import from_scvi
+    from vaelab.models.base import Model
 
-
-def bound_theirs(model, adata, draws: int) -> float:
-    return float(np.mean([float(model.get_elbo(adata)) for _ in range(draws)]))
+    ours = model if isinstance(model, Model) else from_scvi(model)
+    return float(ours.elbo_per_cell(cells, seed=seed).mean())
 
 
 def peak_memory() -> float:
