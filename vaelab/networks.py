@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._internal.arguments import require, require_size
+from ._internal.processes import several, total
 
 __all__ = ["MLP", "evaluating"]
 
@@ -125,20 +126,37 @@ class Conditioned(nn.Linear):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that uses its running statistics for a minibatch of one cell."""
+    """Batch normalisation that uses its running statistics for a minibatch of one cell.
+
+    If several processes train together, the statistics are those of the whole minibatch.
+    """
 
     def __init__(self, n_features: int):
         super().__init__(n_features, eps=1e-3, momentum=0.01)  # as in scVI
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.num_features)  # draws × cells are all rows
-        if self.training and len(rows) == 1:
+        if self.training and several():
+            rows = self._over_processes(rows)
+        elif self.training and len(rows) == 1:
             rows = nn.functional.batch_norm(
                 rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         else:
             rows = super().forward(rows)
         return rows.reshape(x.shape)
+
+    def _over_processes(self, rows: Tensor) -> Tensor:
+        x = rows.double()  # E[x²] − E[x]² is inexact in float32
+        sums = total(torch.cat([x.new_ones(len(x), 1), x, x**2], dim=1).sum(0))
+        n, mean, variance = sums[0], *(sums[1:] / sums[0]).chunk(2)
+        variance = variance - mean**2
+        with torch.no_grad():
+            self.running_mean.lerp_(mean.to(rows), self.momentum)
+            self.running_var.lerp_((variance * n / (n - 1)).to(rows), self.momentum)
+            self.num_batches_tracked += 1
+        x = (x - mean) / (variance + self.eps).sqrt()
+        return x.to(rows) * self.weight + self.bias
 
 
 NORMALIZATIONS = {"batch": BatchNorm, "layer": nn.LayerNorm, None: nn.Identity}

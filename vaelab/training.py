@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ._internal import checkpoints
 from ._internal.arguments import require
 from ._internal.machine import find_device
 from ._internal.on_disk import OnDisk, UnreadableError
+from ._internal.processes import OneProcess, ProcessLostError, own_gpu, together
 from .cells import Cells
 from .history import History, ProgressBar, StopReason
 from .metrics import USED, usage
@@ -152,7 +153,7 @@ def fit(
         _require_new_batches(train, model, cells)
     if block_size is None:
         settings["block_size"] = cells.x.block_size if isinstance(cells.x, OnDisk) else 1
-    device = find_device(model.device if device in (None, "") else device)
+    device = find_device(own_gpu(model.device if device in (None, "") else device))
     n_held_out = round(validation_fraction * cells.n_cells)
     if n_held_out == cells.n_cells:
         raise ValueError(
@@ -160,13 +161,21 @@ def fit(
             "train on; lower it, or give more cells."
         )
     new = model.to(device).new_weights(cells) if train == "new batch" else None
-    with seeded(seed), _training_only(model, new), _gradients(device):
-        run = _Run(model.to(device), cells, n_held_out, settings, new)
+    with (
+        seeded(seed),
+        _training_only(model, new),
+        _gradients(device),
+        together(device) as processes,
+    ):
+        settings["batch_size"] *= processes.n
+        run = _Run(model.to(device), cells, n_held_out, settings, new, processes)
         if checkpoint is not None:
             checkpoint = Path(checkpoint).expanduser()
             run.identify()
             if checkpoint.exists():
                 run.resume(checkpoint)
+        processes.require_cells(len(run.training_rows) // run.n_minibatches)
+        processes.require_same(settings, model, cells, len(run.history.records))
         # After all checks: a refused run does not change the model.
         if new is None:
             model.prepare(cells)
@@ -175,18 +184,21 @@ def fit(
         run.begin()
         history = run.history
         try:
-            with ProgressBar(epochs, len(history.records), show=progress) as bar:
+            show = progress and processes.rank == 0
+            with ProgressBar(epochs, len(history.records), show=show) as bar:
                 while not run.is_done():
                     run.epoch()
-                    if checkpoint is not None:
+                    if checkpoint is not None and processes.rank == 0:
                         run.write(checkpoint)
                     bar.update(history)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as signal:
             if not _finite(model.state_dict().values()):
                 run.restore_last_finite()
             history.reason = StopReason.INTERRUPTED
-            history.stopped = f"stopped by Ctrl-C in epoch {len(history.records) + 1}"
-            print(f"Training was {history.stopped} of {epochs}; the model so far is kept.")
+            by = str(signal) or "Ctrl-C"
+            history.stopped = f"stopped by {by} in epoch {len(history.records) + 1}"
+            if processes.rank == 0:
+                print(f"Training was {history.stopped} of {epochs}; the model so far is kept.")
         except UnreadableError as error:
             run.restore_best()
             raise TrainingError(
@@ -194,13 +206,21 @@ def fit(
                 "model so far is kept.",
                 history,
             ) from error
+        except ProcessLostError as error:
+            run.restore_best()
+            raise TrainingError(
+                f"Training ended in epoch {len(history.records) + 1} of {epochs}, because {error}; "
+                "the model so far is kept.",
+                history,
+            ) from None
         finally:
             model.eval()
     run.restore_best()
     for name, shares in history.shares.items():
         final, n_values = usage(shares[-1]), len(shares[-1])
         expected = _expected_entropy(model, cells, n_values)
-        if final["used"] < n_values and final["entropy"] < expected / 2:
+        unused = final["used"] < n_values and final["entropy"] < expected / 2
+        if unused and processes.rank == 0:
             warnings.warn(
                 f"The model uses {final['used']} of the {n_values} values of {name}: each of the "
                 f"others has at most {USED:.0%} of the cells, and the parameters that describe it "
@@ -230,7 +250,12 @@ def _gradients(device: torch.device) -> Iterator[None]:
 
 
 def minibatches(
-    cells: Cells, rows: np.ndarray, batch_size: int, block_size: int, rng: np.random.Generator
+    cells: Cells,
+    rows: np.ndarray,
+    batch_size: int,
+    block_size: int,
+    rng: np.random.Generator,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Cells]:
     """Each of the given cells once, in random order, from memory or from a file.
 
@@ -253,16 +278,27 @@ def minibatches(
         Number of cells per block; 1 for a shuffle of all cells.
     rng
         Random generator for the order.
+    part
+        Which part of each minibatch to read, counted from 0, and the number of parts. All parts
+        together are the minibatches, if ``rng`` is in the same state for each of them. A part has
+        blocks of its own, and is mixed on its own.
 
     Yields
     ------
     Minibatches, in memory.
     """
+    index, n_parts = part
     starts = rng.permutation(np.arange(0, len(rows), block_size))
     places = (starts[:, None] + np.arange(block_size)).ravel()
     rows = rows[places[places < len(rows)]]
-    minibatch_rows = np.array_split(rows, -(-len(rows) // batch_size))
-    at_once = max(1, MIXED // batch_size)  # number of minibatches per reading
+    n_minibatches = -(-len(rows) // batch_size)
+    minibatch_rows = np.array_split(rows, n_minibatches)
+    if n_parts > 1 and block_size == 1:
+        minibatch_rows = [np.array_split(whole, n_parts)[index] for whole in minibatch_rows]
+    elif n_parts > 1:
+        minibatch_rows = np.array_split(np.array_split(rows, n_parts)[index], n_minibatches)
+        rng = np.random.default_rng([index, *starts[:9]])  # all parts must use rng equally often
+    at_once = max(1, n_parts * MIXED // batch_size)  # number of minibatches per reading
     for group in np.array_split(np.arange(len(minibatch_rows)), -(-len(minibatch_rows) // at_once)):
         mixed = np.concatenate([minibatch_rows[i] for i in group])
         if block_size > 1:
@@ -281,10 +317,12 @@ class _Run:
         cells: Cells,
         n_held_out: int,
         settings: dict,
-        new: dict[str, Tensor] | None = None,
+        new: dict[str, Tensor] | None,
+        processes: OneProcess,
     ):
         self.model, self.cells, self.settings = model, cells, settings
         self.new = new  # masks of the entries to train; None for all
+        self.processes = processes  # those that train this model together
         settings["warmup_epochs"] = settings["kl_warmup"] * settings["epochs"]
         self.history = History()
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
@@ -298,13 +336,15 @@ class _Run:
         )
         self.rng = np.random.default_rng(settings["seed"])
         shuffled = self.rng.permutation(cells.n_cells)
-        self.held_out = cells[np.sort(shuffled[:n_held_out])].unlabelled()
+        held_out = np.array_split(np.sort(shuffled[:n_held_out]), processes.n)[processes.rank]
+        self.held_out, self.n_held_out = cells[held_out].unlabelled(), n_held_out
         self.training_rows = shuffled[n_held_out:]
         if settings["block_size"] > 1:
             self.training_rows.sort()
         self.n_minibatches = -(-len(self.training_rows) // settings["batch_size"])
 
     def begin(self) -> None:
+        self.processes.share(self.model.state_dict())
         # The last epoch whose parameters are known to give a finite loss, and these parameters.
         self.last_finite = len(self.history.records), _copy(self.model.state_dict())
         self.old = {name: self.last_finite[1][name] for name in self.new or ()}
@@ -314,25 +354,31 @@ class _Run:
         number, started = len(self.history.records) + 1, time.perf_counter()
         start_of_epoch = number - 1, _copy(self.model.state_dict())
         batch_size, block_size = self.settings["batch_size"], self.settings["block_size"]
-        shuffled = minibatches(self.cells, self.training_rows, batch_size, block_size, self.rng)
+        part = self.processes.rank, self.processes.n
+        shuffled = minibatches(
+            self.cells, self.training_rows, batch_size, block_size, self.rng, part
+        )
+        self.processes.begin_epoch(self.settings["seed"], number)
         totals: dict[str, Tensor] = {}  # over cells: each term, and q of each discrete variable
         self.model.train(self.new is None)
         for i, minibatch in enumerate(shuffled):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
             bound = self.model.elbo(minibatch.to(self.model.device, self.model.dtype))
-            loss = bound.loss(kl_weight)
+            loss = self.processes.mean(bound.loss(kl_weight), len(minibatch))
             if not torch.isfinite(loss):
                 broken = [n for n in bound.terms if not torch.isfinite(bound[n]).all()]
-                self.fail(broken or [*bound.terms])
+                self.fail(broken, [*bound.terms])
             self.last_finite = start_of_epoch
             self.optimizer.zero_grad()
             loss.backward()
+            self.processes.add_gradients(self.model.parameters())
             self.optimizer.step()
             self.keep_old()
             self.model.after_step()
             sums = {name: bound[name].detach().sum() for name in bound.terms}
             sums |= {name: q.sum(0) for name, q in bound.posteriors.items()}
             totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
+        self.processes.share(self.model.state_dict())
         if not _finite(self.model.state_dict().values()):
             self.fail(["parameters"])
         self.record(number, kl_weight, bound, totals, started)
@@ -346,6 +392,7 @@ class _Run:
 
     def record(self, number: int, kl_weight: float, bound, totals: dict, started: float) -> None:
         n_training = len(self.training_rows)
+        totals = self.processes.add(totals)
         means = {name: (total / n_training).tolist() for name, total in totals.items()}
         held_out_bound = self.held_out_bound()
         terms = {name: means[name] for name in bound.terms}
@@ -356,7 +403,7 @@ class _Run:
                 **terms,
                 "bound": sum(t.sign * terms[t.name] for t in bound.terms.values() if t.in_bound),
                 "held_out_bound": held_out_bound,
-                "seconds": time.perf_counter() - started,
+                "seconds": self.processes.gather(time.perf_counter() - started)[0],
             }
         )
         for name in bound.posteriors:
@@ -372,10 +419,10 @@ class _Run:
 
     def held_out_bound(self) -> float:
         """The mean ELBO of the held-out cells, with the same draws in every epoch; nats."""
-        if len(self.held_out) == 0:
+        if self.n_held_out == 0:
             return float("nan")
-        seed = self.settings["seed"]
-        return float(self.model.elbo_per_cell(self.held_out, seed=seed).mean())
+        seed = (self.settings["seed"] + self.processes.rank) % 2**63
+        return self.processes.mean_of(self.model.elbo_per_cell(self.held_out, seed=seed))
 
     def is_done(self) -> bool:
         """True if training ends now; the history then has the reason."""
@@ -398,8 +445,9 @@ class _Run:
         self.model.load_state_dict(parameters)
         return f"the end of epoch {epoch}" if epoch else "the start"
 
-    def fail(self, broken: list[str]) -> None:
+    def fail(self, broken: list[str], if_none: list[str] = ()) -> None:
         """Set the model back as TrainingError says, and raise one."""
+        broken = dict.fromkeys(chain.from_iterable(self.processes.gather(broken))) or if_none
         cause, restored = self.possible_cause(), self.restore_last_finite()
         raise TrainingError(
             f"Training is no longer finite in epoch {len(self.history.records) + 1}: NaN or "

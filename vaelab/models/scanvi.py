@@ -60,6 +60,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from .._internal.arguments import require, require_size
+from .._internal.processes import total
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..networks import MLP
@@ -276,7 +277,8 @@ class SCANVI(SCVI):
         index = cells.label.clamp(min=0).expand(log_q_c.shape[:-1])  # (S, n_cells)
         value = -log_q_c.gather(-1, index.unsqueeze(-1)).squeeze(-1) * labelled  # (S, n_cells)
         if self.configuration["classifier_mean"]:
-            value = value * len(labelled) / labelled.sum().clamp(min=1)
+            n_cells, n_labelled = total(torch.stack([torch.ones_like(labelled), labelled]).sum(1))
+            value = value * n_cells / n_labelled.clamp(min=1)
         options = {"weight": self.configuration["classifier_weight"], "in_bound": False}
         return Term("cross_entropy", "cross-entropy of q(c|z1)", -1, value, SOURCE, **options)
 
