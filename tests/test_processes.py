@@ -23,6 +23,8 @@ import torch
 
 from vaelab import GMVAE, SCANVI, SCVI, VAE, Cells, fit, training
 from vaelab._internal.on_disk import OnDisk
+from vaelab._internal.processes import total
+from vaelab.bounds import Bound, Term
 from vaelab.models import gmvae, scanvi, scvi, vae
 from vaelab.training import TrainingError
 
@@ -43,7 +45,19 @@ def without_noise(**options):
     return VAE(N_GENES, dropout_rate=0.0, likelihood="nb", **SIZES | options)
 
 
+class Coupled(VAE):
+    """A VAE with a term of all cells together: the square of their mean z."""
+
+    def elbo(self, cells, **options):
+        bound = super().elbo(cells, **options)
+        mean = self.encode(cells).mean
+        n, *sums = total(torch.cat([mean.new_ones(len(mean), 1), mean], dim=1).sum(0))
+        spread = (torch.stack(sums) / n).square().sum().expand(len(mean))
+        return Bound(*bound.terms.values(), Term("spread", "‖E[z]‖²", -1, spread, weight=100.0))
+
+
 MODELS = {
+    "coupled": lambda: Coupled(N_GENES, dropout_rate=0.0, normalization=None, **SIZES),
     "layer norm": lambda: without_noise(normalization="layer"),
     "batch norm": lambda: without_noise().double(),
     "GMVAE": lambda: GMVAE(N_GENES, n_clusters=3, dropout_rate=0.0, **SIZES).double(),

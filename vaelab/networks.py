@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._internal.arguments import require, require_size
-from ._internal.processes import several, total
+from ._internal.processes import several, standardized
 
 __all__ = ["MLP", "evaluating"]
 
@@ -147,16 +147,12 @@ class BatchNorm(nn.BatchNorm1d):
         return rows.reshape(x.shape)
 
     def _over_processes(self, rows: Tensor) -> Tensor:
-        x = rows.double()  # E[x²] − E[x]² is inexact in float32
-        sums = total(torch.cat([x.new_ones(len(x), 1), x, x**2], dim=1).sum(0))
-        n, mean, variance = sums[0], *(sums[1:] / sums[0]).chunk(2)
-        variance = variance - mean**2
+        x, n, mean, variance = standardized(rows, self.eps)
         with torch.no_grad():
-            self.running_mean.lerp_(mean.to(rows), self.momentum)
-            self.running_var.lerp_((variance * n / (n - 1)).to(rows), self.momentum)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
             self.num_batches_tracked += 1
-        x = (x - mean) / (variance + self.eps).sqrt()
-        return x.to(rows) * self.weight + self.bias
+        return torch.addcmul(self.bias, x, self.weight)
 
 
 NORMALIZATIONS = {"batch": BatchNorm, "layer": nn.LayerNorm, None: nn.Identity}

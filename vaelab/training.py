@@ -36,8 +36,8 @@ class TrainingError(RuntimeError):
     """Training cannot go on.
 
     If the loss was not finite, the model is set back to the start of the last epoch that began with
-    a finite loss (not to the last step). If the cells could not be read any more, it keeps the best
-    parameters so far.
+    a finite loss (not to the last step). If the cells could not be read any more or another process
+    died, it keeps the best parameters so far.
 
     Attributes
     ----------
@@ -80,6 +80,7 @@ def fit(
         Largest number of passes over the training cells.
     batch_size
         Largest number of cells per minibatch: minibatches of an epoch differ by at most one cell.
+        If several processes train together, it is the number per process.
     learning_rate, weight_decay
         Options of Adam.
     kl_warmup
@@ -129,8 +130,27 @@ def fit(
         ``model`` is not a Model, or ``cells`` are not Cells.
     TrainingError
         The loss is no longer finite (the message names the epoch, the term and a possible cause),
-        the file of the cells can no longer be read, the checkpoint cannot be written, or it is
-        from another run. The error's ``history`` holds the epochs that were finished.
+        the file of the cells can no longer be read, the checkpoint cannot be written, it is from
+        another run, or another process has died. The error's ``history`` holds the epochs that were
+        finished.
+
+    Notes
+    -----
+    **Several processes.** ``torchrun --nproc-per-node=2 script.py`` trains one model on two
+    processes: through gloo on CPUs, through nccl with one NVIDIA GPU for each process. Each process
+    calls ``fit`` with the same arguments and with all cells, and gets the same model and history.
+    It computes its part of each minibatch, and reads from a file only the blocks of that part.
+
+    Two processes with ``batch_size=64`` take the same steps as one with 128. Gradients, batch
+    normalisation and the mean over labelled cells are those of the whole minibatch. Three things
+    differ. Each process has draws and dropout of its own. From a file in blocks, each mixes its own
+    cells; ``block_size=1`` gives the same minibatches. And the bias of a layer before batch
+    normalisation has gradient 0, so that only rounding moves it, which has no effect.
+
+    All processes stop together: by Ctrl-C or SIGTERM to any of them, by patience, or if the loss of
+    one is no longer finite. If one dies, the others raise a TrainingError. The first process
+    alone writes the checkpoint, which all must be able to read. Any number of processes can go on
+    from it if together they have as many cells per minibatch.
     """
     if not isinstance(model, Model):
         kind = type(model).__name__
@@ -421,7 +441,7 @@ class _Run:
         """The mean ELBO of the held-out cells, with the same draws in every epoch; nats."""
         if self.n_held_out == 0:
             return float("nan")
-        seed = (self.settings["seed"] + self.processes.rank) % 2**63
+        seed = (int(self.settings["seed"]) + self.processes.rank) % 2**63
         return self.processes.mean_of(self.model.elbo_per_cell(self.held_out, seed=seed))
 
     def is_done(self) -> bool:

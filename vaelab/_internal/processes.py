@@ -22,7 +22,15 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-__all__ = ["OneProcess", "ProcessLostError", "own_gpu", "several", "together", "total"]
+__all__ = [
+    "OneProcess",
+    "ProcessLostError",
+    "own_gpu",
+    "several",
+    "standardized",
+    "together",
+    "total",
+]
 
 BACKENDS = {"cpu": "gloo", "cuda": "cpu:gloo,cuda:nccl"}
 SILENCE = timedelta(minutes=5)  # a process that answers nothing for so long is taken as dead
@@ -204,6 +212,32 @@ class _Total(torch.autograd.Function):
         return ctx.processes._sum(gradient.clone()), None
 
 
+class _Standardized(torch.autograd.Function):
+    """x̂ = (x − μ) / √(σ² + ε), with μ and σ² over the rows of all processes."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float, processes: Processes):
+        variance, mean = (moment.double() for moment in torch.var_mean(x, dim=0, correction=0))
+        sums = torch.stack([torch.ones_like(mean), mean, variance + mean**2]) * len(x)
+        n, sum_, sum_of_squares = processes._sum(sums)
+        mean = sum_ / n
+        variance = sum_of_squares / n - mean**2  # exact enough in float64
+        scale = (variance + eps).rsqrt().to(x)
+        x = (x - mean.to(x)) * scale
+        others = n.to(x), mean.to(x), variance.to(x)
+        ctx.processes, ctx.n = processes, others[0]
+        ctx.save_for_backward(x, scale)
+        ctx.mark_non_differentiable(*others)
+        return x, *others
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, *_):
+        x, scale = ctx.saved_tensors
+        sums = torch.stack([gradient.sum(0), (gradient * x).sum(0)])
+        along_mean, along_scale = ctx.processes._sum(sums) / ctx.n
+        return (gradient - along_mean - x * along_scale) * scale, None, None
+
+
 def several() -> bool:
     """True in a training step of several processes: not in one process, and without gradients."""
     return _current.n > 1 and torch.is_grad_enabled()
@@ -212,6 +246,16 @@ def several() -> bool:
 def total(x: Tensor) -> Tensor:
     """The sum of x over the processes in a training step; x itself in one process."""
     return _Total.apply(x, _current) if several() else x
+
+
+def standardized(x: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The rows of x with mean 0 and variance 1 over the rows of all processes.
+
+    Returns
+    -------
+    The standardised rows; and of all rows their number, mean and variance.
+    """
+    return _Standardized.apply(x, eps, _current)
 
 
 def own_gpu(device):

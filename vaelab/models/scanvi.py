@@ -296,8 +296,7 @@ class SCANVI(SCVI):
         if label is None:
             c = torch.multinomial(self.log_prior_c.exp(), n_cells, replacement=True)
         else:
-            index = index_of("label", label, self.label_names)
-            c = torch.full((n_cells,), index, device=self.device)
+            c = torch.full((n_cells,), index_of("label", label, self.label_names)).to(self.device)
         z2 = self.prior().sample((n_cells,))
         return self.decode_z1(z2, one_hot(c, C).to(z2)).sample()
 
@@ -351,8 +350,7 @@ class SCANVI(SCVI):
     def require_compatible(self, cells: Cells) -> None:
         super().require_compatible(cells)
         if (cells.label >= 0).any():
-            n_labels = self.configuration["n_labels"]
-            require_names("label", self.label_names, n_labels, cells.label_names)
+            require_names("label", self.label_names, self.classifier.n_out, cells.label_names)
 
     def prepare(self, cells: Cells) -> None:
         require_labels(cells, self.label_names)
