@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ._internal.arguments import require, require_size
+from ._internal.processes import several, standardized
 
 __all__ = ["MLP", "evaluating"]
 
@@ -125,7 +126,10 @@ class Conditioned(nn.Linear):
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation that uses its running statistics for a minibatch of one cell."""
+    """Batch normalisation that uses its running statistics for a minibatch of one cell.
+
+    If several processes train together, the statistics are those of the whole minibatch.
+    """
 
     def __init__(self, n_features: int):
         # scVI's ε. Its momentum of 0.01 needs some 200 steps, 30 epochs of a small data set, until
@@ -134,13 +138,23 @@ class BatchNorm(nn.BatchNorm1d):
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, self.num_features)  # draws × cells are all rows
-        if self.training and len(rows) == 1:
+        if self.training and several():
+            rows = self._over_processes(rows)
+        elif self.training and len(rows) == 1:
             rows = nn.functional.batch_norm(
                 rows, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         else:
             rows = super().forward(rows)
         return rows.reshape(x.shape)
+
+    def _over_processes(self, rows: Tensor) -> Tensor:
+        x, n, mean, variance = standardized(rows, self.eps)
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * n / (n - 1), self.momentum)
+            self.num_batches_tracked += 1
+        return torch.addcmul(self.bias, x, self.weight)
 
 
 NORMALIZATIONS = {"batch": BatchNorm, "layer": nn.LayerNorm, None: nn.Identity}

@@ -7,7 +7,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import chain, pairwise
 from numbers import Integral, Real
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from ._internal import checkpoints
 from ._internal.arguments import require
 from ._internal.machine import find_device
 from ._internal.on_disk import OnDisk, UnreadableError
+from ._internal.processes import OneProcess, ProcessLostError, own_gpu, together
 from .cells import Cells
 from .history import History, ProgressBar, StopReason
 from .likelihoods import Likelihood
@@ -43,8 +44,8 @@ class TrainingError(RuntimeError):
     """Training cannot go on.
 
     If the loss was not finite, the model is set back to the start of the last epoch that began with
-    a finite loss (not to the last step). If the cells could not be read any more, it keeps the best
-    parameters so far.
+    a finite loss (not to the last step). If the cells could not be read any more or another process
+    died, it keeps the best parameters so far.
 
     Attributes
     ----------
@@ -90,6 +91,7 @@ def fit(
         enough for STEPS optimiser steps. ``history.chosen`` says how many and why.
     batch_size
         Largest number of cells per minibatch: minibatches of an epoch differ by at most one cell.
+        If several processes train together, it is the number per process.
     learning_rate, epsilon, weight_decay
         Options of Adam for the networks. A step of a weight is learning_rate · m / (√v + epsilon),
         with the running means m of its gradient and v of its square. The usual 1e-8 makes steps of
@@ -147,8 +149,27 @@ def fit(
         ``model`` is not a Model, or ``cells`` are not Cells.
     TrainingError
         The loss is no longer finite (the message names the epoch, the term and a possible cause),
-        the file of the cells can no longer be read, the checkpoint cannot be written, or it is
-        from another run. The error's ``history`` holds the epochs that were finished.
+        the file of the cells can no longer be read, the checkpoint cannot be written, it is from
+        another run, or another process has died. The error's ``history`` holds the epochs that were
+        finished.
+
+    Notes
+    -----
+    **Several processes.** ``torchrun --nproc-per-node=2 script.py`` trains one model on two
+    processes: through gloo on CPUs, through nccl with one NVIDIA GPU for each process. Each process
+    calls ``fit`` with the same arguments and with all cells, and gets the same model and history.
+    It computes its part of each minibatch, and reads from a file only the blocks of that part.
+
+    Two processes with ``batch_size=64`` take the same steps as one with 128. Gradients, batch
+    normalisation and the mean over labelled cells are those of the whole minibatch. Three things
+    differ. Each process has draws and dropout of its own. From a file in blocks, each mixes its own
+    cells; ``block_size=1`` gives the same minibatches. And the bias of a layer before batch
+    normalisation has gradient 0, so that only rounding moves it, which has no effect.
+
+    All processes stop together: by Ctrl-C or SIGTERM to any of them, by patience, or if the loss of
+    one is no longer finite. If one dies, the others raise a TrainingError. The first process
+    alone writes the checkpoint, which all must be able to read. Any number of processes can go on
+    from it if together they have as many cells per minibatch.
     """
     if not isinstance(model, Model):
         kind = type(model).__name__
@@ -173,30 +194,31 @@ def fit(
         _require_new_batches(train, model, cells)
     if block_size is None:
         settings["block_size"] = cells.x.block_size if isinstance(cells.x, OnDisk) else 1
-    device = find_device(model.device if device in (None, "") else device)
+    device = find_device(own_gpu(model.device if device in (None, "") else device))
     n_held_out = round(validation_fraction * cells.n_cells)
     if n_held_out == cells.n_cells:
         raise ValueError(
             f"validation_fraction {validation_fraction} of {cells.n_cells} cells leaves none to "
             "train on; lower it, or give more cells."
         )
-    chosen = _choose(settings, cells.n_genes, cells.n_cells - n_held_out, n_held_out)
-    n_steps = settings["epochs"] * -(-(cells.n_cells - n_held_out) // batch_size)
-    if kl_warmup > n_steps:
-        raise ValueError(
-            f"kl_warmup is {kl_warmup:,} steps, but {settings['epochs']} epochs of "
-            f"{cells.n_cells - n_held_out:,} training cells have {n_steps:,}; the KL weight would "
-            "not reach 1. Choose a shorter warm-up or more epochs."
-        )
-    own_settings = dict(settings)  # ``identify`` adds what only a checkpoint needs
     new = model.to(device).new_weights(cells) if train == "new batch" else None
-    with seeded(seed), _training_only(model, new), _gradients(device):
-        run = _Run(model.to(device), cells, n_held_out, settings, new)
+    with (
+        seeded(seed),
+        _training_only(model, new),
+        _gradients(device),
+        together(device) as processes,
+    ):
+        settings["batch_size"] *= processes.n
+        chosen = _choose(settings, cells.n_genes, cells.n_cells - n_held_out, n_held_out)
+        own_settings = dict(settings)  # ``identify`` adds what only a checkpoint needs
+        run = _Run(model.to(device), cells, n_held_out, settings, new, processes)
         if checkpoint is not None:
             checkpoint = Path(checkpoint).expanduser()
             run.identify()
             if checkpoint.exists():
                 run.resume(checkpoint)
+        processes.require_cells(len(run.training_rows) // run.n_minibatches)
+        processes.require_same(settings, model, cells, len(run.history.records))
         run.history.settings, run.history.chosen = own_settings, chosen
         # After all checks: a refused run does not change the model.
         if new is None:
@@ -206,20 +228,22 @@ def fit(
         run.begin()
         history = run.history
         try:
-            with ProgressBar(settings["epochs"], len(history.records), show=progress) as bar:
+            show = progress and processes.rank == 0
+            with ProgressBar(settings["epochs"], len(history.records), show=show) as bar:
                 while not run.is_done():
                     run.epoch()
-                    if checkpoint is not None:
+                    if checkpoint is not None and processes.rank == 0:
                         run.write(checkpoint)
                     bar.update(history)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as signal:
             if not _finite(model.state_dict().values()):
                 run.restore_last_finite()
             history.reason = StopReason.INTERRUPTED
-            history.stopped = f"stopped by Ctrl-C in epoch {len(history.records) + 1}"
-            print(
-                f"Training was {history.stopped} of {settings['epochs']}; the model so far is kept."
-            )
+            by = str(signal) or "Ctrl-C"
+            history.stopped = f"stopped by {by} in epoch {len(history.records) + 1}"
+            if processes.rank == 0:
+                of = settings["epochs"]
+                print(f"Training was {history.stopped} of {of}; the model so far is kept.")
         except UnreadableError as error:
             run.restore_best()
             raise TrainingError(
@@ -227,13 +251,21 @@ def fit(
                 f"{settings['epochs']}; the model so far is kept.",
                 history,
             ) from error
+        except ProcessLostError as error:
+            run.restore_best()
+            raise TrainingError(
+                f"Training ended in epoch {len(history.records) + 1} of {settings['epochs']}, "
+                f"because {error}; the model so far is kept.",
+                history,
+            ) from None
         finally:
             model.eval()
     run.restore_best()
     for name, shares in history.shares.items():
         final, n_values = usage(shares[-1]), len(shares[-1])
         expected = _expected_entropy(model, cells, n_values)
-        if final["used"] < n_values and final["entropy"] < expected / 2:
+        unused = final["used"] < n_values and final["entropy"] < expected / 2
+        if unused and processes.rank == 0:
             warnings.warn(
                 f"The model uses {final['used']} of the {n_values} values of {name}: each of the "
                 f"others has at most {USED:.0%} of the cells, and the parameters that describe it "
@@ -263,7 +295,12 @@ def _gradients(device: torch.device) -> Iterator[None]:
 
 
 def minibatches(
-    cells: Cells, rows: np.ndarray, batch_size: int, block_size: int, rng: np.random.Generator
+    cells: Cells,
+    rows: np.ndarray,
+    batch_size: int,
+    block_size: int,
+    rng: np.random.Generator,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[Cells]:
     """Each of the given cells once, in random order, from memory or from a file.
 
@@ -286,16 +323,27 @@ def minibatches(
         Number of cells per block; 1 for a shuffle of all cells.
     rng
         Random generator for the order.
+    part
+        Which part of each minibatch to read, counted from 0, and the number of parts. All parts
+        together are the minibatches, if ``rng`` is in the same state for each of them. A part has
+        blocks of its own, and is mixed on its own.
 
     Yields
     ------
     Minibatches, in memory.
     """
+    index, n_parts = part
     starts = rng.permutation(np.arange(0, len(rows), block_size))
     places = (starts[:, None] + np.arange(block_size)).ravel()
     rows = rows[places[places < len(rows)]]
-    minibatch_rows = np.array_split(rows, -(-len(rows) // batch_size))
-    at_once = max(1, MIXED // batch_size)  # number of minibatches per reading
+    n_minibatches = -(-len(rows) // batch_size)
+    minibatch_rows = np.array_split(rows, n_minibatches)
+    if n_parts > 1 and block_size == 1:
+        minibatch_rows = [np.array_split(whole, n_parts)[index] for whole in minibatch_rows]
+    elif n_parts > 1:
+        minibatch_rows = np.array_split(np.array_split(rows, n_parts)[index], n_minibatches)
+        rng = np.random.default_rng([index, *starts[:9]])  # all parts must use rng equally often
+    at_once = max(1, n_parts * MIXED // batch_size)  # number of minibatches per reading
     for group in np.array_split(np.arange(len(minibatch_rows)), -(-len(minibatch_rows) // at_once)):
         mixed = np.concatenate([minibatch_rows[i] for i in group])
         if block_size > 1:
@@ -314,10 +362,12 @@ class _Run:
         cells: Cells,
         n_held_out: int,
         settings: dict,
-        new: dict[str, Tensor] | None = None,
+        new: dict[str, Tensor] | None,
+        processes: OneProcess,
     ):
         self.model, self.cells, self.settings = model, cells, settings
         self.new = new  # masks of the entries to train; None for all
+        self.processes = processes  # those that train this model together
         self.history = History()
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
         self.best_bound = -np.inf
@@ -333,13 +383,15 @@ class _Run:
         )
         self.rng = np.random.default_rng(settings["seed"])
         shuffled = self.rng.permutation(cells.n_cells)
-        self.held_out = cells[np.sort(shuffled[:n_held_out])].unlabelled()
+        held_out = np.array_split(np.sort(shuffled[:n_held_out]), processes.n)[processes.rank]
+        self.held_out, self.n_held_out = cells[held_out].unlabelled(), n_held_out
         self.training_rows = shuffled[n_held_out:]
         if settings["block_size"] > 1:
             self.training_rows.sort()
         self.n_minibatches = -(-len(self.training_rows) // settings["batch_size"])
 
     def begin(self) -> None:
+        self.processes.share(self.model.state_dict())
         # The last epoch whose parameters are known to give a finite loss, and these parameters.
         self.last_finite = len(self.history.records), _copy(self.model.state_dict())
         self.old = {name: self.last_finite[1][name] for name in self.new or ()}
@@ -349,25 +401,31 @@ class _Run:
         number, started = len(self.history.records) + 1, time.perf_counter()
         start_of_epoch = number - 1, _copy(self.model.state_dict())
         batch_size, block_size = self.settings["batch_size"], self.settings["block_size"]
-        shuffled = minibatches(self.cells, self.training_rows, batch_size, block_size, self.rng)
+        part = self.processes.rank, self.processes.n
+        shuffled = minibatches(
+            self.cells, self.training_rows, batch_size, block_size, self.rng, part
+        )
+        self.processes.begin_epoch(self.settings["seed"], number)
         totals: dict[str, Tensor] = {}  # over cells: each term, and q of each discrete variable
         self.model.train(self.new is None)
         for i, minibatch in enumerate(shuffled):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
             bound = self.model.elbo(minibatch.to(self.model.device, self.model.dtype))
-            loss = bound.loss(kl_weight)
+            loss = self.processes.mean(bound.loss(kl_weight), len(minibatch))
             if not torch.isfinite(loss):
                 broken = [n for n in bound.terms if not torch.isfinite(bound[n]).all()]
-                self.fail(broken or [*bound.terms])
+                self.fail(broken, [*bound.terms])
             self.last_finite = start_of_epoch
             self.optimizer.zero_grad()
             loss.backward()
+            self.processes.add_gradients(self.model.parameters())
             self.optimizer.step()
             self.keep_old()
             self.model.after_step()
             sums = {name: bound[name].detach().sum() for name in bound.terms}
             sums |= {name: q.sum(0) for name, q in bound.posteriors.items()}
             totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
+        self.processes.share(self.model.state_dict())
         if not _finite(self.model.state_dict().values()):
             self.fail(["parameters"])
         self.record(number, kl_weight, bound, totals, started)
@@ -381,6 +439,7 @@ class _Run:
 
     def record(self, number: int, kl_weight: float, bound, totals: dict, started: float) -> None:
         n_training = len(self.training_rows)
+        totals = self.processes.add(totals)
         means = {name: (total / n_training).tolist() for name, total in totals.items()}
         held_out_bound = self.held_out_bound()
         terms = {name: means[name] for name in bound.terms}
@@ -391,7 +450,7 @@ class _Run:
                 **terms,
                 "bound": sum(t.sign * terms[t.name] for t in bound.terms.values() if t.in_bound),
                 "held_out_bound": held_out_bound,
-                "seconds": time.perf_counter() - started,
+                "seconds": self.processes.gather(time.perf_counter() - started)[0],
             }
         )
         for name in bound.posteriors:
@@ -406,10 +465,10 @@ class _Run:
 
     def held_out_bound(self) -> float:
         """The mean ELBO of the held-out cells, with the same draws in every epoch; nats."""
-        if len(self.held_out) == 0:
+        if self.n_held_out == 0:
             return float("nan")
-        seed = self.settings["seed"]
-        return float(self.model.elbo_per_cell(self.held_out, seed=seed).mean())
+        seed = (int(self.settings["seed"]) + self.processes.rank) % 2**63
+        return self.processes.mean_of(self.model.elbo_per_cell(self.held_out, seed=seed))
 
     def is_done(self) -> bool:
         """True if training ends now; the history then has the reason."""
@@ -436,8 +495,9 @@ class _Run:
         self.model.load_state_dict(parameters)
         return f"the end of epoch {epoch}" if epoch else "the start"
 
-    def fail(self, broken: list[str]) -> None:
+    def fail(self, broken: list[str], if_none: list[str] = ()) -> None:
         """Set the model back as TrainingError says, and raise one."""
+        broken = dict.fromkeys(chain.from_iterable(self.processes.gather(broken))) or if_none
         cause, restored = self.possible_cause(), self.restore_last_finite()
         raise TrainingError(
             f"Training is no longer finite in epoch {len(self.history.records) + 1}: NaN or "
@@ -540,6 +600,13 @@ def _choose(settings: dict, n_genes: int, n_training: int, n_held_out: int) -> d
         choose("epochs", STEPS_UNWATCHED, EPOCHS_UNWATCHED, reason)
     if settings["patience"] == "auto":
         choose("patience", PATIENCE_STEPS, PATIENCE)
+    epochs, kl_warmup = settings["epochs"], settings["kl_warmup"]
+    if kl_warmup > epochs * n_steps:
+        raise ValueError(
+            f"kl_warmup is {kl_warmup:,} steps, but {epochs:,} epochs of {n_training:,} training "
+            f"cells have {epochs * n_steps:,}; the KL weight would not reach 1. Choose a shorter "
+            "warm-up or more epochs."
+        )
     return chosen
 
 

@@ -23,6 +23,10 @@ That is enough for ``fit``, ``save`` and ``load``, ``embed``, ``reconstruct``, `
 9. ``after_step()``: called by ``fit`` after each optimiser step, for what changes during training
    and is not a parameter.
 10. ``graph``: nodes and arrows for ``plotting.graphical_model``.
+
+If several processes train a model, each calls ``elbo`` on its part of a minibatch. A term of one
+cell needs no care. What a model sums over cells, such as the number of those with a label, must be
+the sum over all parts: ``_internal.processes.total``.
 """
 
 from __future__ import annotations

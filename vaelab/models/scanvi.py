@@ -60,6 +60,7 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from .._internal.arguments import require, require_size
+from .._internal.processes import total
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..networks import MLP
@@ -276,7 +277,8 @@ class SCANVI(SCVI):
         index = cells.label.clamp(min=0).expand(log_q_c.shape[:-1])  # (S, n_cells)
         value = -log_q_c.gather(-1, index.unsqueeze(-1)).squeeze(-1) * labelled  # (S, n_cells)
         if self.configuration["classifier_mean"]:
-            value = value * len(labelled) / labelled.sum().clamp(min=1)
+            n_cells, n_labelled = total(torch.stack([torch.ones_like(labelled), labelled]).sum(1))
+            value = value * n_cells / n_labelled.clamp(min=1)
         options = {"weight": self.configuration["classifier_weight"], "in_bound": False}
         return Term("cross_entropy", "cross-entropy of q(c|z1)", -1, value, SOURCE, **options)
 
@@ -294,8 +296,7 @@ class SCANVI(SCVI):
         if label is None:
             c = torch.multinomial(self.log_prior_c.exp(), n_cells, replacement=True)
         else:
-            index = index_of("label", label, self.label_names)
-            c = torch.full((n_cells,), index, device=self.device)
+            c = torch.full((n_cells,), index_of("label", label, self.label_names)).to(self.device)
         z2 = self.prior().sample((n_cells,))
         return self.decode_z1(z2, one_hot(c, C).to(z2)).sample()
 
@@ -349,8 +350,7 @@ class SCANVI(SCVI):
     def require_compatible(self, cells: Cells) -> None:
         super().require_compatible(cells)
         if (cells.label >= 0).any():
-            n_labels = self.configuration["n_labels"]
-            require_names("label", self.label_names, n_labels, cells.label_names)
+            require_names("label", self.label_names, self.classifier.n_out, cells.label_names)
 
     def prepare(self, cells: Cells) -> None:
         require_labels(cells, self.label_names)
