@@ -28,6 +28,7 @@ with pytest.MonkeyPatch.context() as patch:  # scripts import what lies beside t
     import contenders
     import larger_than_memory
     import mapping
+    import rare_labels
     import report
     import scanvi
     import scvi_tools
@@ -669,3 +670,50 @@ def test_reading_counts_all_cells_and_stops_in_time(monkeypatch):
     asked.clear()
     larger_than_memory.reading(cells, 16, cold="file")
     assert len(asked) == 1
+
+
+# Types with few labels
+
+
+def few_labels(monkeypatch):
+    monkeypatch.setattr(rare_labels, "MANY", 8)
+    adata = simulate.dataset(240, 80, n_types=10, library=400, seed=0)
+    monkeypatch.setitem(
+        rare_labels.DATA,
+        "simulated",
+        (lambda seed: rare_labels.with_few_labels(adata, seed), "pbmc_scanvi"),
+    )
+
+
+def test_labels_are_few_in_three_types(monkeypatch):
+    few_labels(monkeypatch)
+    drawn = [rare_labels.DATA["simulated"][0](seed).obs["known"].copy() for seed in (0, 0, 1)]
+    for known in drawn:
+        assert sorted(known[known != "unknown"].value_counts()) == [3] * 3 + [8] * 7
+    assert drawn[0].equals(drawn[1]) and not drawn[0].equals(drawn[2])
+
+
+def test_rare_labels_are_compared(monkeypatch, capsys):
+    few_labels(monkeypatch)
+    assert rare_labels.main(["--data", "simulated", "--seeds", "2", "--quick"]) == 0
+    table, notes = capsys.readouterr()
+    assert "simulated: 175 cells whose label was hidden, 2 seeds" in table
+    for method in rare_labels.METHODS:
+        assert sum(line.startswith(method + "  ") for line in table.splitlines()) == 1
+        assert notes.count(f"{method}: accuracy") == 2
+
+
+@pytest.mark.parametrize("helps", [False, True])
+def test_balancing_that_does_not_help_is_reported(monkeypatch, capsys, helps):
+    def find(adata, recipe, epochs, seed, wrong=False):
+        truth = adata.obs["cell_type"].to_numpy(dtype=str)
+        return np.full(len(truth), "none") if wrong else truth
+
+    few_labels(monkeypatch)
+    options = ({"wrong": helps}, {"wrong": not helps})
+    for method, of_method in zip(("SCANVI", "SCANVI, balance_labels"), options, strict=True):
+        monkeypatch.setitem(rare_labels.METHODS, method, (find, of_method))
+    assert rare_labels.main(["--data", "simulated", "--seeds", "2"]) == int(not helps)
+    table, sign = capsys.readouterr().out, "+" if helps else "-"
+    for score in rare_labels.SCORES:
+        assert f"balance_labels: {score} {sign}1.000 ± 0.000" in table

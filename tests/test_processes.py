@@ -121,7 +121,7 @@ def noisy(**options):
 
 def overfitted(batch_size):
     """Ends by its patience: 300 epochs are far too many for 30 cells."""
-    options = {"epochs": 300, "learning_rate": 0.03, "kl_warmup": 0.05, "patience": 10}
+    options = {"epochs": 300, "learning_rate": 0.03, "kl_warmup": 20, "patience": 10}
     model = without_noise(n_hidden=64, normalization="layer").double()
     with still():
         return train(

@@ -263,6 +263,91 @@ def test_without_any_label_there_is_no_cross_entropy(cells):
     assert bound.loss().isfinite()
 
 
+def cross_entropies(monkeypatch, cells, *, n_of_type=None, **options):
+    """The cross-entropy of each cell at the mean of q(z1 | x), log q(c | z1), and the model."""
+    model = tiny(len(cells.label_names), **options)
+    model.prepare(cells)
+    if n_of_type is not None:
+        model.n_of_type.copy_(torch.tensor(n_of_type))
+    monkeypatch.setattr(scanvi, "gaussian", lambda m, s, n=None: m if n is None else m[None])
+    with torch.no_grad():
+        term = model.elbo(cells)["cross_entropy"].numpy()
+        return term, model.classify(model.encode(cells).mean).numpy(), model
+
+
+@pytest.mark.parametrize("mean", [True, False])
+def test_the_balanced_cross_entropy_is_bayes_rule(monkeypatch, cells, mean):
+    p_c = np.array([0.5, 0.2, 0.3])
+    term, log_q, model = cross_entropies(
+        monkeypatch, three_types(cells), prior_c=[*p_c], balance_labels=True, classifier_mean=mean
+    )
+    # Type 0 has two labels and type 1 has one; type 2 has none, and counts as if it had one.
+    np.testing.assert_array_equal(model.n_of_type, [2, 1, 1])
+    q = np.exp(log_q) * [2, 1, 1] / p_c
+    q /= q.sum(1, keepdims=True)
+    expected = np.where(LABEL >= 0, -np.log(q[np.arange(N), LABEL]), 0) * (N / 3 if mean else 1)
+    np.testing.assert_allclose(term, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("prior_c", "n_of_type"),
+    [(None, [7, 7]), ([0.75, 0.25], [9, 3])],
+    ids=["equal", "as p(c)"],
+)
+def test_labels_in_proportion_to_the_prior_are_balanced(monkeypatch, cells, prior_c, n_of_type):
+    plain, *_ = cross_entropies(monkeypatch, cells, prior_c=prior_c)
+    options = {"prior_c": prior_c, "balance_labels": True}
+    balanced, *_ = cross_entropies(monkeypatch, cells, n_of_type=n_of_type, **options)
+    unequal, *_ = cross_entropies(monkeypatch, cells, n_of_type=[9, 1], **options)
+    np.testing.assert_allclose(balanced, plain, rtol=1e-6)
+    assert np.abs(unequal - plain)[LABEL >= 0].min() > 0.01
+
+
+def test_balanced_labels_change_no_bound_and_teach_the_prior_nothing(cells):
+    models = [tiny(prior_c="learned", balance_labels=on) for on in (False, True)]
+    bounds, gradients = [], []
+    for model in models:
+        model.prepare(cells)
+        torch.manual_seed(0)
+        bound = model.elbo(cells)
+        bound.loss().backward()
+        bounds.append(bound.per_cell().detach())
+        gradients.append(model.logits_c.grad)
+    np.testing.assert_array_equal(*bounds)
+    np.testing.assert_allclose(*gradients, rtol=1e-10)
+
+
+def test_the_numbers_of_labels_are_those_of_the_fit_and_are_saved(tmp_path, fitted):
+    _, _, cells, _, plain = fitted
+    few = replace(cells, label=torch.where(cells.label == 1, -1, cells.label))  # "type 2"
+    few.label[np.flatnonzero(cells.label == 1)[:2]] = 1
+    model = vaelab.SCANVI(60, n_labels=3, n_batches=2, n_latent=3, n_hidden=32, balance_labels=True)
+    vaelab.fit(model, few, epochs=1, progress=False)
+    expected = [int((few.label == k).sum()) for k in range(3)]
+    assert expected[1] == 2 and sum(expected) < 100
+    model.save(tmp_path / "m", half=True)
+    loaded = vaelab.SCANVI.load(tmp_path / "m")
+    for one in (model, loaded, loaded.extend(batches="batch 3")):
+        np.testing.assert_array_equal(one.n_of_type, expected)
+    assert "n_of_type" not in plain.state_dict()  # files of models without the option stay valid
+
+
+def test_a_type_with_few_labels_is_found_when_labels_are_balanced(fitted):
+    _, truth, cells, _, _ = fitted
+    label = cells.label.clone()
+    label[np.flatnonzero(label == 0)[3:]] = -1
+    few = replace(cells, label=label)
+    recall, shared = {}, {"batch_size": 32, "learning_rate": 5e-3, "progress": False}
+    hidden = (label < 0).numpy() & (truth == few.label_names[0])
+    for on in (False, True):
+        model = vaelab.SCANVI(
+            60, n_labels=3, n_batches=2, n_latent=3, n_hidden=32, balance_labels=on
+        )
+        vaelab.fit(model, few, epochs=15, **shared)
+        recall[on] = model.predict(few)[hidden, 0].mean()
+    assert recall[True] > recall[False] + 0.1
+
+
 def test_released_code_gives_labelled_cells_the_bound_of_the_others(cells):
     model = tiny(label_bound=False)
     bounds = [model.elbo_per_cell(c) for c in (cells, cells.unlabelled())]

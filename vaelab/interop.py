@@ -22,6 +22,7 @@ __all__ = ["from_scvi", "to_scvi"]
 
 # scvi-tools creates these parameters even if the model does not use them.
 UNUSED = ("l_encoder.", "decoder.px_r_decoder.", "decoder.px_dropout_decoder.", "px_r")
+OURS_ALONE = ("typical_library", "n_of_type")  # buffers that no prediction depends on
 MODULE = {  # options of scvi-tools that our models fix
     "latent_distribution": "normal",
     "log_variational": True,
@@ -219,7 +220,7 @@ def to_scvi(
             )
     state = theirs.module.state_dict()
     for name, value in ours.state_dict().items():
-        if name == "typical_library" or _is_affine(ours, name):
+        if name in OURS_ALONE or _is_affine(ours, name):
             continue
         names = _theirs(ours, name)
         if missing := [n for n in names if n not in state]:

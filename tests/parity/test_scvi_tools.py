@@ -329,7 +329,7 @@ def test_a_minified_model_has_its_typical_library(adata):
 def test_there_is_a_sentence_for_what_to_scvi_cannot_do(adata):
     cells = Cells.from_anndata(adata, batch="batch", label="known", unlabelled="unknown")
     small = {"n_hidden": 16, "n_batches": 2}
-    scanvi = vaelab.SCANVI(60, n_labels=3, classifier_layers=2, **small)
+    scanvi = vaelab.SCANVI(60, n_labels=3, classifier_layers=2, balance_labels=True, **small)
     for model in (zip_ := vaelab.SCVI(60, likelihood="zip", **small), scanvi):
         vaelab.fit(model, cells, epochs=1, progress=False)
     with pytest.raises(ValueError, match=r"^likelihood is 'zip'"):
@@ -342,9 +342,8 @@ def test_there_is_a_sentence_for_what_to_scvi_cannot_do(adata):
     three.obs["batch"] = np.where(np.arange(N) < 9, "another", adata.obs["batch"])
     with pytest.raises(ValueError, match=r"numbers the batch another, .* names and order"):
         to_scvi(scanvi, three, batch="batch", label="known")
-    theirs = to_scvi(
-        scanvi, adata.copy(), batch="batch", label="known"
-    )  # two layers in one network
+    # Two layers in one network, and numbers of labels, which only our training needs.
+    theirs = to_scvi(scanvi, adata.copy(), batch="batch", label="known")
     same(scanvi.predict(cells), theirs.predict(soft=True).to_numpy())
 
 

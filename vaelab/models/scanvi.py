@@ -26,6 +26,13 @@ w, the loss of a minibatch is
     + classifier_weight · mean over labelled cells of [ −log q(c | z1) ]
 
 (``classifier_mean=False``: the second mean is over all cells too, with 0 for those without label.)
+If N_c of the N labels are of type c, and these numbers are unequal, q(c | z1) learns them too, and
+finds types with few labels too rarely. With ``balance_labels``, q(c | z1) is the posterior under
+p(c), and Bayes' rule replaces p(c) by N_c / N in the cross-entropy. For p(c) = 1/C, this is the
+logit-adjusted loss of Menon et al. (2021):
+
+    −log [ q(c | z1) r_c / Σ_k q(k | z1) r_k ],    r_c = (N_c / N) / p(c)
+
 The batch γ enters where it does in :mod:`vaelab.models.scvi`, and q(z2 | z1, c) if
 ``encode_batch_z2``; never the classifier or p(z1 | z2, c).
 
@@ -49,7 +56,6 @@ samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from numbers import Real
 from typing import Self
 
@@ -97,6 +103,13 @@ class SCANVI(SCVI):
         True if q(z2 | z1, c) receives the batch as input too, as in the assignment of MCB128.
     classifier_layers
         Number of hidden layers of the classifier; 0 for a linear one.
+    balance_labels
+        True to correct the cross-entropy for unequal numbers of labels per type in the cells of the
+        fit; numbers in proportion to p(c) need no correction. It helps if some types have very few
+        labels: with 3 labels in three types of PBMC and 50 in the others, balanced accuracy rises
+        from 0.69 to 0.73, and recall of the three types from 0.45 to 0.57. With all labels of one
+        mouse pancreas for another, balanced accuracy falls from 0.96 to 0.95, and rises from 0.90
+        to 0.93 the other way round (five seeds: ``tests/benchmarks/rare_labels.py``).
 
     Raises
     ------
@@ -110,9 +123,7 @@ class SCANVI(SCVI):
         "z1": {"at": (0, 2.4), "p": ("z2", "c"), "q": ("x_g",), "plates": ("cells",)},
         "ℓ": {"at": (1, 1.2), "p": ("γ",), "q": ("x_g",), "plates": ("cells",)},
         "γ": {"at": (2, 1.2), "observed": True, "plates": ("cells",)},
-        "x_g": {
-            "at": (0, 0), "p": ("z1", "ℓ", "γ"), "observed": True, "plates": ("cells", "genes"),
-        },
+        "x_g": {"at": (0, 0), "p": ("z1", "ℓ", "γ"), "observed": True, "plates": ("cells", "genes")}
     }  # fmt: skip
 
     def __init__(
@@ -129,6 +140,7 @@ class SCANVI(SCVI):
         label_bound: bool = True,
         encode_batch_z2: bool = False,
         classifier_layers: int = 1,
+        balance_labels: bool = False,
         seed: int = 0,
     ):  # fmt: skip
         super().__init__(
@@ -137,8 +149,7 @@ class SCANVI(SCVI):
             library=library, encode_batch=encode_batch, normalization=normalization, seed=seed,
         )  # fmt: skip
         require_size("n_labels", n_labels)
-        expected = "a number, 0 or more"
-        require("classifier_weight", classifier_weight, Real, lambda w: 0 <= w < np.inf, expected)
+        require("classifier_weight", classifier_weight, Real, lambda w: 0 <= w < np.inf, ">= 0")
         if not (prior_c is None or isinstance(prior_c, str)):
             prior_c = self.configuration["prior_c"] = [float(p) for p in prior_c]  # for JSON
         with seeded(seed + 1):  # with this seed, SCVI has the same networks of scVI
@@ -154,6 +165,8 @@ class SCANVI(SCVI):
                 dropout_rate=0.0, **hidden,
             )  # fmt: skip
         self.logits_c = nn.Parameter(_logits(prior_c, n_labels), requires_grad=prior_c == "learned")
+        if balance_labels:
+            self.register_buffer("n_of_type", torch.ones(n_labels))  # N_c, set by ``prepare``
 
     @classmethod
     def from_scvi(cls, model: SCVI, cells: Cells, **options) -> Self:
@@ -230,9 +243,8 @@ class SCANVI(SCVI):
         z1 = gaussian(q_z1.mean, q_z1.stddev, n_samples)  # (S, n_cells, n_latent)
         drawn, kl_library = self._draw_library(cells, n_samples, analytic_kl)  # with ℓ (S, n_cells)
         log_q_c = self.classify(z1)  # (S, n_cells, C)
-        uses_label = (cells.label >= 0) & bool(self.configuration["label_bound"])
-        uses_label = uses_label.unsqueeze(-1)  # (n_cells, 1)
-        label = one_hot(cells.label.clamp(min=0), C).to(z1)  # (n_cells, C)
+        label = one_hot(cells.label + 1, C + 1)[:, 1:].to(z1)  # (n_cells, C), 0 without a label
+        uses_label = label.any(-1, keepdim=True) & bool(self.configuration["label_bound"])
         guess = log_q_c.exp() if analytic_kl else gumbel_softmax(log_q_c.detach(), 1.0, hard=True)
         ω = torch.where(uses_label, label, guess)  # (S, n_cells, C)
         log_ω = torch.where(uses_label, 0.0, log_q_c)  # of the type: 0 if it was observed
@@ -258,7 +270,7 @@ class SCANVI(SCVI):
             Term("kl_z2", "Σ_c ω_c KL(q(z2|z1,c)‖p(z2))", -1, kl_z2, SOURCE, warm_up=True),
             Term("kl_c", "KL(ω‖p(c))", -1, kl_c, SOURCE, warm_up=True),
             *kl_library,
-            self._cross_entropy(cells, log_q_c),
+            self._cross_entropy(label, log_q_c),
             posteriors={"c": ω.mean(0)},
         )
 
@@ -268,16 +280,17 @@ class SCANVI(SCVI):
         c = torch.eye(C).to(z1).view(C, *[1] * (z1.ndim - 1), C).expand(-1, *z1.shape[:-1], -1)
         return c, z1.expand(C, *z1.shape)
 
-    def _cross_entropy(self, cells: Cells, log_q_c: Tensor) -> Term:
-        """−log q(c | z1), 0 for cells without a label; from log_q_c of shape (S, n_cells, C).
+    def _cross_entropy(self, label: Tensor, log_q_c: Tensor) -> Term:
+        """−log q(c | z1), 0 for cells without a label; label (n_cells, C), log_q_c (S, n_cells, C).
 
         If ``classifier_mean``, scaled so that its mean over all cells is that over labelled cells.
         """
-        labelled = (cells.label >= 0).to(log_q_c)  # (n_cells,)
-        index = cells.label.clamp(min=0).expand(log_q_c.shape[:-1])  # (S, n_cells)
-        value = -log_q_c.gather(-1, index.unsqueeze(-1)).squeeze(-1) * labelled  # (S, n_cells)
+        if self.configuration["balance_labels"]:
+            log_r = self.n_of_type.log() - self.log_prior_c.detach()  # (C,), up to a constant
+            log_q_c = (log_q_c + log_r).log_softmax(-1)
+        value = -(log_q_c * label).sum(-1)  # (S, n_cells)
         if self.configuration["classifier_mean"]:
-            n_cells, n_labelled = total(torch.stack([torch.ones_like(labelled), labelled]).sum(1))
+            n_cells, n_labelled = total(torch.stack([label.new_tensor(len(label)), label.sum()]))
             value = value * n_cells / n_labelled.clamp(min=1)
         options = {"weight": self.configuration["classifier_weight"], "in_bound": False}
         return Term("cross_entropy", "cross-entropy of q(c|z1)", -1, value, SOURCE, **options)
@@ -287,18 +300,17 @@ class SCANVI(SCVI):
         library: float | np.ndarray | None = None, seed: int = 0,
     ) -> np.ndarray:  # fmt: skip
         """New cells of one type, or of all types by p(c): see ``SCVI.generate``."""
-        draw = partial(self._draw_z1, n_cells, label)
-        return self._generate_in_batch(n_cells, draw, library, seed, batch)
 
-    def _draw_z1(self, n_cells: int, label: str | None) -> Tensor:
-        """z1 from p(z1), or from p(z1 | c) of one type; shape (n_cells, n_latent)."""
-        C = self.configuration["n_labels"]
-        if label is None:
-            c = torch.multinomial(self.log_prior_c.exp(), n_cells, replacement=True)
-        else:
-            c = torch.full((n_cells,), index_of("label", label, self.label_names)).to(self.device)
-        z2 = self.prior().sample((n_cells,))
-        return self.decode_z1(z2, one_hot(c, C).to(z2)).sample()
+        def draw_z1() -> Tensor:  # from p(z1), or from p(z1 | c) of one type
+            if label is None:
+                c = torch.multinomial(self.log_prior_c.exp(), n_cells, replacement=True)
+            else:
+                index = index_of("label", label, self.label_names)
+                c = torch.full((n_cells,), index, device=self.device)
+            z2 = self.prior().sample((n_cells,))  # (n_cells, n_latent)
+            return self.decode_z1(z2, one_hot(c, self.configuration["n_labels"]).to(z2)).sample()
+
+        return self._generate_in_batch(n_cells, draw_z1, library, seed, batch)
 
     # Using a fitted model.
 
@@ -323,9 +335,8 @@ class SCANVI(SCVI):
 
         def probabilities(minibatch: Cells) -> Tensor:
             q = self.encode(minibatch)
-            z1 = q.mean if n_samples is None else gaussian(q.mean, q.stddev, n_samples)
-            p = self.classify(z1).exp()
-            return p if n_samples is None else p.mean(0)
+            z1 = q.mean[None] if n_samples is None else gaussian(q.mean, q.stddev, n_samples)
+            return self.classify(z1).exp().mean(0)
 
         with seeded(seed):
             return self._over_minibatches(cells, probabilities)
@@ -356,6 +367,9 @@ class SCANVI(SCVI):
         require_labels(cells, self.label_names)
         super().prepare(cells)
         self.label_names = self.label_names or cells.label_names
+        if self.configuration["balance_labels"]:
+            n_of_type = cells.label[cells.label >= 0].bincount(minlength=len(self.label_names))
+            self.n_of_type.copy_(n_of_type.clamp(min=1))  # without labels as with one: log 0 is −∞
 
 
 def _logits(prior_c, n_labels: int) -> Tensor:
