@@ -793,7 +793,7 @@ def test_after_a_resume_a_broken_loss_sets_back_to_the_checkpoint(tmp_path):
         ("batch_size", [0, -1, 2.5, np.nan, "16", None]),
         ("learning_rate", [0, -1e-3, np.nan, np.inf, "1e-3", None]),
         ("epsilon", [0, -1e-3, np.nan, np.inf, "1e-3"]),
-        ("likelihood_learning_rate", [0, -1e-3, np.nan, np.inf, "1e-3", None]),
+        ("likelihood_learning_rate", [0, -1e-3, np.nan, np.inf, "1e-3"]),
         ("weight_decay", [-1e-9, np.nan, np.inf, "0"]),
         ("kl_warmup", [-1, 0.25, np.nan, "5", None, True]),
         ("validation_fraction", [-0.1, 1.0, 2, np.nan, "0.1", None]),

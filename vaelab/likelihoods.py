@@ -63,6 +63,7 @@ class Likelihood(nn.Module):
     domain = "counts"  # what the data must be: see Cells.require_domain
     n_outputs = 1  # how many numbers the decoder gives per gene
     dispersions: tuple[str, ...] = ("gene",)
+    learning_rate = 0.1  # of its own parameters (log θ), which have far to go from their start
 
     def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
         super().__init__()
@@ -132,30 +133,34 @@ def count_mean(logits: Tensor, library: Tensor) -> Tensor:
 
 
 class NormalLikelihood(Likelihood):
-    """Normal(f_g(h), σ_g).
+    """Normal(f_g(h), σ_g), with σ_g = s_g exp(``log_std``_g).
 
-    σ_g stays above 0.7 % (e⁻⁵) of the gene's standard deviation over the cells: without a limit an
-    almost constant gene would drive σ to 0 and the density to ∞. A constant gene has the limit of
-    the gene with the smallest standard deviation.
+    s_g is the gene's standard deviation over the cells that the model is fitted to: σ starts there,
+    in the units of the gene, and stays above 0.7 % (e⁻⁵) of it. Without a limit an almost constant
+    gene would drive σ to 0 and the density to ∞. Before the fit, s_g is 1.
     """
 
     domain = "real"
+    learning_rate = 0.0025  # faster, σ becomes too narrow for cells that were not seen
 
     def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
         super().__init__(n_in, n_genes, dispersion, n_batches)
         self.log_std = nn.Parameter(torch.zeros(n_genes))
-        self.register_buffer("lowest_log_std", torch.full((n_genes,), -5.0))
+        self.register_buffer("scale", torch.ones(n_genes))
 
-    def set_limits(self, std: Tensor) -> None:
-        """Set the limits of σ from the standard deviation of each gene, shape (n_genes,)."""
+    def set_scale(self, std: Tensor) -> None:
+        """Set s_g from standard deviations, shape (n_genes,); constant genes get the smallest."""
         varying = std[std > 0]
-        std = std.where(std > 0, varying.min() if len(varying) else 1.0)
-        self.lowest_log_std.copy_(std.log() - 5)
+        self.scale.copy_(std.where(std > 0, varying.min() if len(varying) else 1.0))
+
+    @property
+    def std(self) -> Tensor:
+        """σ of each gene, shape (n_genes,)."""
+        return self.scale * bounded(self.log_std, -5, torch.inf).exp()
 
     def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         (mean,) = self.outputs(h)
-        σ = bounded(self.log_std, self.lowest_log_std, torch.inf).exp()
-        return Normal(mean, σ, validate_args=False)
+        return Normal(mean, self.std, validate_args=False)
 
 
 class ContinuousBernoulliLikelihood(Likelihood):

@@ -66,7 +66,7 @@ def fit(
     batch_size: int = 128,
     learning_rate: float = 2e-2,
     epsilon: float | None = None,
-    likelihood_learning_rate: float = 0.1,
+    likelihood_learning_rate: float | None = None,
     weight_decay: float = 0.0,
     kl_warmup: int = 0,
     train: str = "all",
@@ -100,8 +100,9 @@ def fit(
         learns less by heart. None for 1 per 2,000 genes, because the gradient of the bound grows
         with the number of genes. With a small epsilon, choose a small learning rate, such as 1e-3.
     likelihood_learning_rate
-        Learning rate of the likelihood's own parameters, one per gene (log θ or log σ), for which
-        epsilon is 1e-8 and there is no weight decay: they have far to go from their start.
+        Learning rate of the likelihood's own parameters, log θ or log σ of each gene. For them
+        epsilon is 1e-8, and there is no weight decay. None for the likelihood's ``learning_rate``:
+        0.1 for θ, 0.0025 for σ.
     kl_warmup
         Number of optimiser steps over which the KL weight rises linearly to 1, at most all steps;
         0 for a weight of 1 from the start.
@@ -372,15 +373,7 @@ class _Run:
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
         self.best_bound = -np.inf
         fused = model.device.type in ("cpu", "cuda") and model.dtype == torch.float32
-        networks, likelihood = _groups(model)
-        options = {"eps": settings["epsilon"], "weight_decay": settings["weight_decay"]}
-        self.optimizer = torch.optim.Adam(
-            [
-                {"params": networks, "lr": settings["learning_rate"]} | options,
-                {"params": likelihood, "lr": settings["likelihood_learning_rate"]},
-            ],
-            fused=fused,
-        )
+        self.optimizer = torch.optim.Adam(_groups(model, settings), fused=fused)
         self.rng = np.random.default_rng(settings["seed"])
         shuffled = self.rng.permutation(cells.n_cells)
         held_out = np.array_split(np.sort(shuffled[:n_held_out]), processes.n)[processes.rank]
@@ -564,7 +557,7 @@ def _require_settings(settings: dict) -> None:
         ("batch_size", Integral, is_size, size),
         ("learning_rate", Real, lambda v: 0 < v < np.inf, "a number above 0"),
         ("epsilon", Real, lambda v: 0 < v < np.inf, "None or a number above 0"),
-        ("likelihood_learning_rate", Real, lambda v: 0 < v < np.inf, "a number above 0"),
+        ("likelihood_learning_rate", Real, lambda v: 0 < v < np.inf, "None or a number above 0"),
         ("weight_decay", Real, lambda v: 0 <= v < np.inf, "a number, 0 or more"),
         ("kl_warmup", Integral, lambda n: n >= 0, "a whole number of steps, 0 or more"),
         ("validation_fraction", Real, lambda v: 0 <= v < 1, "a share, from 0 to below 1"),
@@ -610,14 +603,17 @@ def _choose(settings: dict, n_genes: int, n_training: int, n_held_out: int) -> d
     return chosen
 
 
-def _groups(model: Model) -> tuple[list[Tensor], list[Tensor]]:
-    """The parameters to train: of the networks, and the likelihood's own."""
-    own = [
-        p for m in model.modules() if isinstance(m, Likelihood) for p in m.parameters(recurse=False)
-    ]
-    is_own = {id(p) for p in own}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [p for p in trained if id(p) not in is_own], [p for p in trained if id(p) in is_own]
+def _groups(model: Model, settings: dict) -> list[dict]:
+    """The parameters to train with their options of Adam: networks, and each likelihood's own."""
+    trained = {id(p): p for p in model.parameters() if p.requires_grad}
+    groups = []
+    for likelihood in (m for m in model.modules() if isinstance(m, Likelihood)):
+        own = [trained.pop(id(p)) for p in likelihood.parameters(recurse=False) if id(p) in trained]
+        rate = settings["likelihood_learning_rate"] or likelihood.learning_rate
+        groups.append({"params": own, "lr": rate})
+    networks = {"params": [*trained.values()], "lr": settings["learning_rate"]}
+    options = {"eps": settings["epsilon"], "weight_decay": settings["weight_decay"]}
+    return [networks | options, *groups]
 
 
 def _require_new_batches(train: str, model: Model, cells: Cells) -> None:

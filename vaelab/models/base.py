@@ -377,11 +377,12 @@ class Model(Savable, nn.Module):
     def prepare(self, cells: Cells) -> None:
         """Check the cells before the fit, and keep their gene names and median library size."""
         self.require_compatible(cells)
+        if self.gene_names is None:  # later fits keep the scale, and with it σ
+            for module in self.modules():
+                if isinstance(module, NormalLikelihood):
+                    module.set_scale(cells.standard_deviations())
         self.gene_names = cells.gene_names
         self.typical_library.copy_(cells.library.median())
-        for module in self.modules():
-            if isinstance(module, NormalLikelihood):
-                module.set_limits(cells.standard_deviations())
 
     def after_step(self) -> None:
         """Called by ``fit`` after each optimiser step."""

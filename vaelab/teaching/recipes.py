@@ -22,7 +22,7 @@ from ..training import History, fit
 
 __all__ = ["RECIPES", "Recipe"]
 
-NOT_SETTINGS = ("model", "cells", "seed", "device", "checkpoint", "progress")
+NOT_ON_CARD = ("seed", "train", "block_size")  # settings of ``fit`` that are elsewhere, or plain
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,9 @@ class Recipe:
         cells, started = self.read(adata), time.perf_counter()
         model = self.kind(cells.n_genes, seed=seed, **self.model)
         settings = self.fit | ({} if epochs is None else {"epochs": epochs})
-        call = inspect.signature(fit).bind(model, cells, seed=seed, progress=progress, **settings)
-        call.apply_defaults()  # the card holds every setting, defaults included
         if self.start is not None:
             self.start(model, cells, seed)
-        history = fit(*call.args, **call.kwargs)
+        history = fit(model, cells, seed=seed, progress=progress, **settings)
         seconds = time.perf_counter() - started
         with torch.no_grad():
             for parameter in model.parameters():
@@ -108,7 +106,7 @@ class Recipe:
             "data": {"name": self.data_set, "layer": self.layer, "n_cells": len(cells)},
             "seed": seed,
             "start": inspect.getdoc(self.start) if self.start else "random",
-            "fit": {k: v for k, v in call.arguments.items() if k not in NOT_SETTINGS},
+            "fit": {k: v for k, v in history.settings.items() if k not in NOT_ON_CARD},
             "training": history.stopped,
             "scores": {name: round(score, 3) for name, score in scores.items()},
             "seconds": round(seconds, 1),
@@ -201,7 +199,6 @@ def _pancreas(likelihood: str, description: str, layer: str = "counts", **others
     settings = {
         "name": f"pancreas_{likelihood}",
         "model": {"likelihood": likelihood, "n_latent": 10},
-        "fit": {"epochs": 200},
     } | others
     return Recipe(
         description=f"Mouse pancreas, {description}",
@@ -221,7 +218,6 @@ def _two_mice_scvi(name: str, description: str, batch: str | None = "mouse", **m
         batch=batch,
         kind=SCVI,
         model={"n_batches": 2 if batch else 1, "likelihood": "nb"} | model,
-        fit={"epochs": 200},
     )
 
 
@@ -237,7 +233,7 @@ _RECIPES = (
         "negative binomial, twice as wide, fitted to all cells",
         name="pancreas_nb_wide",
         model={"likelihood": "nb", "n_latent": 10, "n_hidden": 256},
-        fit={"epochs": 150, "validation_fraction": 0},
+        fit={"validation_fraction": 0},
     ),
     _pancreas(
         "nb",
@@ -251,7 +247,6 @@ _RECIPES = (
             "estimator": "gumbel",
         },
         start=_from_kmeans,
-        fit={"epochs": 100, "learning_rate": 3e-3},
     ),
     Recipe(
         name="pbmc_gmvae",
@@ -261,7 +256,6 @@ _RECIPES = (
         kind=GMVAE,
         model={"likelihood": "nb", "n_clusters": 10, "estimator": "gumbel"},
         start=_from_kmeans,
-        fit={"epochs": 60, "learning_rate": 3e-3},
     ),
     Recipe(
         name="pancreas_scanvi",
@@ -272,7 +266,7 @@ _RECIPES = (
         batch="mouse",
         kind=SCANVI,
         model={"n_labels": 13, "n_batches": 2, "likelihood": "nb", "n_latent": 20},
-        fit={"epochs": 40, "learning_rate": 2e-3, "validation_fraction": 0},
+        fit={"validation_fraction": 0},
     ),
     Recipe(
         name="pbmc_scanvi",
@@ -282,7 +276,7 @@ _RECIPES = (
         label="known",
         kind=SCANVI,
         model={"n_labels": 10, "likelihood": "nb", "n_latent": 20},
-        fit={"epochs": 40, "learning_rate": 2e-3, "validation_fraction": 0},
+        fit={"validation_fraction": 0},
     ),
     _two_mice_scvi("", "simplified, from counts and mouse"),
     _two_mice_scvi("_blind", "simplified, without the mouse as input", batch=None),
