@@ -450,3 +450,20 @@ def test_cells_without_their_labels_are_the_same_cells_otherwise(adata):
     for name in ("library", "batch"):
         assert torch.equal(getattr(hidden, name), getattr(cells, name))
     assert hidden.x is cells.x
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse", "masked"])
+def test_standard_deviations_of_genes(kind, monkeypatch):
+    monkeypatch.setattr("vaelab._internal.matrices.AT_ONCE", 40)  # ten cells at a time
+    rng = np.random.default_rng(0)
+    x = rng.poisson(2, size=(57, 4)) + 1e4 * np.arange(4)  # a large mean hides nothing
+    x[:, 3] = 0.1  # not exactly a number of float32
+    observed = rng.random(x.shape) < 0.7 if kind == "masked" else np.ones(x.shape, bool)
+    observed[:, 0] = True
+    cells = Cells.from_array(x, observed=observed if kind == "masked" else None)
+    if kind == "sparse":
+        cells = Cells.from_anndata(anndata.AnnData(sparse.csr_matrix(x.astype(np.float64))))
+    expected = np.std(x, axis=0, where=observed)
+    found = cells.standard_deviations().numpy()
+    assert found == pytest.approx(expected, rel=1e-5, abs=1e-12)
+    assert found[3] == 0

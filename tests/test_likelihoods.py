@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.distributions import Normal
 
+import vaelab
 from vaelab.distributions import ContinuousBernoulli, NegativeBinomial, Poisson, ZeroInflated
-from vaelab.likelihoods import LIKELIHOODS, make_likelihood
+from vaelab.likelihoods import LIKELIHOODS, bounded, make_likelihood
 
 S, B, N_IN, G = 5, 4, 6, 3
 
@@ -219,3 +220,52 @@ def test_the_dispersion_of_a_gene_in_each_batch_is_that_of_the_cells_own():
     assert torch.allclose(p.inverse_dispersion.expand(S, B, G), expected.expand(S, B, G))
     with pytest.raises(ValueError, match="needs batches, but n_batches is 0"):
         make_likelihood("nb", N_IN, G, "gene-batch")
+
+
+# ------------------------------------------------------------------------ limits of θ and σ
+
+
+@pytest.mark.parametrize(("start", "target"), [(-20.0, 0.0), (20.0, 0.0), (0.0, 0.0)])
+def test_a_parameter_outside_its_limits_comes_back(start, target):
+    x = torch.full((3,), start, requires_grad=True)
+    optimizer = torch.optim.SGD([x], lr=0.5)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = (bounded(x, -12, 12) - target).square().sum()
+        loss.backward()
+        optimizer.step()
+    torch.testing.assert_close(x.detach(), torch.full((3,), target), atol=1e-3, rtol=0)
+
+
+def test_a_gradient_that_leads_further_out_is_zero():
+    x = torch.tensor([-13.0, -13.0, 13.0, 13.0, 5.0], requires_grad=True)
+    bounded(x, -12, 12).backward(torch.tensor([1.0, -1.0, 1.0, -1.0, 7.0]))
+    # Descent moves against the gradient: 1 at −13 leads further down, −1 at 13 further up.
+    assert x.grad.tolist() == [0, -1, 1, 0, 7]
+    assert bounded(x, -12, 12).tolist() == [-12, -12, 12, 12, 5]
+
+
+@pytest.mark.parametrize("unit", [1e-4, 1.0, 1e4])
+def test_the_normals_sigma_is_in_the_units_of_each_gene(unit):
+    """A table in other units gives the same model, its bound moved by the log of the unit."""
+    x = np.random.default_rng(0).normal(3, [0.5, 2, 1], size=(300, 3))
+    x[:, 2] = 4.0  # a constant gene
+    model = vaelab.VAE(3, n_latent=1, n_hidden=4, likelihood="normal")
+    cells = vaelab.Cells.from_array(x * unit)
+    vaelab.fit(model, cells, epochs=1, learning_rate=1e-9, progress=False)
+    expected = x.std(0) * unit
+    expected[2] = expected[0]
+    assert model.likelihood.scale.numpy() == pytest.approx(expected, rel=1e-5)
+    assert model.likelihood.std.detach().numpy() == pytest.approx(expected, rel=0.02)
+
+
+def test_the_scale_is_kept_by_later_fits_and_in_the_file(tmp_path):
+    rng = np.random.default_rng(0)
+    model = vaelab.VAE(2, n_latent=1, n_hidden=4, likelihood="normal")
+    for sd in (0.5, 5.0):
+        cells = vaelab.Cells.from_array(rng.normal(0, sd, size=(50, 2)))
+        vaelab.fit(model, cells, epochs=1, progress=False)
+    assert model.likelihood.scale.max() < 1
+    model.save(tmp_path / "mine")
+    again = vaelab.VAE.load(tmp_path / "mine")
+    assert torch.equal(again.likelihood.scale, model.likelihood.scale)

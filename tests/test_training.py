@@ -869,3 +869,75 @@ def test_a_run_on_a_gpu_is_resumed_too(tmp_path):
     np.testing.assert_allclose(resumed.frame["bound"], history.frame["bound"], rtol=1e-3)
     on_cpu = VAE.load(model.save(tmp_path / "model"))
     np.testing.assert_allclose(on_cpu.embed(some_cells()), model.embed(some_cells()), atol=1e-3)
+
+
+# ------------------------------------------------------------- what fit chooses, and its optimiser
+
+
+@pytest.mark.parametrize(
+    ("n_cells", "batch_size", "epochs", "patience"),
+    [
+        (50, 16, 500, 50),  # 45 to train on, 3 steps per epoch: both at their limits
+        (822, 128, 500, 50),  # 6 steps: 8,000 / 6 and 400 / 6 are above the limits
+        (3774, 128, 297, 15),  # 27 steps
+        (200_000, 128, 30, 5),
+    ],
+)
+def test_epochs_and_patience_follow_from_the_steps_of_an_epoch(
+    n_cells, batch_size, epochs, patience
+):
+    settings = {"epochs": None, "patience": "auto", "epsilon": None, "kl_warmup": 0}
+    settings["batch_size"], n_held_out = batch_size, round(0.1 * n_cells)
+    chosen = training._choose(settings, 500, n_cells - n_held_out, n_held_out)
+    assert (settings["epochs"], settings["patience"], settings["epsilon"]) == (
+        epochs,
+        patience,
+        0.25,
+    )
+    assert chosen.keys() == {"epochs", "patience", "epsilon"}
+    assert chosen["epochs"].startswith(f"{epochs} epochs: 8,000 steps at ")
+
+
+def test_without_held_out_cells_training_is_shorter():
+    settings = {"epochs": None, "patience": "auto", "epsilon": 0.1, "kl_warmup": 0}
+    settings["batch_size"] = 128
+    chosen = training._choose(settings, 500, 3774, 0)
+    assert settings["epochs"] == 50
+    assert "no held-out cells say when to stop" in chosen["epochs"]
+    assert "epsilon" not in chosen and settings["epsilon"] == 0.1
+
+
+def test_the_history_has_the_settings_and_what_was_chosen():
+    history = fit(some_model(), some_cells(), batch_size=16, epochs=3, progress=False)
+    assert history.settings["epochs"] == 3 and history.settings["patience"] == 50
+    assert history.chosen.keys() == {"epsilon", "patience"}
+    assert history.settings["epsilon"] == N_GENES / 2000
+
+
+def test_the_likelihoods_own_parameters_have_their_own_rate():
+    def moved(**rates):
+        model = some_model()
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        quick(model, epochs=1, batch_size=100, validation_fraction=0, **rates)
+        return {n: (p - before[n]).abs().max().item() for n, p in model.named_parameters()}
+
+    own = "likelihood.log_inverse_dispersion"
+    steps = moved(epsilon=1e-8, learning_rate=1e-4)
+    assert steps.pop(own) == pytest.approx(0.1, rel=1e-3)
+    assert max(steps.values()) == pytest.approx(1e-4, rel=1e-3)
+    assert moved(likelihood_learning_rate=0.03)[own] == pytest.approx(0.03, rel=1e-3)
+    # With a large epsilon a step follows the gradient: half the rate and half the steps' size.
+    large = [moved(epsilon=100.0, learning_rate=rate) for rate in (0.01, 0.02)]
+    for name in steps:
+        assert large[1][name] == pytest.approx(2 * large[0][name], rel=1e-2, abs=1e-9)
+        assert large[0][name] < 1e-3
+
+
+def test_weight_decay_leaves_the_likelihoods_own_parameters_alone():
+    for decay in (0.0, 10.0):
+        model = some_model()
+        model.likelihood.log_inverse_dispersion.data.fill_(3.0)
+        quick(model, epochs=1, batch_size=100, validation_fraction=0, weight_decay=decay)
+        if decay == 0:
+            expected = model.likelihood.log_inverse_dispersion.detach().clone()
+    assert torch.equal(model.likelihood.log_inverse_dispersion, expected)

@@ -273,6 +273,10 @@ class LinearVAE(vaelab.VAE):
         self.decoder = nn.Identity()
         self.likelihood.log_std = nn.Parameter(torch.zeros(1))
 
+    def prepare(self, cells):
+        super().prepare(cells)
+        self.likelihood.scale = torch.ones(1).to(self.likelihood.log_std)  # not one per gene
+
 
 def test_training_a_linear_vae_brings_its_bound_to_the_exact_evidence():
     W, b = weights(orthogonal=False, seed=8)

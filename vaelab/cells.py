@@ -297,7 +297,10 @@ class Cells:
             yield rows.start, self[rows].in_memory()
 
     def standard_deviations(self) -> Tensor:
-        """The standard deviation of each gene over the cells where it is observed; (n_genes,)."""
+        """The standard deviation of each gene over the cells where it is observed; (n_genes,).
+
+        It is 0 if the values differ by no more than float32 rounds.
+        """
         n, mean, squares = (torch.zeros(self.n_genes, dtype=torch.float64) for _ in range(3))
         for _, part in self.parts():  # Chan et al. 1983: exact also if the mean is large
             x = part.to("cpu", torch.float64).x
@@ -308,7 +311,8 @@ class Cells:
             squares += (mean_part - mean).square() * n * n_part / (n + n_part).clamp(min=1)
             mean += (mean_part - mean) * n_part / (n + n_part).clamp(min=1)
             n += n_part
-        return (squares / n.clamp(min=1)).sqrt()
+        std = (squares / n.clamp(min=1)).sqrt()
+        return std.where(std > 1e-6 * mean.abs(), 0.0)
 
     def require_domain(self, domain: str) -> None:
         """Refuse values to which a likelihood gives no probability.
