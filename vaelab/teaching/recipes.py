@@ -283,7 +283,7 @@ _RECIPES = (
             "epsilon": 1e-8,
             "kl_warmup": 300,
             "validation_fraction": 0,
-        },  # fmt: skip
+        },
     ),
     _two_mice_scvi("", "simplified, from counts and mouse"),
     _two_mice_scvi("_blind", "simplified, without the mouse as input", batch=None),
