@@ -26,6 +26,7 @@ FOLDER = Path(__file__).with_name("benchmarks")
 with pytest.MonkeyPatch.context() as patch:  # scripts import what lies beside them
     patch.syspath_prepend(str(FOLDER))
     import contenders
+    import dispersion
     import larger_than_memory
     import mapping
     import rare_labels
@@ -717,3 +718,44 @@ def test_balancing_that_does_not_help_is_reported(monkeypatch, capsys, helps):
     table, sign = capsys.readouterr().out, "+" if helps else "-"
     for score in rare_labels.SCORES:
         assert f"balance_labels: {score} {sign}1.000 ± 0.000" in table
+
+
+# Whether θ is learned
+
+
+@pytest.mark.parametrize("likelihood", ["nb", "zinb"])
+def test_the_best_dispersion_is_found(likelihood):
+    """From counts with a known θ, at the true means; where θ is at its best nothing is gained."""
+    rng = np.random.default_rng(0)
+    mean, θ, π = np.full((20_000, 3), 3.0), np.array([0.3, 2.0, 10.0]), 0.2
+    x = rng.poisson(rng.gamma(θ, mean / θ))
+    p = vaelab.distributions.NegativeBinomial(
+        torch.tensor(mean), torch.ones(20_000, 3).double(), validate_args=False
+    )
+    if likelihood == "zinb":
+        x = np.where(rng.random(x.shape) < π, 0, x)
+        logits = torch.full((20_000, 3), math.log(π / (1 - π))).double()
+        p = vaelab.distributions.ZeroInflated(p, logits, validate_args=False)
+    x = torch.tensor(x).double()
+    found = dispersion.best_dispersion(p, x)
+    assert found.exp().numpy() == pytest.approx(θ, rel=0.15)
+    again = dispersion.best_dispersion(dispersion.with_dispersion(p, found), x)
+    gains = [
+        (dispersion.with_dispersion(p, log_θ).log_prob(x) - p.log_prob(x)).sum(-1).mean()
+        for log_θ in (found, again)
+    ]
+    assert gains[0] > 0.1 and gains[1] == pytest.approx(gains[0], abs=1e-3)
+
+
+@pytest.mark.parametrize("gain", [0.4, 0.6])
+def test_a_dispersion_that_is_not_learned_is_reported(monkeypatch, tmp_path, capsys, gain):
+    found = dict.fromkeys(dispersion.COLUMNS, 0.0) | {"gain_training": gain}
+    monkeypatch.setattr(dispersion, "find", lambda cells, likelihood, seed: found)
+    adata = simulate.dataset(60, 30, seed=0)
+    monkeypatch.setattr(dispersion, "DATA", {"small": (lambda: adata, None)})
+    threads = torch.get_num_threads()
+    status = dispersion.main(["--data", "small", "--seeds", "2", "--out", str(tmp_path)])
+    torch.set_num_threads(threads)
+    assert status == (gain > 0.5)
+    assert ("small, nb, now" in capsys.readouterr().out.splitlines()[-1]) == (gain > 0.5)
+    assert json.loads((tmp_path / "dispersion.json").read_text())["small, zinb, now"][0] == found

@@ -247,7 +247,7 @@ def test_a_mixture_starts_from_kmeans_and_is_scored_by_its_own_clusters():
         recipe,
         load=lambda: vaelab.simulate.dataset(n_cells=240, n_genes=60, n_types=3, separation=4),
         model=recipe.model | {"n_clusters": 3, "n_latent": 5, "n_hidden": 16},
-        fit={"epochs": 8},
+        fit={"epochs": 25},
     )
     model, _, card = tiny.train(progress=False)
     again, _, _ = tiny.train(progress=False)

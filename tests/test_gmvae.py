@@ -378,7 +378,7 @@ def test_two_kinds_of_cells_are_told_apart(estimator):
     cells = Cells.from_anndata(adata, label="cell_type")
     model = vaelab.GMVAE(60, n_clusters=2, n_latent=2, n_hidden=32, estimator=estimator)
     model.start_from(cells, vaelab.metrics.kmeans(np.log1p(adata.X.toarray()), 2))
-    history = vaelab.fit(model, cells, epochs=15, progress=False)
+    history = vaelab.fit(model, cells, epochs=15, learning_rate=1e-3, epsilon=1e-8, progress=False)
     found = model.cluster(cells).argmax(1)
     assert vaelab.metrics.adjusted_rand_index(cells.label, found) > 0.9
     assert history.frame["bound"].iloc[-1] > history.frame["bound"].iloc[0] + 10

@@ -246,7 +246,7 @@ def fitted():
     adata = vaelab.simulate.dataset(400, 40, n_types=3, n_batches=2, batch_effect=1.0, seed=0)
     cells = Cells.from_anndata(adata, batch="batch", label="cell_type")
     model = vaelab.SCVI(40, n_batches=2, n_latent=3, n_hidden=32, library="latent")
-    vaelab.fit(model, cells, epochs=30, batch_size=32, learning_rate=5e-3, progress=False)
+    vaelab.fit(model, cells, epochs=100, batch_size=32, progress=False)
     return adata, cells, model
 
 
@@ -291,7 +291,10 @@ def test_replicates_are_as_the_cells_were_measured(fitted):
     assert not np.array_equal(x, model.replicate(cells, seed=1))
     np.testing.assert_array_equal(x, model.replicate(cells))
     total = cells.library.numpy()
-    assert np.corrcoef(np.log(x.sum(1) + 1), np.log(total))[0, 1] > 0.6
+    assert np.corrcoef(np.log(x.sum(1) + 1), np.log(total))[0, 1] > 0.3  # drawn again: noisy
+    with torch.no_grad():
+        inferred = model.encode_log_library(cells.to()).mean
+    assert np.corrcoef(inferred, np.log(total))[0, 1] > 0.6
     silent = [(values == 0).mean(0) for values in (x, cells.x.toarray())]
     assert np.abs(silent[0] - silent[1]).mean() < 0.05  # share of zeros, gene by gene
 
@@ -326,7 +329,7 @@ def test_batches_are_mixed_where_the_decoder_knows_them(fitted):
     adata, cells, model = fitted
     blind = vaelab.SCVI(40, n_latent=3, n_hidden=32)
     one_batch = Cells.from_anndata(adata)
-    vaelab.fit(blind, one_batch, epochs=30, batch_size=32, learning_rate=5e-3, progress=False)
+    vaelab.fit(blind, one_batch, epochs=30, batch_size=32, progress=False)
 
     def separation(latent):
         return vaelab.metrics.average_silhouette_width(latent, cells.batch.numpy())

@@ -105,7 +105,8 @@ def fit(
         0.1 for θ, 0.0025 for σ.
     kl_warmup
         Number of optimiser steps over which the KL weight rises linearly to 1, at most all steps;
-        0 for a weight of 1 from the start.
+        0 for a weight of 1 from the start. It did not improve the bound of the default networks.
+        Deep networks without normalisation may need it: without, all of z may collapse.
     train
         "all" to train all weights. "new batch" to train only the weights of the cells' batches,
         which ``model.extend`` has added: all other parameters and buffers stay equal to the bit.
