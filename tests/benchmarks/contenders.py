@@ -52,10 +52,15 @@ def train_ours(
     ends = []
     fit_ours(
         model, cells, after_epoch=lambda run: ends.append(clock(device)),
-        epochs=epochs, batch_size=batch_size, kl_warmup=KL_WARMUP,
+        epochs=epochs, batch_size=batch_size, kl_warmup=warmup_steps(adata, epochs, batch_size),
         validation_fraction=0, patience=None, seed=seed, device=device,
     )  # fmt: skip
     return model, cells, np.diff(ends)
+
+
+def warmup_steps(adata, epochs: int, batch_size: int) -> int:
+    """A share of all steps, on both sides."""
+    return round(KL_WARMUP * epochs * -(-adata.n_obs // batch_size))
 
 
 def make_ours(adata, n_latent=10, seed=0) -> tuple:
@@ -135,11 +140,11 @@ def make_plain(model) -> None:
 def train_theirs(adata, n_latent=10, batch_size=128, epochs=3, seed=0, device="cpu") -> tuple:
     """A scvi.model.SCVI, None, and the seconds of each epoch after the first."""
     model, ends = make_theirs(adata, n_latent, seed), []
-    warmup_steps = round(KL_WARMUP * epochs * -(-adata.n_obs // batch_size))
+    n_steps = warmup_steps(adata, epochs, batch_size)
     fit_theirs(
         model, after_epoch=lambda: ends.append(clock(device)),
         max_epochs=epochs, accelerator="cpu" if device == "cpu" else "gpu", batch_size=batch_size,
-        plan_kwargs={"n_epochs_kl_warmup": None, "n_steps_kl_warmup": warmup_steps},
+        plan_kwargs={"n_epochs_kl_warmup": None, "n_steps_kl_warmup": n_steps},
     )  # fmt: skip
     return model, None, np.diff(ends)
 
