@@ -104,7 +104,7 @@ def logistic_regression(adata, recipe, epochs: int | None, seed: int, **options)
 def scanvi(adata, recipe, epochs: int | None, seed: int, **options) -> np.ndarray:
     """The most probable type of each cell by SCANVI."""
     cells = recipe.read(adata)
-    settings = recipe.fit | ({} if epochs is None else {"epochs": epochs})
+    settings = recipe.settings(epochs)
     model = recipe.kind(cells.n_genes, seed=seed, **recipe.model | options)
     vaelab.fit(model, cells, seed=seed, progress=False, **settings)
     return predicted_types(model, cells)

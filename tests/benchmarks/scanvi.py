@@ -62,7 +62,7 @@ def ours(adata, recipe, epochs: int | None, seed: int) -> tuple[np.ndarray, floa
     """The most probable type of each cell by vaelab, and the seconds of training."""
     torch.set_num_threads(1)
     cells = recipe.read(adata)
-    settings = recipe.fit | ({} if epochs is None else {"epochs": epochs})
+    settings = recipe.settings(epochs)
     start = clock("cpu")
     model = recipe.kind(cells.n_genes, seed=seed, **recipe.model)
     vaelab.fit(model, cells, seed=seed, progress=False, **settings)

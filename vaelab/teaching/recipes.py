@@ -82,6 +82,10 @@ class Recipe:
     def _adata(self):
         return select_genes(self.load(), n_genes=self.n_genes)
 
+    def settings(self, epochs: int | None = None) -> dict:
+        """The arguments of ``fit``; with another number of epochs, without a KL warm-up."""
+        return self.fit if epochs is None else self.fit | {"epochs": epochs, "kl_warmup": 0}
+
     def train(
         self, seed: int = 0, epochs: int | None = None, progress: bool = True
     ) -> tuple[Model, History, dict]:
@@ -89,10 +93,9 @@ class Recipe:
         adata = self._adata()
         cells, started = self.read(adata), time.perf_counter()
         model = self.kind(cells.n_genes, seed=seed, **self.model)
-        settings = self.fit | ({} if epochs is None else {"epochs": epochs})
         if self.start is not None:
             self.start(model, cells, seed)
-        history = fit(model, cells, seed=seed, progress=progress, **settings)
+        history = fit(model, cells, seed=seed, progress=progress, **self.settings(epochs))
         seconds = time.perf_counter() - started
         with torch.no_grad():
             for parameter in model.parameters():
