@@ -121,8 +121,7 @@ small = vaelab.SCANVI(
     n_genes=12, n_labels=3, n_latent=1, n_hidden=16, library="latent", likelihood="nb",
     normalization=None, dropout_rate=0.0, prior_c=[0.3, 0.3, 0.4], classifier_weight=5.0,
 )  # fmt: skip
-options = {"learning_rate": 2e-2, "batch_size": 100, "patience": None, "progress": False}
-_ = vaelab.fit(small, small_cells, epochs=50, **options)
+_ = vaelab.fit(small, small_cells, epochs=50, batch_size=100, patience=None, progress=False)
 _ = small.double().eval()
 
 # %% [markdown]
@@ -249,7 +248,7 @@ for c in range(3):
     print(f"type {c + 1}: L = {L:.1f}, log p(x, c) = {log_p_xc[c]:.1f}, higher by {above:.1f}")
 
 # %% [markdown]
-# L is close for type 3, and nearly three nats too low for type 2. Why? The assignment lets
+# L is close for type 3, and more than four nats too low for type 2. Why? The assignment lets
 # q(z1|x, γ) know nothing of *c*. There is one guess of the state, made before anybody names a type,
 # and it lies where the cells of type 3 are. A type that does not fit the guess gets a loose bound.
 # (A q that is given less freedom than it is granted in "q(…|γ, x, c)" still gives a bound.)
