@@ -272,7 +272,7 @@ def test_two_processes_take_the_same_steps_as_one_with_minibatches_twice_as_larg
     assert difference(one["state"], both["state"]) < 1e-5
     for record, of_both in zip(one["records"], both["records"], strict=True):
         for name in record.keys() - {"seconds"}:
-            assert of_both[name] == pytest.approx(record[name], rel=1e-5), name
+            assert of_both[name] == pytest.approx(record[name], rel=5e-5), name  # float32
     for name, shares in one["shares"].items():
         np.testing.assert_allclose(both["shares"][name], shares, atol=1e-5)
 
