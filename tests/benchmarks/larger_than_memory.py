@@ -55,7 +55,9 @@ PACKAGES = ("vaelab", "torch", "numpy", "anndata", "h5py", "zarr")
 
 
 def open_file(path: Path, mode: str):
-    return h5py.File(path, mode) if path.suffix == ".h5ad" else zarr.open(path, mode=mode)
+    if path.suffix == ".h5ad":
+        return h5py.File(path, mode)
+    return zarr.open(path, mode=mode, zarr_format=2)  # as the oldest anndata that we allow writes
 
 
 def write(path: Path, n_cells: int) -> None:
