@@ -11,6 +11,7 @@ needs a tenth more memory than a single process does.
 import argparse
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -48,7 +49,8 @@ def run(n: int, path: Path, likelihood: str) -> list[dict]:
     after, spent_after = psutil.cpu_times(), psutil.Process().cpu_times()
     busy = sum(after[:3]) - sum(before[:3])  # by user, nice and system
     ours = sum(spent_after[2:4]) - sum(spent[2:4])  # of the processes that were started here
-    results = [json.loads(line) for line in out.decode().splitlines() if line.startswith("{")]
+    # Two processes print at once, sometimes on one line.
+    results = [json.loads(found) for found in re.findall(r"\{[^{}]*\}", out.decode())]
     return [result | {"seconds of others": round(busy - ours, 1)} for result in results]
 
 
