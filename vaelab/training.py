@@ -88,7 +88,8 @@ def fit(
         The cells to train on, in memory or on disk.
     epochs
         Largest number of passes over the training cells. None for a number that fits the data set:
-        enough for STEPS optimiser steps. ``history.chosen`` says how many and why.
+        enough for 8,000 optimiser steps, in 30 to 500 epochs (1,500 and 10 to 100 if no cells are
+        held out). ``history.chosen`` says how many and why.
     batch_size
         Largest number of cells per minibatch: minibatches of an epoch differ by at most one cell.
         If several processes train together, it is the number per process.
