@@ -529,7 +529,7 @@ def test_types_are_compared(monkeypatch, capsys, right, seconds, says):
         truth = adata.obs["cell_type"].to_numpy(dtype=str)
         return (truth if right else np.full(len(truth), "none")), seconds
 
-    monkeypatch.setitem(scanvi.DATA, "pbmc", half_labelled)
+    monkeypatch.setitem(scanvi.DATA, "pbmc", (half_labelled, "pbmc_scanvi"))
     monkeypatch.setattr(scanvi, "theirs", theirs)
     monkeypatch.setattr(scanvi, "has_scvi_tools", lambda: True)  # `theirs` stands in for it
     status = scanvi.main(["--data", "pbmc", "--seeds", "2", "--quick"])
@@ -540,6 +540,22 @@ def test_types_are_compared(monkeypatch, capsys, right, seconds, says):
     (row,) = (line for line in table.splitlines() if line.startswith("scvi-tools"))
     assert row.count(f"{right:.3f} ± 0.000") == 3
     assert notes.count("vaelab") == notes.count("logistic regression") == 2
+    assert sum(line.startswith("accuracy: vaelab − ") for line in table.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["logistic regression", "nearest neighbours", "nearest mean"])
+def test_baselines_learn_from_the_labelled_cells_alone(name):
+    adata = simulate.dataset(200, 80, n_types=3, library=3000, seed=0)
+    truth = adata.obs["cell_type"].to_numpy(dtype=str)
+    hidden = np.arange(200) % 2 == 0
+    adata.obs["known"] = np.where(hidden, "unknown", truth)
+    found = scanvi.BASELINES[name](vaelab.select_genes(adata, n_genes=80))
+    assert (found == truth)[hidden].mean() > 0.8
+    adata.obs["known"] = np.where(
+        hidden, "unknown", np.roll(np.unique(truth), 1)[np.searchsorted(np.unique(truth), truth)]
+    )  # each label is that of another type
+    found = scanvi.BASELINES[name](vaelab.select_genes(adata, n_genes=80))
+    assert (found == truth)[hidden].mean() < 0.2
 
 
 def test_without_scvi_tools_types_are_not_compared(monkeypatch, capsys):
