@@ -228,6 +228,8 @@ def gamma_poisson(mean, theta):
 
 plotting.interactive(
     gamma_poisson,
+    alt="Left: a histogram of rates that falls from zero. Right: counts drawn with these rates lie on the "
+    "curve of a negative binomial with 24% zeros.",
     mean=FloatSlider(4.0, min=0.5, max=10, step=0.1, description="mean μ"),
     theta=FloatLogSlider(0.8, min=-0.7, max=2, step=0.05, description="inverse dispersion θ"),
 )
@@ -570,6 +572,8 @@ def fit_by_hand(name, mean, theta, dropout):
 
 plotting.interactive(
     fit_by_hand,
+    alt="Bars: Xist counts, with a tall bar at zero. An NB with mean 6 and θ = 2 has a third of these zeros "
+    "and too many counts of 1 to 4.",
     name=Dropdown(options=["Xist", "Meg3", "Gapdh", "Pcsk1n"], description="gene"),
     mean=FloatLogSlider(6.0, min=-1, max=2, step=0.02, description="mean μ"),
     theta=FloatLogSlider(2.0, min=-1, max=2, step=0.02, description="inverse dispersion θ"),
