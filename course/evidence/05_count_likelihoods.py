@@ -118,9 +118,8 @@ def zeros_of_frequent_genes(seed: int) -> dict[str, float]:
 def genes_that_pay(seed: int) -> dict[str, float]:
     x, depth = frequent()
     drawn_from = distribution("nb", depth, *fit("nb", x, depth)[1])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        drawn = drawn_from.sample()
+    torch.manual_seed(seed)
+    drawn = drawn_from.sample()
     return {
         "real": float((gain_of_dropout(x, depth) > PRICE).sum()),
         "by_chance": float((gain_of_dropout(drawn, depth) > PRICE).sum()),
@@ -156,10 +155,9 @@ def groups_not_dropout(seed: int) -> dict[str, float]:
 def denoising(seed: int) -> dict[str, float]:
     """NB with μ = 8 and θ = 0.5; nats per count."""
     mean, theta = torch.tensor(8.0, dtype=torch.float64), torch.tensor(0.5, dtype=torch.float64)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        rate = mean * torch.distributions.Gamma(theta, theta).sample((100_000,))
-        first, second = torch.poisson(rate), torch.poisson(rate)
+    torch.manual_seed(seed)
+    rate = mean * torch.distributions.Gamma(theta, theta).sample((100_000,))
+    first, second = torch.poisson(rate), torch.poisson(rate)
     shrunk = (first + theta) / (mean + theta)
     guesses = {"posterior_mean": mean * shrunk, "mean": mean, "as_published": shrunk}
     return {

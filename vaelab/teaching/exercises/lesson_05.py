@@ -318,6 +318,7 @@ EXERCISES = {
             points=2,
             draw=draw_r_p,
             oracle=converted,
+            results=("mean", "inverse dispersion", "probs"),
             verified="Mean, inverse dispersion and torch's probs fit scipy's moments, 101 times.",
             misconceptions=(
                 Misconception(
@@ -511,6 +512,7 @@ EXERCISES = {
             oracle=cb,
             verified="Value and slope agree with quadrature at 454 points, λ = ½ among them.",
             call="slope",
+            results=("log-density", "gradient in lam"),
             atol=1e-7,
             misconceptions=(
                 Misconception(
