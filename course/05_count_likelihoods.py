@@ -168,7 +168,7 @@ average_depth = (depth > 0.8) & (depth < 1.25)
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.5))
 gapdh = Poisson(depth[average_depth] * mean_of_gene[beta.var_names.get_loc("Gapdh")])
 draw(left, "Gapdh", {"Poisson": gapdh}, average_depth)
-left.set_title(f"{average_depth.sum()} beta cells of average depth")
+left.set_title(f"Gapdh in {average_depth.sum()} cells of average depth")
 right.plot(mean_of_gene[often], real, ".", ms=3, color="0.6", label="real genes")
 right.plot(mean_of_gene[often], drawn, ".", ms=3, color=COLOUR["Poisson"], label="drawn: Poisson")
 right.set(xscale="log", yscale="log", xlabel="mean count of the gene", ylabel="(x − mean)² / mean")
@@ -732,7 +732,7 @@ print(f"Xist is zero in {lost[with_nuclear].mean():.0%} of the first, "
       f"in {lost[~with_nuclear].mean():.0%} of the second")  # fmt: skip
 ratio = total[~with_nuclear].sum() / total[with_nuclear].sum()
 for name in ["Malat1", "Mirg", "Rian", "Mlxipl", "Gapdh", "Rps18", "Iapp", "Igf1r"]:
-    print(f"{name:7s} in the cells without: {gene[name][~with_nuclear].sum():7,.0f} molecules; "
+    print(f"{name:7s} in the cells without: {gene[name][~with_nuclear].sum():7,.0f} caught, "
           f"{ratio * gene[name][with_nuclear].sum():7,.0f} if its share were the same")  # fmt: skip
 
 # %% [markdown]
@@ -839,8 +839,8 @@ ax.set(xscale="log", yscale="log", xlabel="inverse dispersion θ", ylabel="error
 ax.set_title("log NB(3; μ = 2, θ) in float32: the textbook loses all digits")
 ax.legend()
 plotting.show(
-    alt="Error in float32 against θ. The textbook formula's error grows to about one nat at θ = 10⁷; the package's "
-    "stays near 10⁻⁶ or below."
+    alt="Error in float32 against θ. The textbook formula's error grows to several nats at θ = 10⁷; the package's "
+    "stays near 10⁻⁵ or below."
 )
 
 # %% [markdown]
