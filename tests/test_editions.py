@@ -140,9 +140,13 @@ def test_two_solutions_in_a_cell_give_way_to_two_stubs(tmp_path):
 
 def test_the_rest_stays_as_it_is(tmp_path):
     (tmp_path / "counts.png").touch()
-    preface, opening, imports, task, *_, last = release(write(tmp_path)).cells
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence" / "05_mini.py").touch()
+    cited = MINI.replace("# 05 · Counts", "# 05 · Counts, [E05.zeros](evidence/05_mini.py)")
+    preface, opening, imports, task, *_, last = release(write(tmp_path, cited)).cells
     assert "(../05_mini.ipynb)" in preface.source
     assert "![](../counts.png)" in opening.source  # an edition lies in a folder below
+    assert "[E05.zeros](../evidence/05_mini.py)" in opening.source
     assert "(https://example.org/counts.png), [see](#counts.png)" in opening.source
     assert imports.source == "import torch\n\nimport vaelab"
     assert imports.metadata.tags == ["nbval-ignore-output"]

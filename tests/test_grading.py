@@ -264,19 +264,44 @@ def test_outcomes_are_read_only_from_ordinary_files(tmp_path):
         assert grading._outcomes(tmp_path, name) is None
 
 
-def test_the_package_of_a_run_knows_no_answer(tmp_path):
+def unpacked(folder: Path) -> None:
     for path, content in grading._stripped().items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(content)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def test_the_package_of_a_run_knows_no_answer(tmp_path):
+    unpacked(tmp_path)
     folder = tmp_path / "vaelab"
     teaching = {str(path.relative_to(folder)) for path in (folder / "teaching").rglob("*.py")}
-    kept = "__init__.py recipes.py exercises/__init__.py exercises/calls.py"
+    kept = "__init__.py evidence.py recipes.py exercises/__init__.py exercises/calls.py"
     assert teaching == {f"teaching/{name}" for name in kept.split()}
     assert not (folder / "__main__.py").exists()
     text = "".join(path.read_text() for path in folder.rglob("*.py"))
     assert "misconception" not in text.lower()
     for line in (grading.TEACHING / "exercises" / "lesson_05.py").read_text().splitlines():
         assert "scipy" not in line or line not in text.splitlines()
+
+
+def test_a_run_reads_the_evidence_of_its_lesson(tmp_path, monkeypatch):
+    (tmp_path / "evidence").mkdir()
+    entry = {"seeds": [0, 1], "numbers": {"a": [2.5, 3.5]}}
+    (tmp_path / "evidence" / "05_mini.json").write_text(json.dumps({"claims": {"E05.a": entry}}))
+    (tmp_path / "evidence" / "05_mini.py").write_text("an_answer = 1")
+    monkeypatch.setattr(grading, "EVIDENCE", tmp_path / "evidence")
+    run = tmp_path / "run"
+    unpacked(run)
+    (run / "course" / "exercises").mkdir()
+    code = "from vaelab.teaching import evidence; print(evidence.read('05')['E05.a'].a.tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=run / "course" / "exercises",
+        env=os.environ | {"PYTHONPATH": str(run)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "[2.5, 3.5]\n", done.stderr
+    assert [path.name for path in (run / "course" / "evidence").iterdir()] == ["05_mini.json"]
 
 
 # -------------------------------------------------------------------------------- what to grade

@@ -29,6 +29,9 @@ POINTS = np.concatenate([RNG.normal(size=(50, 2)) + centre for centre in ((0, 0)
 GROUPS = np.repeat(["alpha", "beta", "gamma"], 50)
 
 
+SEEDS = pd.DataFrame({"with": [1.0, 2.0, 4.5, 2.0], "without_warm_up": [3.0, 3.5, 5.0, 4.0]})
+
+
 def history(epochs=40, held_out=True):
     epoch = np.arange(1, epochs + 1)
     return pd.DataFrame(
@@ -53,6 +56,7 @@ DRAWN = {
     "count_histogram": lambda **a: plotting.count_histogram(COUNTS, {"VAE": COUNTS + 1}, **a),
     "confusion_matrix": lambda **a: plotting.confusion_matrix(GROUPS, GROUPS, **a),
     "graphical_model": lambda **a: plotting.graphical_model(vaelab.VAE.graph, **a),
+    "seeds": lambda ax=None: plotting.seeds(ax, SEEDS),
 }
 WITHOUT_AXIS_LABELS = {"embedding", "graphical_model"}
 
@@ -555,6 +559,33 @@ def test_every_model_has_a_graph_of_the_variables_in_its_docstring(model):
         assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", described), name
     drawn_variables, shaded = drawn(plotting.graphical_model(model.graph))
     assert set(drawn_variables) == set(model.graph) and shaded
+
+
+# -------------------------------------------------------------------------------------- seeds
+
+
+def test_each_number_has_a_dot_per_seed_and_its_mean():
+    ax = plotting.seeds(None, SEEDS, ylabel="nats per cell", colours={"with": "#D55E00"})
+    for i, (name, values) in enumerate(SEEDS.items()):
+        dots, mean = ax.collections[2 * i], ax.collections[2 * i + 1]
+        (start, end) = mean.get_segments()[0]
+        assert dots.get_offsets()[:, 1].tolist() == values.tolist()
+        assert start[1] == end[1] == values.mean()
+        assert start[0] < dots.get_offsets()[:, 0].min() and dots.get_offsets()[:, 0].max() < end[0]
+        assert np.allclose(dots.get_offsets()[:, 0] - i, ax.collections[0].get_offsets()[:, 0])
+        assert to_hex(mean.get_color()[0]) == to_hex(dots.get_facecolor()[0])
+        assert to_hex(mean.get_color()[0]) == ("#d55e00", "#e69f00")[i], name
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["with", "without warm\nup"]
+    assert ax.get_ylabel() == "nats per cell" and "4 seeds" in ax.get_xlabel()
+
+
+def test_seeds_that_can_not_be_drawn_are_refused():
+    with pytest.raises(ValueError, match="colours has 'wiht'"):
+        plotting.seeds(None, SEEDS, colours={"wiht": "red"})
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        plotting.seeds(None, SEEDS.replace(4.5, np.nan))
+    with pytest.raises(ValueError, match="finite numbers"):
+        plotting.seeds(None, SEEDS.iloc[:0])
 
 
 # ------------------------------------------------------------------------------- interactive

@@ -20,6 +20,7 @@ __all__ = [
     "graphical_model",
     "interactive",
     "latent_covariance",
+    "seeds",
     "training_history",
 ]
 
@@ -359,6 +360,49 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     context._ax = ax  # without it, daft makes a figure of its own
     for shape in (*plates, *edges, *nodes.values()):
         shape.render(context)
+    return ax
+
+
+def seeds(ax, frame, *, ylabel: str = "value", colours: Mapping | None = None):
+    """The numbers of several seeds: a column of dots per number, and their mean as a short line.
+
+    A seed stands at the same place in each column, so that pairs can be compared.
+
+    Parameters
+    ----------
+    ax
+        Axes to draw into; None for a new figure.
+    frame
+        Data frame with one row per seed and one column per number.
+    ylabel
+        What the numbers are, and their unit.
+    colours
+        The colours of some of the columns, by name; the others get colours in order.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    ValueError
+        ``frame`` is empty or holds a value that is not finite, or ``colours`` names another column.
+    """
+    from textwrap import fill
+
+    values = _numbers("frame", frame, ndim=2)
+    if unknown := {*(colours or ())} - {*frame.columns}:
+        raise ValueError(f"colours has {min(unknown)!r}; the columns are {[*frame.columns]}.")
+    ax = ax or _figure(figsize=(1.5 + 1.1 * values.shape[1], 3.2))
+    aside = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
+    for i, name in enumerate(frame.columns):
+        colour = (colours or {}).get(name, COLOURS[i % len(COLOURS)])
+        ax.scatter(i + aside, values[:, i], s=25, color=colour, alpha=0.8, lw=0)
+        ax.hlines(values[:, i].mean(), i - 0.3, i + 0.3, color=colour, lw=2)
+    names = [fill(str(name).replace("_", " "), 14) for name in frame.columns]
+    ax.set_xticks(range(len(names)), names)
+    ax.set(xlim=(-0.6, len(names) - 0.4), ylabel=ylabel)
+    ax.set_xlabel(f"dots: {len(values)} seeds; line: their mean")
     return ax
 
 

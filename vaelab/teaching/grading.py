@@ -41,8 +41,9 @@ __all__ = ["GradingError", "grade"]
 
 TEACHING = Path(__file__).parent
 PACKAGE = TEACHING.parent
+EVIDENCE = PACKAGE.parent / "course" / "evidence"
 KEPT = {  # a submission gets nothing else of these folders
-    TEACHING: {"__init__.py", "exercises", "recipes.py"},
+    TEACHING: {"__init__.py", "evidence.py", "exercises", "recipes.py"},
     TEACHING / "exercises": {"calls.py"},
 }
 LARGEST_OUTCOMES = 2_000_000  # bytes of what an exercise's answer gave; right ones have 10,000
@@ -716,7 +717,8 @@ def _sandbox(limits: Limits | None, hidden: list[Path], contain: bool) -> Sandbo
 def _stripped() -> dict[str, bytes]:
     """This package without oracles, misconceptions and grader: what a submission runs with.
 
-    It is held in memory, where no submission can change it for the next.
+    The numbers of the evidence are added, because lessons read them. All is held in memory, where
+    no submission can change it for the next.
     """
     import compileall
 
@@ -730,7 +732,10 @@ def _stripped() -> dict[str, bytes]:
         shutil.copy(TEACHING / "exercises" / "graded.py", check)
         compileall.compile_dir(folder, quiet=2, invalidation_mode=UNCHECKED)
         files = (path for path in folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(scratch)): path.read_bytes() for path in files}
+        held = {str(path.relative_to(scratch)): path.read_bytes() for path in files}
+    for path in EVIDENCE.glob("*.json"):
+        held[f"course/evidence/{path.name}"] = path.read_bytes()
+    return held
 
 
 def _version() -> str:
