@@ -559,9 +559,12 @@ plotting.show(
 )
 
 # %% [markdown]
-# **Cooling removes the bias, and the variance grows without limit**, about as $1/\tau$. A draw that
-# is nearly one-hot changes suddenly or not at all, so that its gradient is huge or nearly zero.
-# Between them lies a best temperature. (In the grey area 50,000 draws can't tell the bias from 0.)
+# **Cooling removes the bias, and the variance grows without limit**, about as $1/\tau$. With six
+# cells, from $\tau = 2$ to 0.2, the bias falls from 0.73 ± 0.07 to 0.10 ± 0.04 of the gradient's
+# length, and the sd of one draw rises from 0.40 ± 0.09 to 4.8 ± 0.9
+# ([E07.cooling](evidence/07_gumbel_softmax.py)): a draw that is nearly one-hot changes suddenly or
+# not at all. Between them lies a best temperature. (In the grey area 50,000 draws can't tell the bias
+# from 0.)
 #
 # The dotted line is a useful measure: an estimator that always answers "zero" has exactly this
 # error. For our one cell the relaxation is a poor choice. At its best, the error of ten draws is

@@ -105,7 +105,9 @@ RIGHT = {
     "07.2": [
         lambda logits, u: (-torch.log(u) / logits.exp()).argmin(1),
         lambda logits, u: torch.max(logits - torch.log(-torch.log(u)), dim=-1).indices,
-        lambda logits, u: (logits.softmax(0).log() + torch.from_numpy(stats.gumbel_r.ppf(u.numpy()))).argmax(-1),
+        lambda logits, u: (
+            logits.softmax(0).log() + torch.from_numpy(stats.gumbel_r.ppf(u.numpy()))
+        ).argmax(-1),
         as_arrays(lambda logits, u: np.argmax(logits - np.log(-np.log(u)), axis=1)),
         lambda logits, u: [int((logits - (-row.log()).log()).argmax()) for row in u],
     ],
