@@ -51,11 +51,11 @@ from scipy import stats
 
 import vaelab
 from vaelab import plotting
+from vaelab.plotting import BLACK, PINK, RED, SKY
 from vaelab.reparametrization import gumbel_softmax, score_function, seeded
 from vaelab.teaching import evidence
 
 torch.set_num_threads(1)
-BLACK, PINK, RED, SKY = plotting.BLACK, plotting.PINK, plotting.RED, plotting.SKY
 
 # %% [markdown]
 # ## 1 · One cell, three types

@@ -121,7 +121,7 @@ class SCANVI(SCVI):
     kl_warmup = 200  # without it, q(c | z1) names fewer cells of rare types
     graph = {  # for plotting.graphical_model
         "z2": {"at": (0, 3.6), "q": ("z1", "c"), "plates": ("cells",)},
-        "c": {"at": (1, 3.6), "q": ("z1",), "plates": ("cells",)},
+        "c": {"at": (1, 3.6), "q": ("z1",), "observed": "partly", "plates": ("cells",)},
         "z1": {"at": (0, 2.4), "p": ("z2", "c"), "q": ("x_g",), "plates": ("cells",)},
         "ℓ": {"at": (1, 1.2), "p": ("γ",), "q": ("x_g",), "plates": ("cells",)},
         "γ": {"at": (2, 1.2), "observed": True, "plates": ("cells",)},
