@@ -126,10 +126,20 @@ def test_the_report_leads_to_the_pages_and_says_its_picture(a_class):
     assert '<span class="open">–</span> 05.1' in undone
 
 
-def test_a_page_has_no_asterisks_of_markdown():
-    assert (
-        report._prose("the *other* cells, 2 * x * y <b>") == "the other cells, 2 * x * y &lt;b&gt;"
-    )
+def test_a_page_renders_emphasis_and_code_and_says_what_is_next():
+    mark = {"title": "T", "max": 1, "misconception": None, "answer": ""}
+    said = "the *other* cells, `2 * x` <b>"
+    marks = {
+        f"05.{i}": mark | {"points": points, "unanswered": not said, "message": said}
+        for i, (points, said) in enumerate(((1, "Right."), (0, said), (0, "")), start=1)
+    }
+    row = {"name": "ada", "total": 1, "max": 3, "note": "", "marks": marks}
+    page = report._feedback("Lesson 05", row)
+    assert "the <em>other</em> cells, <code>2 * x</code> &lt;b&gt;" in page
+    said = re.findall("<p>(Next: .*?)</p>", page)
+    words = ("compare yours", "change your answer", "write your answer there")
+    assert all(word in text for word, text in zip(words, said, strict=True))
+    assert "<b>Exercise 05.2 · T</b>" in said[1]
 
 
 def test_the_figure_counts_what_was_wrong(a_class, monkeypatch):
@@ -246,12 +256,18 @@ def test_outcomes_are_read_only_from_ordinary_files(tmp_path):
         (tmp_path / "05.1.outcomes").write_text(content)
         return grading._outcomes(tmp_path, "05.1")
 
-    good = '{"seen": [["value", 1.5, ""]], "hidden": [["raised", null, "no"]]}'
+    good = (
+        '{"seen": [["value", 1.5, "", ["number"], ["x"]]],'
+        ' "hidden": [["raised", null, "no", [], []]]}'
+    )
     assert written(good) == {
-        "seen": [Outcome("value", 1.5)],
-        "hidden": [Outcome("raised", None, "no")],
+        "seen": [Outcome("value", 1.5, "", ("number",), ("x",))],
+        "hidden": [Outcome("raised", None, "no", ("none",))],
     }
-    for bad in ("", "[]", "{" * 9999, '{"hidden": [["passed", 1, ""]]}', '{"hidden": 3}'):
+    unknown = '{"hidden": [["passed", 1, "", [], []]]}'
+    assert written(unknown.replace("passed", "value"))
+    short = '{"hidden": [["value", 1, ""]]}'
+    for bad in ("", "[]", "{" * 9999, unknown, short, '{"hidden": 3}'):
         assert written(bad) is None
     with pytest.raises(OSError, match="larger than 3"):
         read_untrusted(tmp_path / "05.1.outcomes", 3)
