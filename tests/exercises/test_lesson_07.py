@@ -244,7 +244,7 @@ WRONG = {
         (lambda a, e, t: ((a - e.log()) / t).softmax(-1), "soft forward"),
         (lambda a, e, t: st_with_scatter(a, e, t) + a - a.detach(), None),
         (lambda a, e, t: st_with_scatter(a, e, t).detach(), "the gradient is lost"),
-        (lambda a, e, t: st_with_scatter(a, e, t).detach().numpy(), None),
+        (lambda a, e, t: st_with_scatter(a, e, t).detach().numpy(), "the gradient is lost"),
         (lambda a, e, t: torch.nn.functional.gumbel_softmax(a, t, hard=True), None),
     ],
     "07.6": [

@@ -87,7 +87,7 @@ def draw_uniforms(rng: np.random.Generator) -> list[dict]:
 
 
 def first_of_the_race(logits, u):
-    """The class with the shortest wait, where class k waits −log u_k / π_k."""
+    """The class with the shortest wait, where class k waits −log u_k / q_k."""
     return (-np.log(u) / np.exp(logits - logits.max())).argmin(-1)
 
 
@@ -318,7 +318,7 @@ EXERCISES = {
                 Misconception(
                     "noise on probabilities",
                     lambda logits, u: (softmax(logits) - np.log(-np.log(u))).argmax(-1),
-                    "The noise belongs on log π, and you added it to π.",
+                    "The noise belongs on log q, and you added it to q.",
                 ),
                 Misconception(
                     "one logarithm",
@@ -356,14 +356,14 @@ EXERCISES = {
                 Misconception(
                     "the probability",
                     lambda difference, temperature: np.asarray(1 / (1 + np.exp(-difference))),
-                    "This is π₁, the mean of a one-hot draw. A relaxed draw has another mean.",
+                    "This is q₁, the mean of a one-hot draw. A relaxed draw has another mean.",
                 ),
                 Misconception(
                     "no noise",
                     lambda difference, temperature: np.asarray(
                         1 / (1 + np.exp(-difference / temperature))
                     ),
-                    "This is softmax(log π / τ), without any noise. What is the mean of y over s?",
+                    "This is softmax(log q / τ), without any noise. What is the mean of y over s?",
                 ),
                 Misconception(
                     "one Gumbel in place of a difference of two",
@@ -445,6 +445,7 @@ EXERCISES = {
             draw=draw_straight_through,
             oracle=one_hot_and_gradient,
             call="gradient",
+            results=("one-hot draws", "gradient in the logits"),
             verified="One-hot forward; backward the Jacobian of the softmax, at 91 draws.",
             misconceptions=(
                 Misconception(
