@@ -1097,8 +1097,8 @@ print("                         any below −0.00001:   ", min(undecided_kl.valu
 #
 # ## What to take along
 #
-# - The first of $K$ exponential clocks is a draw from $q$; in logits, $\operatorname{argmax}(\log q +
-#   g)$. It is exact.
+# - The first of $K$ exponential clocks is a draw from $q$. In logits it is the argmax of
+#   $\log q + g$. It is exact.
 # - Softmax in place of argmax gives a gradient, and $\mathbb E[y] \ne q$. Cooling trades the bias
 #   for variance. Which entry is largest stays exact.
 # - Straight-through is exact forward and biased backward.
