@@ -1045,7 +1045,7 @@ plotting.show(
 # clusters?
 #
 # Write `kl_to_uniform(logits)` for logits of shape (n, K), any K: a KL for each cell. It must not
-# give NaN for a cell that is certain, with logits in the thousands.
+# give NaN for a cell that is certain, with logits in the thousands, and it needs no epsilon for that.
 #
 # <details><summary>Hint</summary>
 #

@@ -244,11 +244,6 @@ def kl_to_uniform(logits):
     return np.maximum(stats.entropy(q, np.ones_like(q), axis=-1), 0)  # rounding gives −3e-16
 
 
-def with_epsilon(logits):
-    q = softmax(logits)
-    return (q * np.log(q + 1e-8)).sum(-1) + np.log(q.shape[-1])
-
-
 def negative_entropy(logits):
     from scipy import special
 
@@ -490,12 +485,6 @@ EXERCISES = {
                     "ten classes, always",
                     lambda logits: negative_entropy(logits) - np.log(0.1),
                     "This is right for ten classes. What is 0.1?",
-                ),
-                Misconception(
-                    "an epsilon in the logarithm",
-                    with_epsilon,
-                    "Almost: you are off by about 1e-8 for each class. What did you add inside the "
-                    "logarithm? log_softmax needs no epsilon.",
                 ),
                 Misconception(
                     "the entropy",
