@@ -73,7 +73,7 @@ def error(gradients, exact, draws=S):
 
 
 def best(spot, exact, hard=False, draws=S):
-    """The smallest error over temperatures; each error is known to about a hundredth of itself."""
+    """The smallest error over temperatures; each error is known to two hundredths or better."""
     return min(error(spot.relaxed(t, hard), exact, draws) for t in TEMPERATURES)
 
 
