@@ -83,7 +83,7 @@ class Exercise:
     results
         Names of the results for messages, for example ("mean of the gradient", …).
     at_most
-        Of these names, those whose right value is a limit: every smaller value is right too.
+        Names of the results whose right value is a limit: every smaller value is right too.
     picture
         A function that draws a case, the right outcome and the answer's:
         (axes, case, expected, got) -> None.
@@ -251,7 +251,10 @@ class Exercise:
         single = _is_single((*case.values(), got))
         if not isinstance(expected, tuple) and not isinstance(got, tuple):
             rows = _rows(inputs, [right for _, right, _ in triples])
-            return self._sentence(inputs[first], rows, expected, got, single, self._name(0, 1))
+            alone = self._alone(case, rows, lambda result: result)
+            return self._sentence(
+                inputs[first], rows, alone, expected, got, single, self._name(0, 1)
+            )
         n_expected, n_got = (len(d) if isinstance(d, tuple) else 1 for d in (expected, got))
         if n_expected != n_got:
             many = f"{n_expected} results" if n_expected > 1 else "one result"
@@ -259,14 +262,32 @@ class Exercise:
         for i, (e, g) in enumerate(zip(expected, got, strict=True)):
             rows = _rows(inputs, [right[i] for _, right, _ in triples])
             name = self._name(i, n_expected)
-            part = self._sentence(inputs[first], rows, e, g, single, name)
+            alone = self._alone(case, rows, lambda result, i=i: result[i])
+            part = self._sentence(inputs[first], rows, alone, e, g, single, name)
             if part:
                 lead = name[:1].upper() + name[1:] if name else f"Result {i + 1} of {n_expected}"
                 return f"{lead}: {part}"
         return ""
 
+    def _alone(self, case: Case, rows: set[str], part: Callable) -> Callable:
+        """A test: True if one row of the inputs gives its row of the result by itself.
+
+        A silhouette, for example, has a number per cell, but depends on all cells.
+        """
+
+        def alone(expected: np.ndarray, row: int) -> bool:
+            own = {k: v[row : row + 1] if k in rows else v for k, v in case.items()}
+            try:
+                with np.errstate(all="ignore"):
+                    found = np.asarray(part(self.oracle(**own)))
+                return bool(np.allclose(found[0], expected[row], equal_nan=True))
+            except Exception:  # an oracle that one row is not enough for
+                return False
+
+        return alone
+
     def _sentence(
-        self, shown: Case, rows: set[str], expected, got, single: bool, name: str = ""
+        self, shown: Case, rows: set[str], alone: Callable, expected, got, single: bool, name: str
     ) -> str:
         """A sentence on one result; empty if it is right."""
         if isinstance(expected, str) or isinstance(got, str):
@@ -288,11 +309,12 @@ class Exercise:
             return ""
         n_nan = int((~np.isfinite(got) & np.isfinite(expected)).sum())
         at = _smallest(shown, rows, wrong)
+        rows = rows if rows and alone(expected, at[0]) else set()
         here = {k: _part(v, at, k in rows, wrong.shape) for k, v in shown.items()}
         lead = f"{n_nan} of {got.size} values are NaN or infinite. " if n_nan else ""
         many = f" ({int(wrong.sum())} of {wrong.size} differ.)" if wrong.size > 1 else ""
-        alone = wrong.size == 1 or (wrong.ndim == 1 and rows)
-        entry = "" if alone else f"entry {list(map(int, at))} of "
+        plain_row = wrong.size == 1 or (wrong.ndim == 1 and rows)
+        entry = "" if plain_row else f"entry {list(map(int, at))} of "
         right, yours = _apart(expected[at], got[at])
         if name in self.at_most:
             said = f"{entry}yours is {yours}; allowed is {right} at most"
