@@ -295,3 +295,10 @@ def test_in_the_mean_of_rloo_nothing_shows_whether_q_was_subtracted():
 def test_an_undecided_cell_is_told_zero_and_never_a_rounded_negative():
     exercise = find("07.6")
     assert exercise.oracle(**exercise.cases(SEED)[0]).min() == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_difference_in_a_term_is_shown_with_all_draws():
+    answer = rloo_with(lambda one_hot, logits: one_hot * (1 - logits.softmax(0)))
+    message = verdict_on("07.4", answer).message
+    assert "drawn = [0, 1, 1]" in message and "f = [1, 2, 4]" in message

@@ -146,7 +146,7 @@ def log_q_by_differences(logits, drawn):
 
 
 def mean_of_others(f):
-    return np.array([np.delete(f, s).mean() for s in range(len(f))])
+    return np.array([np.delete(f, s).sum() for s in range(len(f))]) / max(1, len(f) - 1)
 
 
 def rloo_terms(logits, drawn, f):
