@@ -104,7 +104,7 @@ _ = right.set_title("q: what is read off it")
 # $$\log p(x|z) \;+\; \log\frac{p(z|y)}{q(z|x,y)} \;+\; \log\frac{p(y)}{q(y|x)}$$
 #
 # **Step 3.** A mean over (y, z) is a mean over *z* for each *y*, then a mean over *y*. And a mean
-# over *y* is no integral, it is a sum of K terms, with weights q_k = q(y=k|x):
+# over *y* is not an integral but a sum of K terms, with weights q_k = q(y=k|x):
 #
 # $$\sum_{k=1}^K q_k\ \mathbb E_{q(z|x,k)}\Big[\log p(x|z) + \log\frac{p(z|k)}{q(z|x,k)} +
 # \log\frac{\pi_k}{q_k}\Big]$$
@@ -152,7 +152,7 @@ vaelab.check("08.1", two_kls)
 
 # %% [markdown]
 # The package has the model as `vaelab.GMVAE`. Its bound is a sum of three named terms. We take a
-# small model as it is before any training, ask it for its q, and hold our two KLs against its
+# small model as it is before any training, ask it for its q, and compare our two KLs with its
 # own:
 
 # %%
@@ -247,7 +247,7 @@ log_q = ((fit_of_k + s.log() - tiny.stds.log() + tiny.log_prior) / 2).log_softma
 #     return total
 # ```
 #
-# Write it anew: `x` has shape (n, G), `log_q`, `m` and `s` (n, K), `log_prior`, `means` and
+# Write it again: `x` has shape (n, G), `log_q`, `m` and `s` (n, K), `log_prior`, `means` and
 # `stds` (K,), `a` and `b` (G,); what comes back is the exact bound of each cell, with no draw in
 # it. The check has it from enumeration of y and quadrature over z.
 #
@@ -307,7 +307,7 @@ assert (above["mended"] <= 0).all()
 
 # %% [markdown]
 # As given, the "bound" of every cell is higher than log p(x), which cannot be: it rewards
-# mistakes. Mended, it is below for every cell, by the 0.07 to 0.21 nats that our q deserves. The
+# mistakes. Fixed, it is below for every cell, by the 0.07 to 0.21 nats that our q deserves. The
 # three errors, in order: the decoder saw only the middle of q(z|x, y), while the mean of an
 # exponential is more than the exponential of the mean; σ stood where σ² belongs; and q_k stood
 # twice before the logarithm of *y*. None of them raises an exception, and each would train.
@@ -371,8 +371,9 @@ def best_clusters(q, m, s):
 vaelab.check("08.3", best_clusters)
 
 # %% [markdown]
-# Who knows the EM algorithm has met its M-step again: each cluster moves to the mean of what its
-# cells say. We start the tiny model with clusters in the wrong places, and take that one step.
+# If you know the EM algorithm, you have met its M-step again: each cluster moves to the mean of
+# what its cells say. We start the tiny model with clusters in the wrong places, and take that one
+# step.
 
 # %%
 wrong_means, wrong_stds = torch.tensor([-0.8, -0.4, 0.6]).double(), torch.full((3,), 0.8).double()
@@ -460,7 +461,7 @@ _ = axes[0].set_ylabel("cells")
 # %% [markdown]
 # The last two are the two ways to **collapse**. In both *y* is useless; what we want is the
 # first. The KL alone does not tell the first from the third: they pay the same. We come back to
-# this in §11, with blood.
+# this in §11, on the PBMC data.
 #
 # ## 5 · Sum, or draw?
 #
@@ -676,7 +677,7 @@ _ = plotting.confusion_matrix(cell_type, names[cluster], truth_name="tube (cells
 # hold most progenitors, and a few progenitors are with the monocytes and with the B cells. The six
 # T tubes flow into two clusters: 5 takes nearly all cells of the two naive tubes and most helper
 # cells, 2 most of the cytotoxic ones. Memory and regulatory cells are shared between the two, about
-# half and half. One result is plainly bad: **monocytes and NK cells, which have little in common,
+# half and half. One result is clearly bad: **monocytes and NK cells, which have little in common,
 # share cluster 4**, while two clusters stay empty.
 #
 # ### Exercise 08.5 · Clusters against names
@@ -714,7 +715,7 @@ vaelab.check("08.5", best_match)
 # %% [markdown]
 # Now the rivals. k-means gets the number of tubes too, Leiden finds a number of its own. Both cut
 # three spaces: PCA, the posterior means of a plain VAE, trained here, and those of the GMVAE,
-# beside its own clusters.
+# next to its own clusters.
 
 # %% tags=["not-in-grading"]
 vae = vaelab.VAE(cells.n_genes, n_latent=10, likelihood="nb", seed=0)
@@ -924,7 +925,7 @@ _ = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markers
 # %% [markdown]
 # Each ellipse is what the *prior* says of a cluster; each point what the encoder says of a cell.
 # Where the two agree, a draw from the prior is a cell like the real ones. Where an ellipse is
-# larger than its cells, or beside them, it will be less so. Cluster 4 is such a case: one long
+# larger than its cells, or next to them, it will be less so. Cluster 4 is such a case: one long
 # ellipse holds NK cells and monocytes, and its middle, where hardly a cell lies. A cluster that
 # hardly any cell uses is dotted (1 and 7): next to nothing in the bound tells it where to go, as §3
 # predicted.
@@ -1120,7 +1121,7 @@ _ = right.set_title("filled: information; hatched: imbalance")
 # tells the first guess from the warm-up, although their ARIs are 0.7 and 0.5.
 #
 # Three remarks. A first guess from k-means is a bet that k-means is not far wrong, and what it
-# does not see may never be found. ARI is printed beside the bound, and must not choose the run:
+# does not see may never be found. ARI is printed next to the bound, and must not choose the run:
 # that would be training on labels by hand. And this is one seed on a sixth of the cells; take
 # away the habit of looking at both numbers, and not the ranking.
 #

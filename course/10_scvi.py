@@ -116,7 +116,7 @@ for g in [*order[:3], *order[-3:]]:
 #
 # ## 2 · How a count comes about
 #
-# What follows is told for one gene *g* in one cell; ρ, θ, π are of this gene, and ℓ is of this
+# What follows is described for one gene *g* in one cell; ρ, θ, π are of this gene, and ℓ is of this
 # cell. scVI rolls three dice:
 #
 # | | | |
@@ -180,8 +180,8 @@ vaelab.check("10.1", count)
 # p(x) = (1 − π)·NB(x) for a positive count. That is the **ZINB** of lesson 05. All three
 # dice are gone, and nothing was approximated.
 #
-# Trust it? Roll the dice 200,000 times, and hold the counts against the formula. Once more a
-# p-value of Pearson's χ² above 10⁻⁶ passes. Beside it, what the other readings of "Gamma(ρ, θ)"
+# Trust it? Roll the dice 200,000 times, and compare the counts with the formula. Once more a
+# p-value of Pearson's χ² above 10⁻⁶ passes. Next to it, what the other readings of "Gamma(ρ, θ)"
 # give.
 
 # %%
@@ -236,7 +236,7 @@ _ = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), title="
 #
 # **Observed.** Take the total of the counts that we saw, ℓ = Σ_g x_g. It is simple, it is what
 # lessons 05 and 06 did, and it is what "scVI-simplified", from the course MCB128 at Harvard, and
-# today's scvi-tools do. A purist objects: the model is told a number that was computed from the
+# today's scvi-tools do. A purist objects: the model receives a number that was computed from the
 # counts it is asked to explain.
 #
 # **Latent.** As published, ℓ is one more unknown, with a log-normal prior for each batch and a
@@ -320,12 +320,13 @@ _ = plotting.graphical_model(graph)
 # Solid arrows: the generative model. Dashed ones: who may look at what when a posterior is guessed.
 # γ is shaded, since we know it, and **no arrow leads from γ to z**: a priori, a cell of mouse 1 may
 # be wherever a cell of mouse 2 may be. The encoders see only *x*. (With `encode_batch=True` they
-# are told γ too: two more dashed arrows.)
+# receive γ too: two more dashed arrows.)
 #
 # Why should this mix the mice? Suppose *z* says which mouse a cell is from. It pays for that in
-# KL(q(z|x) ‖ p(z)), and the decoder, which knows γ already, gains nothing. **What the decoder is
-# told, z has a reason to leave out.** A reason is no guarantee. Which of two mice it was is worth
-# log 2 = 0.7 nats at most, in a bound of hundreds, and nothing but this price parts z from γ.
+# KL(q(z|x) ‖ p(z)), and the decoder, which knows γ already, gains nothing. **What the decoder
+# receives as input, z has a reason to leave out.** A reason is no guarantee. Which of two mice it
+# was is worth log 2 = 0.7 nats at most, in a bound of hundreds, and nothing but this price parts z
+# from γ.
 #
 # The bound has three terms:
 #
@@ -350,9 +351,9 @@ blind = vaelab.Cells.from_anndata(adata, layer="counts", label="cell_type")
 cells = {"blind": blind, "simplified": told, "full": told}
 
 # %% [markdown]
-# Here is the bound of the full model, written out with nothing but its networks. Read it beside the
-# formulas. θ is one number for each gene: a set of course notes writes θ[n, g], one for each cell
-# and gene, and says in the same sentence that it does not depend on z.
+# Here is the bound of the full model, written out with nothing but its networks. Read it next to
+# the formulas. θ is one number for each gene: a set of course notes writes θ[n, g], one for each
+# cell and gene, and says in the same sentence that it does not depend on z.
 
 
 # %%
@@ -471,7 +472,8 @@ plt.show()
 # one value a cell. For each cell, take the k nearest *other* cells of its own type (Euclidean
 # distance) and the share of them from another batch. Divide the mean of these shares over cells by
 # the mean of what chance would give: for each cell, the share of another batch among *all* other
-# cells of its type. A type of k cells or fewer is left out. 0 means apart, 1 mixed as by lot.
+# cells of its type. A type of k cells or fewer is left out. 0 means apart, 1 mixed as expected by
+# chance.
 #
 # <details><summary>Hint</summary>Type by type: a matrix of distances, infinity on its diagonal, and
 # <code>argsort</code>. Collect both shares for all cells, and take means at the very
@@ -502,7 +504,7 @@ vaelab.check("10.4", mixing)
 
 # %% [markdown]
 # Mixing alone is worth nothing. A model that sends every cell to one place mixes perfectly. So
-# beside it must stand how well the types are kept apart: silhouette width (ASW) and the adjusted
+# next to it must stand how well the types are kept apart: silhouette width (ASW) and the adjusted
 # Rand index of k-means (ARI) with the authors' types, as in lesson 06.
 
 # %% tags=["not-in-grading"]
@@ -547,9 +549,9 @@ _ = right.set_title("Darker is better within a column", pad=10)
 #
 # The decoder's ρ is a share of the cell's RNA, free of the cell's size and of the luck of the draw.
 # Its mean over the posterior is what scVI calls **normalised expression**. Since the decoder takes
-# γ beside z, we may also ask it what it would give to this z *in the other mouse*. To compare cells
-# of both mice, ask for each cell about every mouse, and average: then no cell has an advantage from
-# where it was measured.
+# γ in addition to z, we may also ask it what it would give to this z *in the other mouse*. To
+# compare cells of both mice, ask for each cell about every mouse, and average: then no cell has an
+# advantage from where it was measured.
 #
 # ### Exercise 10.5 · Bug hunt: normalised expression
 # ★★☆ · 6 minutes · 2 points
@@ -565,7 +567,7 @@ _ = right.set_title("Darker is better within a column", pad=10)
 #     return library[:, None] * rho
 # ```
 #
-# Write `normalized_expression(logits)` anew: each cell's shares, of shape (n_cells, n_genes).
+# Write `normalized_expression(logits)` again: each cell's shares, of shape (n_cells, n_genes).
 #
 # <details><summary>Hint</summary>What should a row sum to? Is the mean of a softmax the softmax of
 # a mean? And what is <i>normalised</i> expression free of?</details>
@@ -599,8 +601,8 @@ print(
 
 # %% [markdown]
 # Now every cell as if in mouse 1, and as if in mouse 2. For each type, the picture shows on the
-# left what the decoder changes when it is told the other mouse. On the right the same change is
-# held against a much simpler one: the counts of the type's cells in each mouse, summed.
+# left what the decoder changes when it receives the other mouse as input. On the right the same
+# change is compared with a much simpler one: the counts of the type's cells in each mouse, summed.
 
 # %%
 as_if = {name: model.normalized_expression(told, batch=name, n_samples=5) for name in mice}
@@ -704,9 +706,10 @@ for ax, (_, _, z), title in zip(axes, [ignorant, informed], ["not told", "told"]
 _ = fig.suptitle("Five types (colours) in two batches (filled, open)")
 
 # %% [markdown]
-# Not told, the first thing that the space shows is the batch. Told, the batches lie on top of each
-# other, as by lot, and the types come out a little better. It is the picture that one hopes for.
-# The mice did not give it; there, types need not all shift alike.
+# Without the batch as input, the first thing that the space shows is the batch. With it, the
+# batches lie on top of each other, as expected by chance, and the types come out a little better.
+# It is the picture that one hopes for. The mice did not give it; there, types need not all shift
+# alike.
 #
 # Now the question of §6, with its answer. For each gene: how does log ρ change, by the decoder,
 # when all cells are switched from batch 1 to batch 2, and how does it change in truth?
@@ -901,9 +904,9 @@ _ = left.legend(frameon=False)
 #   make a ZINB. Ask of every Gamma what its two numbers are.
 # - ℓ latent is not the total. Bounds with ℓ observed and latent are about different things;
 #   announce the total, and they can be compared.
-# - What the decoder is told, z need not hold. That is all there is to batch correction in scVI, and
-#   it is a reason, not a guarantee: measure mixing within types against chance, and types beside
-#   it.
+# - What the decoder receives as input, z need not hold. That is all there is to batch correction in
+#   scVI, and it is a reason, not a guarantee: measure mixing within types against chance, and types
+#   next to it.
 # - "Batch" is whatever goes with the batch. Shared types are what parts batch from biology, and a
 #   confounded design can't be fixed afterwards.
 # - Check the counts. Replicates show what scores of a latent space never see.

@@ -17,13 +17,13 @@
 # # 12 · The ELBO challenge
 #
 # In November 2018 Romain Lopez gave prospective interns a few pages about a model of cells, some of
-# which have a known type, and some of which have none. There is no bound in these pages. The
+# which have a known type, and some of which have none. These pages contain no bound. The
 # assignment is to derive it, and then to open the code that trains the model and to say **which
 # line is which term**. "Saying 'I don't know why this line of code is here' is alright", he adds.
 # The code is still in use, in a later form, under the name of scANVI.
 #
 # In this lesson you take the challenge. It is the summit of the course, and only the last step of
-# it is new: **can you hold a published loss against its equations, line by line, and be honest
+# it is new: **can you compare a published loss with its equations, line by line, and be honest
 # about what does not fit?**
 #
 # **Objectives.** After this lesson you can
@@ -62,7 +62,7 @@ torch.set_num_threads(1)
 #
 # Take a cell *n*. It has a **type** *c*. Within its type it varies in some way, which is
 # **z2**: it may be young or old, at rest or at work. Type and variation together make its
-# **state** z1. The experiment adds two things that are no biology: how deeply the cell was read,
+# **state** z1. The experiment adds two things that are not biology: how deeply the cell was read,
 # its **library size** ℓ, and the **batch** γ that it came in. State, depth and batch give the
 # counts *x*, of how many RNA molecules of each gene were caught:
 #
@@ -99,9 +99,9 @@ for ax, show in zip(axes, "pq", strict=True):
 # | c ~ "Multinomial(**c**)" | a categorical; **c** names the proportions *and* the label |
 # | "Normal(f^μ, f^σ)" | is f^σ a standard deviation? the code returns a variance |
 # | "Gamma(f_w, θ)" | mean f_w and shape θ, for only then is x an NB with mean ℓ·f_w |
-# | "q(z2, …, γ)" | its factors are told the batch γ; those of the code that it links are not |
+# | "q(z2, …, γ)" | its factors receive the batch γ as input; those of the code that it links do not |
 # | "ELBO = L + U" | L summed over cells with a label, U over those without |
-# | question 1's "q(ℓ, z1, z2 \| γ, x, c)" | its factor of z1 is q(z1\|x, γ), and not told *c* |
+# | question 1's "q(ℓ, z1, z2 \| γ, x, c)" | its factor of z1 is q(z1\|x, γ), and does not receive *c* |
 #
 # ## 2 · A world in which all can be known
 #
@@ -294,7 +294,7 @@ vaelab.check("12.2", bound_hidden)
 # > $$\log p(x) \ \ge\ \mathbb E_{q(z_1)q(\ell)} \sum_c q(c|z_1)\, \mathbb E_{q(z_2|z_1,c)}\left[ \log\frac{p(x|z_1,\ell)\,p(\ell)\,p(z_1|z_2,c)\,p(z_2)\,p(c)} {q(z_1|x)\,q(\ell|x)\,q(z_2|z_1,c)\,q(c|z_1)}\right] = \mathcal U(x)$$
 
 # %% [markdown]
-# One cell is no test of an inequality. Twenty cells are a little more:
+# One cell does not test an inequality. Twenty cells are a little more:
 
 # %%
 below = {"L": [], "U": []}
@@ -313,7 +313,7 @@ for ax, (name, points), truth in zip(axes, below.items(), ["log p(x, c)", "log p
     ax.set_title(f"{name}: {len(at)} bounds, {(at[:, 1] > at[:, 0]).sum()} above the line")
 
 # %% [markdown]
-# All lie below. Those of L that lie far below belong to types that the cell plainly hasn't.
+# All lie below. Those of L that lie far below belong to types that the cell clearly does not have.
 #
 # ## 5 · What U is made of
 #
@@ -326,13 +326,13 @@ for ax, (name, points), truth in zip(axes, below.items(), ["log p(x, c)", "log p
 # **U is the mean of L over types, plus an entropy.** In this form M2, the model of Kingma et al.
 # (2014), has it. It answers the question at the end of §3: the classifier q(c|z1) is *not in L*. A
 # cell with a label teaches everything but the classifier! It learns from the cells without
-# labels only, unless somebody trains it besides; and that is why Kingma, and the assignment after
-# him, add the classifier's **cross-entropy**, −log q(c|z1) at the true *c*, which is no part of any
-# bound.
+# labels only, unless somebody trains it in addition; and that is why Kingma, and the assignment
+# after him, add the classifier's **cross-entropy**, −log q(c|z1) at the true *c*, which is not part
+# of any bound.
 #
 # What does U alone teach it? Take a cell that could be of type 1 or 3, and hold its state at one
 # z1. The mean of L is a straight line in q, and wants all on the better type. The entropy is an
-# arch, and wants both alike. U is their sum:
+# arch, and prefers equal probabilities. U is their sum:
 
 
 # %%
@@ -442,9 +442,9 @@ assert np.isclose((log_q_z1.exp()[:, None] * by_identity).sum(), u, atol=1e-3)  
 # \;+\;\underbrace{\quad?\quad}_{c}\;\Big]$$
 #
 # The three gaps are yours. Two of them hold KLs to a fixed prior, which for normals and categoricals
-# need no draw. One can't be so written: the distribution that z1 is held against, p(z1|z2, c), is
-# not fixed. It moves with z2, which is itself guessed from z1. That term has to be taken at a
-# draw of z1 and, for each type, a draw of z2.
+# need no draw. One term can't be written so: the distribution that z1 is compared with, p(z1|z2,
+# c), is not fixed. It moves with z2, which is itself guessed from z1. That term has to be taken at
+# a draw of z1 and, for each type, a draw of z2.
 #
 # ### Exercise 12.4 · Question 3: what is a KL, and what isn't
 # ★★★ · 15 minutes · 4 points
@@ -530,12 +530,12 @@ for name, label in (("U", -1), ("L, type 3", 2)):
 print((pd.DataFrame(rows).T[["yours", "ledger", "tables"]].round(1) + 0.0).to_string(na_rep=""))
 
 # %% [markdown]
-# Yours and the ledger's agree to the last digit, and both agree with the tables but for the luck of
-# 4,000 draws. The ledger of the package holds each quantity without its sign, and the sign beside
-# it: `kl_z2` and `kl_c` are KLs, not below zero, with sign −. It splits the z1 term into two rows,
-# `log_q_z1` with sign − and `log_p_z1` with sign +, since its halves will be needed apart in a
-# moment. In so small a world nothing is left for z2 to say: its KL is 0. For a label, KL(ω‖p(c)) is
-# −log p(c), so that the third term is log p(c) = log 0.4.
+# Yours and the ledger's agree to the last digit, and both agree with the tables, except for the
+# luck of 4,000 draws. The ledger of the package holds each quantity without its sign, and the sign
+# next to it: `kl_z2` and `kl_c` are KLs, not below zero, with sign −. It splits the z1 term into
+# two rows, `log_q_z1` with sign − and `log_p_z1` with sign +, since its halves will be needed apart
+# in a moment. In so small a world nothing is left for z2 to say: its KL is 0. For a label,
+# KL(ω‖p(c)) is −log p(c), so that the third term is log p(c) = log 0.4.
 #
 # Is the term of z1 a KL in disguise? A KL costs, always. Take the simplest case: q(z1|x) is
 # N(0, 1), and z2 is a blurred copy of z1, with p(z1|z2) = N(z2, σ²) and q(z2|z1) = N(z1, σ²). Both
@@ -590,8 +590,8 @@ _ = ax.legend(frameon=False)
 # ★★☆ · 15 minutes · 4 points
 #
 # Write `term_of(line)`, which takes a number from 1 to 11 and returns two things, as in
-# `return 0, "kl_z1"`. First 1 if the warm-up multiplies the line, else 0 (0 too for what is no term
-# of a bound, or is not there). Then the name of its term, one of
+# `return 0, "kl_z1"`. First 1 if the warm-up multiplies the line, else 0 (0 too for what is not a
+# term of a bound, or is not there). Then the name of its term, one of
 #
 # `reconstruction`, `log_q_z1`, `log_p_z1`, `kl_z1`, `kl_z2`, `kl_c`, `kl_library`, `log_p_c`;
 # `outside`, for what the assignment trains in addition to the bounds; and `unknown`, the honest
@@ -655,18 +655,18 @@ vaelab.check("12.5", term_of)
 # |---|---|
 # | `log_variational` | the encoder reads log(1 + x) in place of x, so that a gene with 10,000 counts does not drown the others. The likelihood still scores the counts themselves |
 # | `dispersion` | what θ depends on: the gene alone ("gene", as in the equations above), or also the batch or the cell. The released code has the type as well, ours does not |
-# | `n_cat_list` | how a network is told categories: their numbers of values, one-hot vectors that are appended to its input. It is how γ reaches the decoder, and c the networks of z2 |
+# | `n_cat_list` | how a network receives categories: their numbers of values, one-hot vectors that are appended to its input. It is how γ reaches the decoder, and c the networks of z2 |
 # | `labels_groups` | types that fall into groups, with a second classifier for the groups. It is not in the assignment, and out of scope here too. scvi-tools removed the classifier in 1.4.3: since then, the argument is kept and nothing reads it |
 #
 # ## 8 · Ten findings, with a switch for each
 #
 # We read the first public release with this model (scVI 0.2.4, of 2018), later ones, and scvi-tools
-# 1.4.2. Below is what a rigorous comparison finds. Most of it was mended long ago, by people who
-# wrote openly what was wrong; this section is no complaint. It is an exercise for the eye: **ten
+# 1.4.2. Below is what a rigorous comparison finds. Most of it was fixed long ago, by people who
+# wrote openly what was wrong; this section is not a complaint. It is an exercise for the eye: **ten
 # ways in which code can be near an equation and not on it**, and what each of them costs.
 #
 # Here is the whole objective, written out once, with switches for findings 1 to 5; the switches of
-# the other five stand beside their findings. Only the networks come from the package.
+# the other five stand next to their findings. Only the networks come from the package.
 
 
 # %%
@@ -771,13 +771,13 @@ print("L and cross-entropy:                ", largest_gradient() > 0)
 # %% [markdown]
 # The proof of §5, in one number that is exactly zero. And what U with the cross-entropy does
 # not do is to use a label where it is worth most, in p(z1|z2, c): a labelled cell is shared out
-# among the types by the classifier's opinion, also if the expert has spoken.
+# among the types by the classifier's opinion, even when the expert has named it.
 #
 # ### Finding 2 · The hidden labels were seen
 #
 # Releases 0.5.0 to 0.6.5 hand labels to the model for the *whole* data set, also for cells that
 # count as unlabelled: L sees what the test will ask. (This we know from reading the code, and it
-# was mended in 0.6.6.) There is a test for such leaks which costs one line: **change what must not
+# was fixed in 0.6.6.) There is a test for such leaks which costs one line: **change what must not
 # be seen, and see whether the loss changes.**
 
 # %%
@@ -1008,8 +1008,8 @@ for s in (-10.0, -80.0, -110.0):
 #
 # The first releases estimate log p(x) as log of a mean over draws of a weight. Right would be
 # p(x|z)·p(z)/q(z|x), all at **one** draw of z. The code drew z, took p(z)/q(z|x) at it, and then
-# called the model for p(x|z), which drew a z of its own. (Mended in 0.4.0.) The two draws know nothing of
-# each other.
+# called the model for p(x|z), which drew a z of its own. (Fixed in 0.4.0.) The two draws know
+# nothing of each other.
 #
 # ### Exercise 12.6 · Bug hunt: a likelihood that is too good
 # ★★★ · 12 minutes · 3 points
@@ -1064,11 +1064,11 @@ ax.set(xlabel="draws", ylabel="estimate of log p(x), nats", title="Three runs ea
 _ = ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 # %% [markdown]
-# The mended estimate finds log p(x). The other leaves it behind and goes, in jumps, towards log
+# The fixed estimate finds log p(x). The other leaves it behind and goes, in jumps, towards log
 # E_q[p(x|z)], where after 100,000 draws it has not yet arrived: the likelihood where
 # the *encoder* says that the cell is, in place of where the prior says it might be.
 # The KL has dropped out of it. (It jumps because p(z)/q(z|x) is small for most draws and huge
-# for a few; so what one gets hangs on the number of draws as well.) For cells that the encoder
+# for a few; so what one gets depends on the number of draws as well.) For cells that the encoder
 # places well it is too high, and a log p(x) that is too high looks like a better model.
 #
 # ### Finding 10 · 10⁻⁸ inside logarithms
@@ -1101,8 +1101,8 @@ print(f"x = 1, μ = 10⁻⁸: off by {log_nb(one, at, θ, 1e-8) - log_nb(one, at
 
 # %% [markdown]
 # At μ = 10⁻⁸ the error is x·log 2, and it grows as μ falls. A share of 10⁻¹⁰ and a library of a
-# hundred counts are no rarity in a softmax over thousands of genes; where a count turns up against
-# such a mean, the model is told that it was less wrong than it was. Lesson 05 wrote these
+# hundred counts are not rare in a softmax over thousands of genes; where a count turns up against
+# such a mean, the model learns that it was less wrong than it was. Lesson 05 wrote these
 # likelihoods in logits, which need no epsilon.
 #
 # ### Ten findings, and what each touches
@@ -1113,7 +1113,7 @@ print(f"x = 1, μ = 10⁻⁸: off by {log_nb(one, at, θ, 1e-8) - log_nb(one, at
 # | 2 | hidden labels in L | other | of cells that were labelled | **no test any more** | shuffle what must not be seen |
 # | 3 | softmax twice | its floor is not 0 | untouched | honest, but lower | feed a perfect prediction |
 # | 4 | z1 not warmed up | other in warm-up | right once the weight is 1 | honest | "reconstruction" below −log p(x\|z) |
-# | 5 | mean over some | weights hang on N/N_l | untouched | honest, overconfident | double the labels |
+# | 5 | mean over some | weights depend on N/N_l | untouched | honest, overconfident | double the labels |
 # | 6 | mean in place of a draw | cross-entropy | untouched | other probabilities | compare the two |
 # | 7 | q without γ | – | valid, perhaps looser | honest | swap the batch |
 # | 8 | no floor | NaN | NaN | – | give it s = −110 |
@@ -1122,7 +1122,7 @@ print(f"x = 1, μ = 10⁻⁸: off by {log_nb(one, at, θ, 1e-8) - log_nb(one, at
 #
 # ## What was not used, and why
 #
-# *Released code, run side by side*: our models are held against scvi-tools number for number in
+# *Released code, run side by side*: our models are compared with scvi-tools number for number in
 # the tests of the package, with copied weights, and a lesson should not need its installation.
 # *Real cells*: no finding needs them. Lesson 13 puts SCANVI to work. *An answer to whether the flaws
 # mattered*: for the published comparisons one would have to repeat them; 300 simulated cells can
@@ -1134,7 +1134,7 @@ print(f"x = 1, μ = 10⁻⁸: off by {log_nb(one, at, θ, 1e-8) - log_nb(one, at
 #   else is bookkeeping, and bookkeeping can be checked by a number.
 # - L and U are one expression in ω. U is the mean of L plus an entropy; L does not train the
 #   classifier, so the cross-entropy does, outside any bound.
-# - The z1 term is no KL. With the KL of z2 it is a bound; without it, it has no upper end.
+# - The z1 term is not a KL. With the KL of z2 it is a bound; without it, it has no upper end.
 # - To read a loss, make a list of terms and tick off lines. What stays on either list is a finding.
 # - "I don't know" is an answer, if the question was asked of every line.
 #

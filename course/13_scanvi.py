@@ -26,11 +26,11 @@
 #
 # **Objectives.** After this lesson you can
 #
-# - annotate an experiment without labels by one that has them, and set the result beside two plain
-#   methods;
+# - annotate an experiment without labels by one that has them, and compare the result with two
+#   plain methods;
 # - choose a score that notices rare types, and say what it rewards;
-# - test whether a model is right as often as it says, and say what averaging over z1 mends of it;
-# - flag cells of a type that the reference lacks, and know when the flag stays down;
+# - test whether a model is right as often as it says, and say what averaging over z1 fixes of it;
+# - flag cells of a type that the reference lacks, and know when the warning does not come;
 # - work with labels of which some are wrong;
 # - say what the weight of the classifier does, in both of its conventions.
 #
@@ -181,7 +181,7 @@ judge(named, truth[is_new])
 #
 # What can't be seen is guessed by q(z1|x), q(c|z1) and q(z2|z1, c). A cell with a label is trained
 # on the bound **L** of log p(x, c), one without on the bound **U** of log p(x), in which the type
-# is summed out by q(c|z1). Beside the bounds stands a third term that is part of neither, the
+# is summed out by q(c|z1). Next to the bounds stands a third term that is part of neither, the
 # classifier's cross-entropy (`cross_entropy` in the ledger): without it, a label would never teach q(c|z1) directly.
 
 # %%
@@ -364,9 +364,9 @@ _ = left.set_xticks([0, 1, 10, 100, 1000]), left.set_yticks([0, 1, 10, 100, 1000
 # and *Gcg* is not in the table.
 #
 # **Batches and missing labels** need no code of their own. The mouse is an input of the decoder, so
-# that z1 need not hold it; and a cell without a label is no special case, only a cell whose bound
-# is U. Logistic regression, on its part, throws away all cells without a label, and has nothing to
-# say of counts.
+# that z1 need not hold it; and a cell without a label is not a special case, only a cell whose
+# bound is U. Logistic regression, on its part, throws away all cells without a label, and has
+# nothing to say of counts.
 #
 # ## 5 · Twenty labels a type
 #
@@ -499,7 +499,7 @@ for name, p in claims.items():
 # %% [markdown]
 # **All are too sure.** SCANVI as released claims 0.93 on average, and is right in 0.82. Averaging
 # over z1 changes hardly any name, but takes a good part of the excess away: a cell whose state is
-# uncertain no longer gets the verdict of a single point. What it can't mend is the classifier
+# uncertain no longer gets the verdict of a single point. What it can't fix is the classifier
 # itself, which was trained on two hundred cells until it was sure of each of them, and knows
 # nothing of the many other boundaries that would have fitted these as well. Logistic regression has
 # the same fault.
@@ -679,16 +679,16 @@ for f in flags.values():  # scikit-learn's number is the one of the exercise
     assert np.isclose(auroc_of_entropy(f["q"], f["is new"]), theirs, atol=0.01)
 
 # %% [markdown]
-# The flag stays down. With labels of their own, all monocytes were found (§5). Without, they are
-# called progenitors, **and the model is sure of it**: their entropy is *lower* than that of the
+# The warning does not come. With labels of their own, all monocytes were found (§5). Without, they
+# are called progenitors, **and the model is sure of it**: their entropy is *lower* than that of the
 # types it knows, and the AUROC far below a coin's. Logistic regression does the same. For B cells
 # and NK cells it is no better than a coin.
 #
-# It is no bug. q(c|z1) was asked "which of these nine?", and never "is it one of these?". A softmax
-# divides a space into regions, and far from all boundaries it is sure, also where no named cell has
-# ever been. High entropy says *between two known types*, where most T cells are by nature, and that
-# is no sign of novelty. Only where the new type happens to lie across a boundary, as progenitors
-# and memory T cells do, does the flag do some work.
+# It is not a bug. q(c|z1) was asked "which of these nine?", and never "is it one of these?". A
+# softmax divides a space into regions, and far from all boundaries it is sure, also where no named
+# cell has ever been. High entropy says *between two known types*, where most T cells are by nature,
+# and that is not a sign of novelty. Only where the new type happens to lie across a boundary, as
+# progenitors and memory T cells do, does the warning do some work.
 #
 # **The cure is another question**: is there a named cell nearby? The model saw the new cells as
 # well, without names, and U made it give them a place in z1 from which their counts can be told. So
@@ -913,7 +913,7 @@ for ax in axes:
 # ### Exercise 13.6 · Bug hunt: a loss that will not fall
 # ★★☆ · 8 minutes · 3 points
 #
-# Somebody writes the classifier's term anew, for thirteen types. It runs on every minibatch. The
+# Somebody writes the classifier's term again, for thirteen types. It runs on every minibatch. The
 # loss falls from 2.6 to 1.7 and no further, and since e^−1.7 is 0.18, the author concludes that the
 # model gives the true type a probability of 18 %.
 #
@@ -979,7 +979,7 @@ print(f"once:                                {abs(classifier_loss(perfect, torch
 # *Fine-tuning on the query alone* (scArches): here both experiments are trained together, which
 # needs the old counts. *A prior of types* p(c) other than uniform: where frequencies differ as
 # between our mice, a learned one is a risk; try `prior_c="learned"`. *Temperature scaling*, which
-# mends calibration with held-out labels: with twenty labels a type there are none to spare. *A type
+# fixes calibration with held-out labels: with twenty labels a type there are none to spare. *A type
 # "none of these"*: whoever expects new types may add one, but has no examples of it.
 #
 # ## Try it yourself
@@ -993,7 +993,7 @@ print(f"once:                                {abs(classifier_loss(perfect, torch
 #    <details><summary>Solution</summary>Balanced accuracy, from 0.58 to 0.92, and macro-F1 with it:
 #    with one neighbour, a type of two cells can be found. Accuracy rises by 0.03 only.</details>
 # 3. *(15 minutes)* Exchange the mice: name mouse 1 by mouse 2, with the settings of the short training
-#    of §3. Does SCANVI still stand where it stood beside logistic regression?
+#    of §3. Does SCANVI still stand where it stood next to logistic regression?
 #
 # ## What to take along
 #
@@ -1004,7 +1004,7 @@ print(f"once:                                {abs(classifier_loss(perfect, torch
 # - High entropy means *between known types*. For what the reference lacks, ask how far away it is.
 # - A few random errors in the labels cost little, if a label is not too loud. Where a label is least
 #   believed, look first.
-# - The weight of the classifier is no part of any bound. Say which convention, and what one label
+# - The weight of the classifier is not part of any bound. Say which convention, and what one label
 #   weighs.
 #
 # **Read on.** The model: R. Lopez, *ELBO Challenge: Single-Cell ANnotation using Variational

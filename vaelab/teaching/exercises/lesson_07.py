@@ -56,8 +56,17 @@ def summed_out(logits, log_p_x, log_prior):
     return log_evidence - gap
 
 
+def logarithm_of_softmax(logits, log_p_x, log_prior):
+    """The bound with log(softmax): NaN where a probability is rounded to 0, in its precision."""
+    import torch
+
+    q = torch.from_numpy(logits).softmax(-1)
+    terms = torch.from_numpy(log_p_x) + torch.from_numpy(log_prior) - q.log()
+    return (q * terms).sum(-1).numpy()
+
+
 def bound_with(kl):
-    """The bound with another KL, which is a function of q, log q and log π."""
+    """The bound with another KL, which is a function of q, log q and the log prior."""
 
     def wrong(logits, log_p_x, log_prior):
         log_q = log_softmax(logits)
@@ -78,7 +87,7 @@ def draw_uniforms(rng: np.random.Generator) -> list[dict]:
 
 
 def first_of_the_race(logits, u):
-    """The class with the shortest wait, where class k waits −log u_k / π_k."""
+    """The class with the shortest wait, where class k waits −log u_k / q_k."""
     return (-np.log(u) / np.exp(logits - logits.max())).argmin(-1)
 
 
@@ -116,7 +125,7 @@ def mean_with(noise, score=lambda difference, temperature, s: (difference + s) /
     return wrong
 
 
-# 07.4: the score function with a baseline
+# 07.4: RLOO, one term for each draw
 
 
 def draw_scores(rng: np.random.Generator) -> list[dict]:
@@ -129,18 +138,33 @@ def draw_scores(rng: np.random.Generator) -> list[dict]:
     return cases
 
 
-def covariance(logits, drawn, f):
-    """The sample covariance of f and the one-hot draw: what leave-one-out baselines give."""
-    one_hot = np.eye(len(logits))[drawn]
-    return np.array([np.cov(f, column)[0, 1] for column in one_hot.T])
+def log_q_by_differences(logits, drawn):
+    """∇log q of each draw: central differences of the logarithm of its probability."""
+    steps = 1e-5 * np.eye(len(logits))
+    columns = [log_softmax(logits + h)[drawn] - log_softmax(logits - h)[drawn] for h in steps]
+    return np.stack(columns, axis=-1) / 2e-5
 
 
-def score_with(baseline):
+def mean_of_others(f):
+    return np.array([np.delete(f, s).sum() for s in range(len(f))]) / max(1, len(f) - 1)
+
+
+def rloo_terms(logits, drawn, f):
+    return (f - mean_of_others(f))[:, None] * log_q_by_differences(logits, drawn)
+
+
+def terms_with(baseline=mean_of_others, score=log_q_by_differences):
+    """The terms with another baseline, or with something else in place of ∇log q."""
+
     def wrong(logits, drawn, f):
-        score = np.eye(len(logits))[drawn] - softmax(logits)
-        return ((f - baseline(f))[:, None] * score).mean(0)
+        return (f - baseline(f))[:, None] * score(logits, drawn)
 
     return wrong
+
+
+def one_hot_less(what):
+    """1[y = k] less a function of the logits, in place of ∇log q."""
+    return lambda logits, drawn: np.eye(len(logits))[drawn] - what(logits)
 
 
 # 07.5: straight-through
@@ -217,7 +241,7 @@ def kl_to_uniform(logits):
     from scipy import stats
 
     q = softmax(logits)
-    return stats.entropy(q, np.ones_like(q), axis=-1)
+    return np.maximum(stats.entropy(q, np.ones_like(q), axis=-1), 0)  # rounding gives −3e-16
 
 
 def negative_entropy(logits):
@@ -238,6 +262,13 @@ EXERCISES = {
             verified="Agrees with log p(x) minus the KL to the true posterior for 81 cells, in "
             "float32 and float64.",
             misconceptions=(
+                Misconception(
+                    "the logarithm of a softmax",
+                    logarithm_of_softmax,
+                    "Some cells give NaN. They are certain: a probability is so small that it is "
+                    "rounded to 0, and 0 · log 0 is NaN. Can you get log q without going through "
+                    "q?",
+                ),
                 Misconception(
                     "the KL weighted twice",
                     bound_with(lambda q, log_q, log_prior: (q * q * (log_q - log_prior)).sum(-1)),
@@ -282,7 +313,7 @@ EXERCISES = {
                 Misconception(
                     "noise on probabilities",
                     lambda logits, u: (softmax(logits) - np.log(-np.log(u))).argmax(-1),
-                    "The noise belongs on log π, and you added it to π.",
+                    "The noise belongs on log q, and you added it to q.",
                 ),
                 Misconception(
                     "one logarithm",
@@ -320,14 +351,14 @@ EXERCISES = {
                 Misconception(
                     "the probability",
                     lambda difference, temperature: np.asarray(1 / (1 + np.exp(-difference))),
-                    "This is π₁, the mean of a one-hot draw. A relaxed draw has another mean.",
+                    "This is q₁, the mean of a one-hot draw. A relaxed draw has another mean.",
                 ),
                 Misconception(
                     "no noise",
                     lambda difference, temperature: np.asarray(
                         1 / (1 + np.exp(-difference / temperature))
                     ),
-                    "This is softmax(log π / τ), without any noise. What is the mean of y over s?",
+                    "This is softmax(log q / τ), without any noise. What is the mean of y over s?",
                 ),
                 Misconception(
                     "one Gumbel in place of a difference of two",
@@ -349,35 +380,56 @@ EXERCISES = {
         ),
         Exercise(
             name="07.4",
-            title="A baseline from the other draws",
+            title="RLOO: a baseline from the other draws",
             points=3,
             draw=draw_scores,
-            oracle=covariance,
-            verified="Agrees with the sample covariance of f and the one-hot draw, for 2, 3 and 50 "
+            oracle=rloo_terms,
+            atol=1e-7,
+            verified="Each term agrees with the numerical derivative of log q, for 2, 3 and 50 "
             "draws.",
             misconceptions=(
                 Misconception(
+                    "no −q in the gradient of log q",
+                    terms_with(score=one_hot_less(lambda logits: 0.0)),
+                    "The baseline is right, but this is not the gradient of log q. Softmax divides "
+                    "by a sum that contains every logit: what does that add to the derivative?",
+                ),
+                Misconception(
+                    "logits in place of q",
+                    terms_with(score=one_hot_less(lambda logits: logits)),
+                    "The baseline is right, but in the gradient of log q you subtract the logits. "
+                    "They are not probabilities.",
+                ),
+                Misconception(
+                    "the gradient with respect to q",
+                    terms_with(
+                        score=lambda logits, drawn: np.eye(len(logits))[drawn] / softmax(logits)
+                    ),
+                    "This differentiates log q_y with respect to q. What is the gradient of log "
+                    "softmax(logits)_y with respect to the logits?",
+                ),
+                Misconception(
                     "a draw in its own baseline",
-                    score_with(np.mean),
+                    terms_with(baseline=np.mean),
                     "Your answer is too small by a factor of (S − 1)/S. Does a draw's baseline "
                     "depend on the draw itself?",
                 ),
                 Misconception(
                     "no baseline",
-                    score_with(lambda f: 0.0),
-                    "This estimate is unbiased, but its variance grows with the size of f. What is "
-                    "subtracted from each f?",
+                    terms_with(baseline=lambda f: 0.0),
+                    "This is REINFORCE: unbiased, but its variance grows with the size of f. What "
+                    "is subtracted from each f?",
                 ),
                 Misconception(
-                    "the gradient with respect to π",
-                    lambda logits, drawn, f: covariance(logits, drawn, f) / softmax(logits),
-                    "This differentiates log π_y with respect to π. What is the gradient of log "
-                    "softmax(logits)_y with respect to the logits?",
+                    "the mean over draws",
+                    lambda logits, drawn, f: rloo_terms(logits, drawn, f).mean(0),
+                    "Your answer is the mean over draws. Return the terms before it is taken, one "
+                    "row for each draw.",
                 ),
                 Misconception(
-                    "a sum for a mean",
-                    lambda logits, drawn, f: len(f) * covariance(logits, drawn, f),
-                    "Your answer grows with the number of draws. Should it be a sum or a mean?",
+                    "divided by the number of draws",
+                    lambda logits, drawn, f: rloo_terms(logits, drawn, f) / len(f),
+                    "Your terms are too small by a factor of S. The mean is taken later.",
                 ),
             ),
         ),
@@ -388,6 +440,7 @@ EXERCISES = {
             draw=draw_straight_through,
             oracle=one_hot_and_gradient,
             call="gradient",
+            results=("one-hot draws", "gradient in the logits"),
             verified="One-hot forward; backward the Jacobian of the softmax, at 91 draws.",
             misconceptions=(
                 Misconception(
@@ -432,6 +485,12 @@ EXERCISES = {
                     "ten classes, always",
                     lambda logits: negative_entropy(logits) - np.log(0.1),
                     "This is right for ten classes. What is 0.1?",
+                ),
+                Misconception(
+                    "the entropy",
+                    lambda logits: -negative_entropy(logits),
+                    "This is the entropy of q. It is largest where q equals the prior; the KL is 0 "
+                    "there.",
                 ),
                 Misconception(
                     "minus the entropy",
