@@ -507,6 +507,8 @@ def interactive(draw, *, alt: str, **controls):
     ValueError
         ``alt`` is empty or long, or the figure is too wide.
     """
+    from html import escape
+
     import ipywidgets
     import matplotlib.pyplot as plt
 
@@ -540,12 +542,16 @@ def interactive(draw, *, alt: str, **controls):
             control.continuous_update = True
         control.observe(redraw, "value")
     redraw()
-    picture.tooltip = alt  # an Image has no other text
     picture.layout = ipywidgets.Layout(
         width=f"{_shown_width(picture.value)}px", max_width="100%", height="auto",
         align_self="flex-start",
     )  # fmt: skip
-    return Figure([*controls.values(), picture])
+    # An Image has no alternative text, and a tooltip breaks its view (ipywidgets 8.1 then asks for a
+    # description). So the text stands before the picture, for screen readers alone.
+    unseen = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
+    text = ipywidgets.HTML(f'<span style="{unseen}">{escape(alt)}</span>')
+    text.layout = ipywidgets.Layout(height="0", margin="0")
+    return Figure([*controls.values(), text, picture])
 
 
 def look(groups) -> dict[str, dict]:
