@@ -61,7 +61,7 @@ measured = evidence.read("06")  # what was measured over five seeds
 raw = vaelab.datasets.pancreas(mouse=1)
 markers = {"Ins2": "beta", "Gcg": "alpha", "Sst": "delta", "Ppy": "gamma",
            "Krt19": "ductal", "Pecam1": "endothelial"}  # fmt: skip
-looks = plotting.look(markers.values())
+looks = plotting.look([*markers.values()])
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.6), sharey=True)
 for ax, cell, name in zip(axes, [0, 2, 115], "ABC", strict=True):
     counts = raw[cell, list(markers)].X.toarray().ravel()
@@ -702,7 +702,8 @@ plotting.interactive(
 # %%
 clusters = metrics.leiden(latents["nb"], seed=0)
 names_of_clusters = np.array([f"{c + 1:02d}" for c in clusters])
-plotting.confusion_matrix(cell_type, names_of_clusters, truth_name="type (cells)")
+fig, ax = plt.subplots(figsize=(9, 5.5))
+plotting.confusion_matrix(cell_type, names_of_clusters, ax=ax, truth_name="type (cells)")
 plotting.show(
     alt="Share of each type's cells in each of the clusters. Beta and ductal cells are cut into "
     "several; alpha and gamma cells share a cluster, and so do macrophages, T and B cells."
