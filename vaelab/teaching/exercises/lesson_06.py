@@ -241,6 +241,7 @@ EXERCISES = {
             draw=draw_markers,
             oracle=fate,
             call="arrays",
+            results=("number too rare", "number not variable enough", "number kept"),
             verified="Agrees with a count gene by gene for types of 2, 3 and 6 cells.",
             misconceptions=(
                 Misconception(
@@ -279,6 +280,8 @@ EXERCISES = {
             points=2,
             draw=draw_decoded,
             oracle=moments,
+            returns="tensor",
+            results=("mean", "variance"),
             verified="Agrees with scipy's negative binomial for 7 cells, in float32 and float64.",
             misconceptions=(
                 Misconception(
@@ -360,6 +363,7 @@ EXERCISES = {
             points=3,
             draw=draw_posterior,
             oracle=held_and_paid,
+            results=("activity", "KL per cell"),
             verified="Agrees with numpy's covariance and with a KL by quadrature, in float32 and "
             "float64.",
             misconceptions=(
