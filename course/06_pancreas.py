@@ -34,7 +34,7 @@
 #
 # **You need** the VAE and its bound ([lesson 04](04_vae.ipynb)) and the count likelihoods
 # ([lesson 05](05_count_likelihoods.ipynb)).
-# **Time:** about 105 minutes, with a stop after 50. **Data:** 1.5 MB, Baron et al. (2016), mouse 1.
+# **Time:** about 120 minutes, with a marked stop after 55. **Data:** 1.5 MB, Baron et al. (2016), mouse 1.
 
 # %%
 import matplotlib.pyplot as plt
@@ -223,7 +223,7 @@ vaelab.check("06.2", decode)
 #
 # $$\log p(x) \ \ge\ \underbrace{\mathbb E_{q(z\mid x)}[\log p(x\mid z)]}_{\text{reconstruction}} \ -\ \underbrace{\mathrm{KL}\big(q(z\mid x)\,\|\,p(z)\big)}_{\text{what z says about x, in nats}}$$
 #
-# In code, this is all:
+# In code:
 
 # %% tags=["not-in-grading", "nbval-ignore-output"]
 cells = vaelab.Cells.from_anndata(adata, layer="counts", label="cell_type")
@@ -329,14 +329,14 @@ plotting.show(
 )
 
 # %% [markdown]
-# **Stop here** if you have worked for 50 minutes. You have chosen genes, trained a VAE, and seen
+# **Stop here** if you have worked for an hour. You have chosen genes, trained a VAE, and seen
 # what it found. The second half asks how good that is, and ends with a discovery.
 #
 # ## 5 · Six likelihoods
 #
 # Was the negative binomial the right choice? Here are six models that differ in nothing but the
 # likelihood and its layer. Each was trained with one seed by `vaelab train pancreas_…`; set
-# `LIVE = True` at the top to train them here. A tutorial would now print one column of bounds:
+# `LIVE = True` at the top to train them here. It is tempting to put their bounds into one column:
 
 # %%
 from vaelab.teaching.recipes import RECIPES
@@ -374,8 +374,8 @@ print(f"{moved:,.0f} nats per cell; minus {adata.n_vars:,} · log 1000 is "
       f"{-adata.n_vars * np.log(1000):,.0f}")  # fmt: skip
 
 # %% [markdown]
-# So a change of units is worth thousands of nats. Who prints the six in one column compares metres
-# with seconds. Among the four models of counts the comparison is fair. We repeat it with five
+# So a change of units is worth thousands of nats. If you rank the six in one column, you compare
+# metres with seconds. Among the four models of counts the comparison is fair. We repeat it with five
 # seeds, each of which holds out other cells:
 
 # %%
@@ -395,7 +395,7 @@ plotting.show(
 # Extra zeros alone (ZIP) bring 30 ± 5 nats per cell. A free dispersion alone (NB) brings 140 ± 10,
 # because genes vary more than a Poisson allows. Once the dispersion is free, extra zeros bring
 # almost nothing more: the ZINB is 1.6 ± 1.8 nats above the NB
-# ([E06.bounds](evidence/06_pancreas.py)). Lesson 05 said so for beta cells alone.
+# ([E06.bounds](evidence/06_pancreas.py)).
 #
 # ## 6 · Is the latent space any good?
 #
