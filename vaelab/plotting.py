@@ -546,8 +546,8 @@ def interactive(draw, *, alt: str, **controls):
         width=f"{_shown_width(picture.value)}px", max_width="100%", height="auto",
         align_self="flex-start",
     )  # fmt: skip
-    # An Image has no alternative text, and a tooltip breaks its view (ipywidgets 8.1 then asks for a
-    # description). So the text stands before the picture, for screen readers alone.
+    # An Image has no alternative text, and a tooltip breaks its view (ipywidgets 8.1 then asks for
+    # a description). So the text stands before the picture, for screen readers alone.
     unseen = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
     text = ipywidgets.HTML(f'<span style="{unseen}">{escape(alt)}</span>')
     text.layout = ipywidgets.Layout(height="0", margin="0")

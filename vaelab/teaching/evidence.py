@@ -238,11 +238,13 @@ class Table:
         left = '<td style="text-align: left; vertical-align: top">'
         names = ("claim", "mean ± sd over seeds", "holds if", "holds")
         head = "".join(f'<th style="text-align: left">{name}</th>' for name in names)
+        unbroken = '<span style="white-space: nowrap">{}</span>'
         rows = []
         for id, entry in self.entries.items():
+            lines = [html.escape(line) for line in (*_spreads(entry), _seeds(entry))]
             cells = (
                 f"{html.escape(entry['sentence'])}<br><code>{html.escape(id)}</code>",
-                "<br>".join(html.escape(line) for line in [*_spreads(entry), _seeds(entry)]),
+                "<br>".join(unbroken.format(line) for line in lines),
                 html.escape(entry["condition"]),
                 "yes" if entry["holds"] else "<b>no</b>",
             )
