@@ -785,7 +785,7 @@ def draw_bound(m, s, w):
     centre, width = w * 1.5 / (w**2 + noise**2), best_s(w)
     bound, log_p = bound_of(w, m, s).item(), log_p_of(w)
     fig, (left, middle, right) = plt.subplots(
-        1, 3, figsize=(12, 3.6), layout="constrained", width_ratios=(1.2, 1.2, 0.8)
+        1, 3, figsize=(9.5, 3.6), layout="constrained", width_ratios=(1.2, 1.2, 0.8)
     )
     z = np.linspace(-3.5, 3.5, 300)
     left.plot(z, stats.norm.pdf(z), color="0.6", label="prior p(z)")
@@ -822,6 +822,11 @@ from ipywidgets import FloatLogSlider, FloatSlider
 
 plotting.interactive(
     draw_bound,
+    alt=(
+        "Three panels: the posterior and q of z; the bound as a map over the mean and the "
+        "standard deviation of q, with the chosen pair as a dot; and log p(x) as the sum of "
+        "the bound and the KL."
+    ),
     m=FloatSlider(0.0, min=-1, max=2.5, step=0.05, description="m", continuous_update=False),
     s=FloatLogSlider(1.0, min=-1, max=0.3, step=0.02, description="s", continuous_update=False),
     w=FloatSlider(1.0, min=0.1, max=2.4, step=0.05, description="w", continuous_update=False),

@@ -384,15 +384,17 @@ def path(seed):
 
 @claim(
     "E04.tricks",
-    "For the networks of three layers each, warm-up and free bits improve the bound, and a decoder "
-    "of one layer improves it more than warm-up, free bits or batch normalisation.",
+    "For the networks of three layers each, batch normalisation, warm-up and free bits improve the "
+    "bound. A decoder of one layer improves it more than each of them; an encoder of one layer "
+    "improves it too.",
     holds=every(
+        more("batch norm", "no trick"),
         more("warm-up", "no trick"),
         more("free bits", "no trick"),
         more("encoder of 1", "no trick"),
+        more("decoder of 1", "batch norm"),
         more("decoder of 1", "warm-up"),
         more("decoder of 1", "free bits"),
-        more("decoder of 1", "batch norm"),
     ),
     seeds=range(10),
 )

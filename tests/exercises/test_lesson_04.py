@@ -275,8 +275,6 @@ WRONG = {  # for each answer what the verdict says: a misconception, or a part o
 }  # fmt: skip
 
 
-
-
 @pytest.mark.parametrize("name, how", [(n, how) for n, answers in RIGHT.items() for how in answers])
 def test_right_answers_pass(name, how):
     for seed in (SEED, 1, 2):

@@ -297,6 +297,7 @@ EXERCISES = {
             points=2,
             draw=draw_gaussians,
             oracle=kl_by_quadrature,
+            returns="tensor with gradient",
             verified="Agrees with numerical integration for 61 cells, in float32 and float64, and "
             "is 0 where q is the prior.",
             misconceptions=(
@@ -485,6 +486,7 @@ EXERCISES = {
             points=3,
             draw=draw_linear_models,
             oracle=linear_bound,
+            returns="tensor with gradient",
             rtol=1e-8,
             verified="For 65 cells of four models the bound is log p(x) minus the KL to the "
             "posterior.",
