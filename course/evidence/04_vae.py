@@ -20,11 +20,11 @@ from sklearn.neighbors import NearestNeighbors
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 from torch.nn.functional import softplus
-from vaelab.teaching.evidence import claim, every, more, near
 
 import vaelab
 from vaelab import metrics
 from vaelab.networks import MLP
+from vaelab.teaching.evidence import claim, every, more, near
 
 
 @contextmanager
