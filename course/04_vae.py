@@ -707,9 +707,9 @@ plotting.interactive(
 # data: standardise, count cells and genes, and draw the line.
 #
 # A linear VAE that is trained to the end would take the noise axes too, since they are above the
-# water. Why does our model use only five to seven dimensions? Because training ends early, and
-# dropout disturbs it. With 300 epochs in place of 60 it uses seven to ten, and its held-out
-# bound falls by seven nats. Without dropout the bound falls by two
+# water. Why does our model use only five to seven dimensions? Because its training ends early. With
+# 300 epochs in place of 60 it uses seven to ten, and its held-out bound falls by seven nats. Dropout
+# protects too: without it the bound falls by two nats
 # ([E04.noise_learned](evidence/04_vae.py)). This is overfitting, seen in the spectrum.
 #
 # ## 8 · Collapse by accident
@@ -764,8 +764,8 @@ pd.DataFrame({
 
 # %% [markdown]
 # Each network adds its part ([E04.depth](evidence/04_vae.py)). With a deep decoder alone, 1 + 3,
-# the model uses three dimensions. With a deep encoder alone, 3 + 1, it uses four, the true number,
-# and its bound is the best of all. With both deep it uses two. So the decoder matters more, but it
+# the model uses three dimensions. With a deep encoder alone, 3 + 1, it uses about four, the true
+# number, and its bound is the best of all. With both deep it uses two. So the decoder matters more, but it
 # is not alone: what counts is the whole path from $x$ to $z$ and back. With 1 + 5 and 5 + 1 layers
 # it gets worse again ([E04.path](evidence/04_vae.py)). The shallowest pair, 1 + 1, uses more
 # dimensions than there are factors, and its bound is lower than that of 3 + 1: it learns noise, as
@@ -854,7 +854,7 @@ gain.agg(["mean", "sem"]).round(1)
 #
 # And do not fear every collapse: **the surplus dimensions of a good model should collapse.**
 # Collapse is a fault if the bound could have been better without it. In the package, a warm-up is
-# the argument `kl_warmup` of `fit`, in optimiser steps; there is none unless you ask for it.
+# the argument `kl_warmup` of `fit`, in optimiser steps; a VAE has none unless you ask for it.
 #
 # ## 9 · How many dimensions, how wide?
 #
@@ -865,11 +865,11 @@ gain.agg(["mean", "sem"]).round(1)
 
 # %% tags=["not-in-grading"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained", sharey=True)
-for ax, id, base, what in (
+for ax, claim, base, what in (
     (left, "E04.latent_size", "4", "latent dimensions"),
     (right, "E04.width", "64", "width of the hidden layers"),
 ):
-    bounds = measured[id][[name for name in measured[id] if name.isdigit()]]
+    bounds = measured[claim][[name for name in measured[claim] if name.isdigit()]]
     colours = dict.fromkeys(bounds.columns, BLUE)
     plotting.seeds(ax, bounds.sub(bounds[base], axis=0), colours=colours, ylabel="")
     ax.axhline(0, color="0.6", lw=1)
