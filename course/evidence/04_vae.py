@@ -562,8 +562,8 @@ def zeros(seed):
 
 @claim(
     "E04.holes",
-    "Cells made from the prior lie between types two or three times as often as cells made from "
-    "the q of real cells, which do so about as often as real cells.",
+    "A quarter of the cells made from the prior lie between types: three times as many as of cells "
+    "made from the q of real cells, which do so about as often as real cells.",
     holds=every(
         more("prior", "q of real cells", by=0.1),
         near("q of real cells", 0.075, 0.025),
