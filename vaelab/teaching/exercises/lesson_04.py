@@ -9,7 +9,66 @@ from .core import Exercise, Misconception
 __all__ = ["EXERCISES"]
 
 
-# 04.1: embedding in evaluation mode
+# 04.1: the two terms of the bound
+
+
+def draw_vaes(rng: np.random.Generator) -> list[dict]:
+    """One cell, two genes and one latent dimension; then two VAEs of linear maps, and float32."""
+    cases = []
+    for n_cells, n_genes, n_latent, kind in (
+        (1, 2, 1, np.float64),
+        (6, 5, 2, np.float64),
+        (4, 7, 3, np.float64),
+        (5, 4, 2, np.float32),
+    ):
+        case = {
+            "weights": rng.normal(0, 0.5, (2, n_genes, n_latent)),  # of m and of log s
+            "to_genes": rng.normal(0, 1, (n_latent, n_genes)),
+            "sigma": rng.uniform(0.5, 2.0, n_genes),
+            "x": rng.normal(0, 1, (n_cells, n_genes)),
+            "noise": rng.normal(0, 1, (n_cells, n_latent)),
+            "weight": rng.uniform(0.5, 1.5, (2, n_cells)),  # of each number, in the gradient
+        }
+        cases.append({name: value.astype(kind) for name, value in case.items()})
+    return cases
+
+
+def two_terms(weights, to_genes, sigma, x, noise, weight, over_genes=np.sum, over_latent=np.sum,
+              s_power=1, use_noise=True, log_s=2.0, kl_sign=1, z_of=None):  # fmt: skip
+    """Log-densities from scipy; the KL as cross-entropy minus entropy. z_of: weights that give z"""
+    from scipy import stats
+
+    def moments(of):
+        return x @ of[0], np.exp(x @ of[1])
+
+    m, s = moments(weights)
+    mean, std = moments(weights if z_of is None else z_of)
+    z = mean + std**s_power * noise * use_noise
+    log_px = over_genes(stats.norm.logpdf(x, z @ to_genes, sigma), axis=1)
+    cross_entropy = 0.5 * np.log(2 * np.pi) + 0.5 * (m**2 + s**2)
+    kl = cross_entropy - stats.norm.entropy(m, s) + (1 - log_s / 2) * np.log(s)
+    return np.stack([log_px, kl_sign * over_latent(kl, axis=1)])
+
+
+def terms_and_gradient(detach=False, no_gradient=False, **case):
+    """The terms, and the gradient of their weighted sum in the encoder's weights, by differences.
+
+    With ``detach``, z does not move with the weights.
+    """
+    case = {k: v.astype(float) if isinstance(v, np.ndarray) else v for k, v in case.items()}
+    weights = case.pop("weights")
+    value, gradient = two_terms(weights, **case), np.zeros(weights.shape)
+    for at in np.ndindex(weights.shape):
+        step = np.zeros(weights.shape)
+        step[at] = 1e-5
+        ends = [
+            two_terms(weights + d, z_of=weights if detach else None, **case) for d in (step, -step)
+        ]
+        gradient[at] = (case["weight"] * (ends[0] - ends[1])).sum() / 2e-5
+    return value, gradient * (not no_gradient)
+
+
+# 04.2: embedding in evaluation mode
 
 
 def draw_encoders(rng: np.random.Generator) -> list[dict]:
@@ -74,7 +133,7 @@ def embedded_in_present_mode(at_once=False, **case):
     return np.concatenate(parts)[:, :2], np.asarray(float(case["training"]))
 
 
-# 04.2: which σ a loss stands for
+# 04.3: which σ a loss stands for
 
 
 def draw_losses(rng: np.random.Generator) -> list[dict]:
@@ -104,7 +163,7 @@ def sigma_of_loss(n_genes, n_latent, error, kl, weight):
     return np.sqrt(loss(errors, one_kl) / loss(one_error, kls) / 2)
 
 
-# 04.3: the rate of a linear VAE
+# 04.4: the rate of a linear VAE
 
 
 def draw_spectrum(rng: np.random.Generator) -> list[dict]:
@@ -141,60 +200,6 @@ def rate_of_best_model(eigenvalues, sigma):
 def rate_by_formula(eigenvalues, sigma, power=2, factor=0.5, least=1.0):
     with np.errstate(all="ignore"):
         return factor * np.log(np.maximum(eigenvalues / sigma**power, least))
-
-
-# 04.4: free bits
-
-
-def draw_terms(rng: np.random.Generator) -> list[dict]:
-    """Two cells and two dimensions; then many, some below the free bits and some above."""
-    cases = [
-        {
-            "free": 0.5,
-            "reconstruction": np.array([-3.0, -5.0]),
-            "kl": np.array([[0.0, 2.0], [0.2, 1.0]]),
-        }
-    ]
-    for free in (0.1, 1.0):
-        level = free * np.array([0.05, 0.5, 0.8, 1.3, 2.0, 6.0])
-        kl = level * rng.gamma(2, 0.5, (40, 6))
-        kl *= level / kl.mean(0)  # so that none is close to the limit
-        cases.append({"free": free, "reconstruction": rng.normal(-300, 30, 40), "kl": kl})
-    return cases
-
-
-def free_bits(free, reconstruction, kl):
-    """The loss by loops, and its derivative in each KL by hand."""
-    loss, slope = 0.0, np.zeros(kl.shape)
-    for n in range(len(kl)):
-        loss -= reconstruction[n] / len(kl)
-    for d in range(kl.shape[1]):
-        held = sum(kl[n, d] for n in range(len(kl))) / len(kl)
-        loss += held if held > free else free
-        slope[:, d] = 1 / len(kl) if held > free else 0.0
-    return np.asarray(loss), slope
-
-
-def free_per_cell(free, reconstruction, kl):
-    loss = np.maximum(kl, free).sum(1).mean() - reconstruction.mean()
-    return np.asarray(loss), np.where(kl > free, 1 / len(kl), 0.0)
-
-
-def free_in_total(free, reconstruction, kl):
-    total = kl.sum(1).mean()
-    loss = max(total, free) - reconstruction.mean()
-    return np.asarray(loss), np.full(kl.shape, float(total > free) / len(kl))
-
-
-def free_taken_off(free, reconstruction, kl):
-    loss, slope = free_bits(free, reconstruction, kl)
-    return loss - free * kl.shape[1], slope
-
-
-def free_as_a_ceiling(free, reconstruction, kl):
-    mean = kl.mean(0)
-    slope = np.broadcast_to(np.where(mean < free, 1 / len(kl), 0.0), kl.shape)
-    return np.asarray(np.minimum(mean, free).sum() - reconstruction.mean()), slope
 
 
 # 04.5: a categorical decoder
@@ -257,17 +262,141 @@ def bernoulli(x, logits):
     return (x * log_expit(logits) + (1 - x) * log_expit(-logits)).sum(1)
 
 
+# 04.6: new cells
+
+
+def draw_decoders(rng: np.random.Generator) -> list[dict]:
+    """Negative binomials whose log-mean is linear in z: one gene, then several."""
+    return [
+        {
+            "w": rng.uniform(0.4, 0.6, (n_latent, n_genes)) / n_latent**0.5,
+            "b": rng.uniform(-1.0, 0.7, n_genes),
+            "theta": rng.uniform(1.5, 3.0, n_genes),
+            "n_cells": 50_000,
+        }
+        for n_latent, n_genes in ((1, 1), (2, 3))
+    ]
+
+
+def summaries(w, b, theta, n_cells, given_mean=None, uniform=False, spread=1.0):
+    """Each gene's mean, variance and share of zeros, by quadrature over the log-mean.
+
+    ``given_mean`` gives mean, variance and P(0) of what is returned for a cell of some mean.
+    """
+    if given_mean is None:
+
+        def given_mean(mean, theta):
+            return mean, mean + mean**2 / theta, (theta / (theta + mean)) ** theta
+
+    if uniform:  # z from 0 to 1 in each dimension
+        middle = (np.arange(40) + 0.5) / 40
+        z = np.stack(np.meshgrid(*[middle] * len(w)), -1).reshape(-1, len(w))
+        u, weights = z @ w, np.full((len(z), 1), 1 / len(z))
+    else:
+        at = np.linspace(-8, 8, 4001)[:, None]
+        u = at * spread * np.sqrt((w**2).sum(0))
+        weights = np.exp(-0.5 * at**2) / np.exp(-0.5 * at**2).sum()
+    mean, variance, zero = given_mean(np.exp(u + b), theta)
+    total = (weights * mean).sum(0)
+    return total, (weights * (variance + (mean - total) ** 2)).sum(0), (weights * zero).sum(0)
+
+
+def of_means(change, **case):
+    """The same of cells that are not drawn: ``change`` of the mean is returned."""
+
+    def given_mean(mean, _):
+        value = change(mean)
+        return value, 0 * value, (value == 0).astype(float)
+
+    return summaries(**case, given_mean=given_mean)
+
+
 EXERCISES = {
     exercise.name: exercise
     for exercise in (
         Exercise(
             name="04.1",
+            title="Write the two terms of the bound",
+            points=3,
+            draw=draw_vaes,
+            oracle=terms_and_gradient,
+            call="gradient",
+            results=("log p(x|z) and the KL, stacked", "their gradient in the encoder's weights"),
+            rtol=1e-5,  # differences
+            atol=1e-6,
+            verified="Agrees with scipy for 16 cells of four VAEs: both terms, and the gradient "
+            "that reaches the encoder.",
+            misconceptions=(
+                Misconception(
+                    "mean over genes",
+                    lambda **case: terms_and_gradient(over_genes=np.mean, **case),
+                    "Your log p(x|z) is a mean over genes. Genes are independent given z: what "
+                    "happens to their log-probabilities?",
+                ),
+                Misconception(
+                    "mean over latent dimensions",
+                    lambda **case: terms_and_gradient(over_latent=np.mean, **case),
+                    "Your KL is a mean over latent dimensions. They are independent: do their KLs "
+                    "add up, or do they average?",
+                ),
+                Misconception(
+                    "two means",
+                    lambda **case: terms_and_gradient(
+                        over_genes=np.mean, over_latent=np.mean, **case
+                    ),
+                    "You took a mean over genes and a mean over latent dimensions. What does the "
+                    "bound of one cell have in these two places?",
+                ),
+                Misconception(
+                    "no draw",
+                    lambda **case: terms_and_gradient(use_noise=False, **case),
+                    "Your z is m itself. The decoder must get a draw from q(z|x): where does the "
+                    "noise enter?",
+                ),
+                Misconception(
+                    "s as a variance",
+                    lambda **case: terms_and_gradient(s_power=0.5, **case),
+                    "Your draw has variance s. But s is a standard deviation.",
+                ),
+                Misconception(
+                    "s squared",
+                    lambda **case: terms_and_gradient(s_power=2, **case),
+                    "Your draw has the standard deviation s². But s is the standard deviation.",
+                ),
+                Misconception(
+                    "log s for log s²",
+                    lambda **case: terms_and_gradient(log_s=1.0, **case),
+                    "log p(x|z) is right. In the KL, look at the logarithm: is it of the standard "
+                    "deviation or of the variance?",
+                ),
+                Misconception(
+                    "minus the KL",
+                    lambda **case: terms_and_gradient(kl_sign=-1, **case),
+                    "The second number should be the KL itself, which is not below 0. The minus "
+                    "comes later, in the bound.",
+                ),
+                Misconception(
+                    "z without a gradient",
+                    lambda **case: terms_and_gradient(detach=True, **case),
+                    "Both numbers are right, but the encoder learns nothing from log p(x|z): the "
+                    "gradient does not pass through your draw. Something cuts it off, such as "
+                    "detach(), no_grad() or sample().",
+                ),
+                Misconception(
+                    "no gradient",
+                    lambda **case: terms_and_gradient(no_gradient=True, **case),
+                    "Both numbers are right, but no gradient comes back to the encoder, so nothing "
+                    "could be trained. Something cuts it off, such as detach() or no_grad().",
+                ),
+            ),
+        ),
+        Exercise(
+            name="04.2",
             title="Embed a cell the same way twice",
             points=2,
             draw=draw_encoders,
             oracle=embedded,
             call="encoder",
-            returns="tensor without gradient",
             verified="Agrees with matrix products for 104 cells, and leaves the encoder's mode as "
             "it was.",
             misconceptions=(
@@ -305,10 +434,15 @@ EXERCISES = {
                     ),
                     "This is the other half of the encoder's outputs, from which s is computed.",
                 ),
+                Misconception(
+                    "both halves",
+                    lambda **case: (network_outputs(**case), np.asarray(float(case["training"]))),
+                    "You returned all outputs of the encoder. Only one half of them is m.",
+                ),
             ),
         ),
         Exercise(
-            name="04.2",
+            name="04.3",
             title="Which σ did you just choose?",
             points=2,
             draw=draw_losses,
@@ -349,7 +483,7 @@ EXERCISES = {
             ),
         ),
         Exercise(
-            name="04.3",
+            name="04.4",
             title="The rate of a linear VAE",
             points=3,
             draw=draw_spectrum,
@@ -387,42 +521,6 @@ EXERCISES = {
                     lambda eigenvalues, sigma: 0.5 * np.log1p(eigenvalues / sigma**2),
                     "You took the eigenvalue for w². It is the variance of the data: signal and "
                     "noise, w² + σ².",
-                ),
-            ),
-        ),
-        Exercise(
-            name="04.4",
-            title="Free bits",
-            points=2,
-            draw=draw_terms,
-            oracle=free_bits,
-            call="slope",
-            verified="Value and gradient agree with loops, for 82 cells.",
-            misconceptions=(
-                Misconception(
-                    "for each cell",
-                    free_per_cell,
-                    "You gave each cell its own free nats. Here a dimension has them on average. "
-                    "What do you have to do before you take the larger of the two?",
-                ),
-                Misconception(
-                    "for all dimensions together",
-                    free_in_total,
-                    "You compare the sum over dimensions with the free nats, so one dimension can "
-                    "use up those of all others. Each dimension has its own.",
-                ),
-                Misconception(
-                    "taken off",
-                    free_taken_off,
-                    "The gradient is right, so training would be the same. But the value is too "
-                    "low: a dimension below its free nats does not count as 0. As what does it "
-                    "count?",
-                ),
-                Misconception(
-                    "a ceiling for a floor",
-                    free_as_a_ceiling,
-                    "You take the smaller of the two. Dimensions with a large KL can then grow at "
-                    "no cost, and those with a small KL are punished.",
                 ),
             ),
         ),
@@ -465,6 +563,51 @@ EXERCISES = {
                     underflowing,
                     "Right, except where a share underflows to 0: 0 · log 0 is NaN. Stay in logs; "
                     "torch has a log_softmax.",
+                ),
+            ),
+        ),
+        Exercise(
+            name="04.6",
+            title="Make new cells",
+            points=2,
+            draw=draw_decoders,
+            oracle=summaries,
+            results=("mean", "variance", "share of zeros"),
+            rtol=0.1,  # of draws: about six standard errors
+            atol=0.005,
+            verified="Mean, variance and share of zeros of four genes agree with quadrature.",
+            misconceptions=(
+                Misconception(
+                    "means for cells",
+                    lambda **case: of_means(lambda mean: mean, **case),
+                    "Your cells are means of p(x|z): no count is a whole number and none is zero. "
+                    "Which step of the generative model comes after the decoder?",
+                ),
+                Misconception(
+                    "rounded means",
+                    lambda **case: of_means(np.round, **case),
+                    "Your cells are rounded means. They are whole numbers, but they vary too "
+                    "little: which step of the generative model comes after the decoder?",
+                ),
+                Misconception(
+                    "Poisson for any distribution",
+                    lambda **case: summaries(
+                        **case, given_mean=lambda mean, _: (mean, mean, np.exp(-mean))
+                    ),
+                    "You drew from a Poisson with the right mean. But decode(z) may be another "
+                    "distribution, here a wider one. It can draw by itself.",
+                ),
+                Misconception(
+                    "the same z for all cells",
+                    lambda **case: summaries(**case, spread=0.0),
+                    "All your cells come from z = 0, the mean of the prior. Where does z come "
+                    "from?",
+                ),
+                Misconception(
+                    "uniform z",
+                    lambda **case: summaries(**case, uniform=True),
+                    "Your z lie between 0 and 1, as torch.rand draws them. Which prior was the "
+                    "decoder trained with?",
                 ),
             ),
         ),
