@@ -293,8 +293,21 @@ def test_an_input_that_is_only_as_long_as_the_result_by_chance_is_not_cut():
         return [{"x": rng.normal(size=(n, 2)), "w": rng.normal(size=2)} for n in (2, 3)]
 
     exercise = made_up(draw=draw)
-    w = [float(f"{v:.6g}") for v in exercise.cases(0)[0]["w"]]
-    assert f"w = {w}" in plain(checked(exercise, lambda x, w: x @ w + 1).message)
+    x, w = exercise.cases(0)[0].values()
+    row = x[np.abs(x).sum(1).argmin()]
+    row, w = ([float(f"{v:.6g}") for v in values] for values in (row, w))
+    said = plain(checked(exercise, lambda x, w: x @ w + 1).message)
+    assert said.startswith(f"For x = {row}, w = {w} the answer should be")
+
+
+def test_a_row_is_not_shown_alone_if_the_result_depends_on_the_others():
+    def centred(x, w):
+        return x @ w - (x @ w).mean()
+
+    exercise = made_up(oracle=centred)
+    said = plain(checked(exercise, lambda x, w: centred(x, w) + (len(x) > 1)).message)
+    x = [[float(f"{v:.6g}") for v in row] for row in exercise.cases(0)[1]["x"]]
+    assert f"x = {x}" in said and "entry [" in said
 
 
 def test_two_numbers_are_printed_until_they_differ():

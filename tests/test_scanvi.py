@@ -536,3 +536,22 @@ def test_it_is_saved_with_batches_and_labels(tmp_path, fitted):
     assert loaded.label_names == model.label_names
     np.testing.assert_array_equal(loaded.predict(cells), model.predict(cells))
     np.testing.assert_array_equal(loaded.elbo_per_cell(cells), model.elbo_per_cell(cells))
+
+
+@pytest.mark.parametrize("network", ["encoder", "encoder_z2", "decoder_z1"])
+@pytest.mark.parametrize("out", [300.0, -300.0])
+def test_a_variance_that_ran_away_is_finite_and_comes_back(cells, network, out):
+    """One odd cell once sent a log-variance to 183 in a single step, and z2 to 440,000."""
+    model = vaelab.SCANVI(G, n_labels=2, n_batches=2, n_latent=2, n_hidden=4, seed=0)
+    model.prepare(cells.to(dtype=torch.float32))
+    last = getattr(model, network)[-1]
+    with torch.no_grad():
+        last.bias[2:] = out  # the log-variances
+    last.bias.grad = None
+    bound = model.elbo(cells.to(dtype=torch.float32))
+    assert all(torch.isfinite(bound[name]).all() for name in bound.terms)
+    bound.loss().backward()
+    slope = last.bias.grad[2:]
+    assert torch.isfinite(slope).all()
+    if out > 0:  # a smaller variance is better, and descent makes it smaller
+        assert (slope > 0).all()

@@ -373,9 +373,18 @@ def grade(
 
     try:
         limits = Limits(seconds=seconds, cell_seconds=min(60, seconds))
-        options = {"progress": progress, "uncontained": uncontained, "tell": tell}
         rows, contained = grading.grade(
-            submissions, out, editions, lesson, seed, salt, jobs, limits, **options
+            submissions,
+            out,
+            editions,
+            lesson=lesson,
+            seed=seed,
+            salt=salt,
+            jobs=jobs,
+            limits=limits,
+            progress=progress,
+            uncontained=uncontained,
+            tell=tell,
         )
     except (OSError, ValueError) as error:
         _fail(error)

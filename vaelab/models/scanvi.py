@@ -72,7 +72,7 @@ from ..cells import Cells
 from ..networks import MLP
 from ..reparametrization import gaussian, gumbel_softmax, seeded
 from ._names import index_of, require_labels, require_names
-from .scvi import SCVI, normal_of_log_variance
+from .scvi import SCVI, exp_within_limits, normal_of_log_variance
 
 __all__ = ["SCANVI"]
 
@@ -121,7 +121,6 @@ class SCANVI(SCVI):
         Same as in :class:`vaelab.SCVI`, or ``prior_c`` is not C probabilities.
     """
 
-    kl_warmup = 200  # without it, q(c | z1) names fewer cells of rare types
     graph = {  # for plotting.graphical_model
         "z2": {"at": (0, 3.6), "q": ("z1", "c"), "plates": ("cells",)},
         "c": {"at": (1, 3.6), "q": ("z1",), "observed": "partly", "plates": ("cells",)},
@@ -212,7 +211,7 @@ class SCANVI(SCVI):
     def decode_z1(self, z2: Tensor, c: Tensor) -> Distribution:
         """p(z1 | z2, c) of shape (…, n_latent), for one-hot c of shape (…, n_labels)."""
         mean, log_variance = self.decoder_z1(z2, c).chunk(2, dim=-1)
-        return Normal(mean, (log_variance / 2).exp(), validate_args=False)
+        return Normal(mean, exp_within_limits(log_variance).sqrt(), validate_args=False)
 
     def classify(self, z1: Tensor) -> Tensor:
         """log q(c | z1), shape (…, n_labels)."""
@@ -310,7 +309,8 @@ class SCANVI(SCVI):
             if label is None:
                 c = torch.multinomial(self.log_prior_c.exp(), n_cells, replacement=True)
             else:
-                c = torch.full((n_cells,), index_of("label", label, self.label_names))
+                index = index_of("label", label, self.label_names)
+                c = torch.full((n_cells,), index, device=self.device)
             z2 = self.prior().sample((n_cells,))  # (n_cells, n_latent)
             return self.decode_z1(z2, one_hot(c, self.configuration["n_labels"]).to(z2)).sample()
 

@@ -54,7 +54,7 @@ from torch.nn.functional import one_hot
 from .._internal.arguments import require_library, require_seed, require_size
 from ..bounds import Bound, Term
 from ..cells import Cells
-from ..likelihoods import LIKELIHOODS, make_likelihood
+from ..likelihoods import LIKELIHOODS, bounded, make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
 from ._names import gene_columns, index_of, require_names, to_frame
@@ -342,4 +342,12 @@ class SCVI(Extensible, Model):
 
 def normal_of_log_variance(mean: Tensor, log_variance: Tensor) -> Distribution:
     """N(m, v) with v = exp(log_variance) + 10⁻⁴, as in scVI since its release 0.6.8."""
-    return Normal(mean, (log_variance.exp() + 1e-4).sqrt(), validate_args=False)
+    return Normal(mean, (exp_within_limits(log_variance) + 1e-4).sqrt(), validate_args=False)
+
+
+def exp_within_limits(log_variance: Tensor) -> Tensor:
+    """The variance, within e⁻¹⁵ and e¹⁰.
+
+    Without limits one cell far from the others can make the variance overflow in a single step.
+    """
+    return bounded(log_variance, -15, 10).exp()

@@ -514,6 +514,7 @@ def grade(
     submissions: Iterable[Path],
     out: Path,
     editions: Path,
+    *,
     lesson: str | None = None,
     seed: int = 1,
     salt: str = "",

@@ -269,6 +269,7 @@ _RECIPES = (
         batch="mouse",
         kind=SCANVI,
         model={"n_labels": 13, "n_batches": 2, "likelihood": "nb", "n_latent": 20},
+        fit={"kl_warmup": 200},
     ),
     Recipe(
         name="pbmc_scanvi",
@@ -278,6 +279,7 @@ _RECIPES = (
         label="known",
         kind=SCANVI,
         model={"n_labels": 10, "likelihood": "nb", "n_latent": 20},
+        fit={"kl_warmup": 200},
     ),
     _two_mice_scvi("", "simplified, from counts and mouse"),
     _two_mice_scvi("_blind", "simplified, without the mouse as input", batch=None),

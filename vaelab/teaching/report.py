@@ -122,7 +122,7 @@ def _feedback(heading: str, row: dict) -> str:
 
 
 def _next(name: str, mark: dict) -> str:
-    """What to do next; a page knows no address of the learner's notebook, but its section."""
+    """What to do next. The page names the section: where the notebook lies is not known here."""
     if mark["points"]:
         return "Next: compare yours with the solution in the lesson."
     where = f"the section <b>Exercise {escape(name)} · {escape(mark['title'])}</b>"

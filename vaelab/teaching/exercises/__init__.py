@@ -88,8 +88,8 @@ def check(name: str, answer) -> None:
         cases = exercise.cases(SEED)
         verdict = exercise.judge(cases, exercise.outcomes(answer, cases))
         where = box.notebook()
-        # Whoever marks notebooks (nbgrader, nbval) needs an error to see that an exercise is open
-        # or wrong. They run them unattended; only a reader's own run goes on.
+        # nbgrader and nbval need an error to see that an exercise is open or wrong. They run
+        # notebooks unattended; only a reader's own run goes on.
         shown = where == "attended" or (where and verdict.passed)
         if shown:
             from IPython.display import display

@@ -105,7 +105,7 @@ def _next(verdict: Verdict) -> str:
 
 
 def picture_of(verdict: Verdict):
-    """The right outcome beside the answer's as a figure; None if the two can't be drawn."""
+    """The right outcome and the answer's in a figure; None if the two can't be drawn."""
     exercise = verdict.exercise
     if verdict.passed or exercise.picture is None or not verdict.comparable:
         return None

@@ -83,7 +83,7 @@ class Exercise:
     results
         Names of the results for messages, for example ("mean of the gradient", …).
     at_most
-        Of these names, those whose right value is a limit: every smaller value is right too.
+        Names of the results whose right value is a limit: every smaller value is right too.
     picture
         A function that draws a case, the right outcome and the answer's:
         (axes, case, expected, got) -> None.
@@ -138,7 +138,7 @@ class Exercise:
             return Verdict(self, False, "There is no answer.")
         for done, (case, outcome) in enumerate(zip(cases, outcomes, strict=False)):
             if outcome.kind != "value":
-                message = self._message_without_value(outcome, case, done)
+                message = _without_value(outcome, self._shown(case), done)
                 return Verdict(self, False, message, case=case, undone=outcome.kind == "undone")
         if len(outcomes) != len(cases):
             return Verdict(self, False, "Some of the inputs have no answer.")
@@ -146,7 +146,7 @@ class Exercise:
         got = [_like(r, o.value) for r, o in zip(right, outcomes, strict=True)]
         triples = list(zip(cases, right, got, strict=True))
         agree = [self._agree(*triple) for triple in triples]
-        unfit = self._unfit(triples, outcomes)
+        unfit = _lacking(self, triples, outcomes)
         if all(agree):
             return Verdict(self, not unfit, unfit or self.verified)
         first = agree.index(False)
@@ -202,48 +202,6 @@ class Exercise:
         """What the answer was given, by the names of its own arguments."""
         return SHOWN.get(self.call, dict)(case)
 
-    def _unfit(self, triples, outcomes: Sequence[Outcome]) -> str:
-        """What later cells would lack; empty if nothing, or if the types are not known."""
-        returns = self.returns
-        if not returns and self.call in ("slope", "gradient"):
-            returns = WITH_GRADIENT
-        for (case, right, _), outcome in zip(triples, outcomes, strict=True):
-            if not returns or not outcome.form:
-                continue
-            several = isinstance(right, tuple) and self.call not in ADDS
-            top, *inside = outcome.form
-            found = inside if several and inside else [top]
-            if returns.startswith(WITH_GRADIENT):
-                given = next((form for form in found if not form.startswith("tensor")), None)
-                if not given and self.call == "numbers":
-                    wanted = gradient_inputs(returns, case)
-                    if lost := [name for name in wanted if name not in outcome.reached]:
-                        return _no_gradient(", ".join(lost), outcome.message)
-                elif not given and any(form != WITH_GRADIENT for form in found):
-                    return _no_gradient("", "")
-            elif returns == "tensor":
-                given = next((form for form in found if not form.startswith("tensor")), None)
-            elif returns == "tensor without gradient":
-                if WITH_GRADIENT in found:
-                    return (
-                        "The numbers are right. But your tensor still asks for gradients, and a "
-                        "later cell calls .numpy(), which then fails. Nothing is trained here: "
-                        "compute it inside `with torch.no_grad():`."
-                    )
-                given = next((form for form in found if form != "tensor"), None)
-            else:
-                given = next((form for form in found if form != returns), None)
-            if given:
-                kind = "numpy array" if returns == "array" else "torch tensor"
-                needed = "numpy's" if returns == "array" else "torch's"
-                given = f"{'an' if given[0] in 'aeiou' else 'a'} {given}"
-                why = ", through which gradients flow back" if "with gr" in returns else ""
-                return (
-                    f"The numbers are right. But your answer gave {given}, and later cells need a "
-                    f"{kind}{why}. Compute it with {needed} functions."
-                )
-        return ""
-
     def _difference(self, triples, first: int) -> str:
         """A sentence on the smallest part of a case that shows the difference."""
         inputs = [self._shown(case) for case, _, _ in triples]
@@ -251,7 +209,10 @@ class Exercise:
         single = _is_single((*case.values(), got))
         if not isinstance(expected, tuple) and not isinstance(got, tuple):
             rows = _rows(inputs, [right for _, right, _ in triples])
-            return self._sentence(inputs[first], rows, expected, got, single, self._name(0, 1))
+            alone = self._alone(case, rows, lambda result: result)
+            return self._sentence(
+                inputs[first], rows, alone, expected, got, single, self._name(0, 1)
+            )
         n_expected, n_got = (len(d) if isinstance(d, tuple) else 1 for d in (expected, got))
         if n_expected != n_got:
             many = f"{n_expected} results" if n_expected > 1 else "one result"
@@ -259,14 +220,32 @@ class Exercise:
         for i, (e, g) in enumerate(zip(expected, got, strict=True)):
             rows = _rows(inputs, [right[i] for _, right, _ in triples])
             name = self._name(i, n_expected)
-            part = self._sentence(inputs[first], rows, e, g, single, name)
+            alone = self._alone(case, rows, lambda result, i=i: result[i])
+            part = self._sentence(inputs[first], rows, alone, e, g, single, name)
             if part:
                 lead = name[:1].upper() + name[1:] if name else f"Result {i + 1} of {n_expected}"
                 return f"{lead}: {part}"
         return ""
 
+    def _alone(self, case: Case, rows: set[str], part: Callable) -> Callable:
+        """A test: True if one row of the inputs gives its row of the result by itself.
+
+        A silhouette, for example, has a number per cell, but depends on all cells.
+        """
+
+        def alone(expected: np.ndarray, row: int) -> bool:
+            own = {k: v[row : row + 1] if k in rows else v for k, v in case.items()}
+            try:
+                with np.errstate(all="ignore"):
+                    found = np.asarray(part(self.oracle(**own)))
+                return bool(np.allclose(found[0], expected[row], equal_nan=True))
+            except Exception:  # an oracle that one row is not enough for
+                return False
+
+        return alone
+
     def _sentence(
-        self, shown: Case, rows: set[str], expected, got, single: bool, name: str = ""
+        self, shown: Case, rows: set[str], alone: Callable, expected, got, single: bool, name: str
     ) -> str:
         """A sentence on one result; empty if it is right."""
         if isinstance(expected, str) or isinstance(got, str):
@@ -288,45 +267,18 @@ class Exercise:
             return ""
         n_nan = int((~np.isfinite(got) & np.isfinite(expected)).sum())
         at = _smallest(shown, rows, wrong)
+        rows = rows if rows and alone(expected, at[0]) else set()
         here = {k: _part(v, at, k in rows, wrong.shape) for k, v in shown.items()}
         lead = f"{n_nan} of {got.size} values are NaN or infinite. " if n_nan else ""
         many = f" ({int(wrong.sum())} of {wrong.size} differ.)" if wrong.size > 1 else ""
-        alone = wrong.size == 1 or (wrong.ndim == 1 and rows)
-        entry = "" if alone else f"entry {list(map(int, at))} of "
+        plain_row = wrong.size == 1 or (wrong.ndim == 1 and rows)
+        entry = "" if plain_row else f"entry {list(map(int, at))} of "
         right, yours = _apart(expected[at], got[at])
         if name in self.at_most:
             said = f"{entry}yours is {yours}; allowed is {right} at most"
         else:
             said = f"{entry}the answer should be {right}; yours is {yours}"
         return f"{lead}For {_text_of(here)} {said}.{many}"
-
-    def _message_without_value(self, outcome: Outcome, case: Case, done: int) -> str:
-        inputs = f"Its inputs were {_text_of(self._shown(case))}."
-        if outcome.kind == "undone":
-            return (
-                "This exercise is still to be done: write your answer in place of the line that "
-                "raises NotImplementedError."
-            )
-        if outcome.kind == "raised":
-            return f"Your answer raised {outcome.message}. {inputs}"
-        if outcome.kind == "endless":
-            # Nobody can tell in general. But an answer that ended before most likely ends.
-            slow = (
-                "compute all cells in one tensor operation instead of a Python loop over cells, "
-                "draws or pairs"
-            )
-            before = "inputs" if done == 1 else f"{done} inputs"
-            which = (
-                f"It was in time for the {before} before, so it is probably too slow: {slow}."
-                if done
-                else f"Either it is too slow (then {slow}), or a loop in it never ends."
-            )
-            return f"Your answer was still running after {outcome.message}. {which} {inputs}"
-        return (
-            "Expected numbers (a tensor, an array or a number), but your answer gave a "
-            f"{outcome.message}."
-            + (" Is the return missing?" if outcome.message == "NoneType" else "")
-        )
 
 
 @dataclass(frozen=True)
@@ -379,6 +331,78 @@ class Verdict:
 
 
 EMPHASIS = re.compile(r"(?<!\w)\*(\w[\w ,-]*\w|\w)\*(?!\w)")
+
+
+def _lacking(exercise: Exercise, triples, outcomes: Sequence[Outcome]) -> str:
+    """What later cells would lack; empty if nothing, or if the types are not known."""
+    returns = exercise.returns
+    if not returns and exercise.call in ("slope", "gradient"):
+        returns = WITH_GRADIENT
+    for (case, right, _), outcome in zip(triples, outcomes, strict=True):
+        if not returns or not outcome.form:
+            continue
+        several = isinstance(right, tuple) and exercise.call not in ADDS
+        top, *inside = outcome.form
+        found = inside if several and inside else [top]
+        if returns.startswith(WITH_GRADIENT):
+            given = next((form for form in found if not form.startswith("tensor")), None)
+            if not given and exercise.call == "numbers":
+                wanted = gradient_inputs(returns, case)
+                if lost := [name for name in wanted if name not in outcome.reached]:
+                    return _no_gradient(", ".join(lost), outcome.message)
+            elif not given and any(form != WITH_GRADIENT for form in found):
+                return _no_gradient("", "")
+        elif returns == "tensor":
+            given = next((form for form in found if not form.startswith("tensor")), None)
+        elif returns == "tensor without gradient":
+            if WITH_GRADIENT in found:
+                return (
+                    "The numbers are right. But your tensor still asks for gradients, and a "
+                    "later cell calls .numpy(), which then fails. Nothing is trained here: "
+                    "compute it inside `with torch.no_grad():`."
+                )
+            given = next((form for form in found if form != "tensor"), None)
+        else:
+            given = next((form for form in found if form != returns), None)
+        if given:
+            kind = "numpy array" if returns == "array" else "torch tensor"
+            needed = "numpy's" if returns == "array" else "torch's"
+            given = f"{'an' if given[0] in 'aeiou' else 'a'} {given}"
+            why = ", through which gradients flow back" if "with gr" in returns else ""
+            return (
+                f"The numbers are right. But your answer gave {given}, and later cells need a "
+                f"{kind}{why}. Compute it with {needed} functions."
+            )
+    return ""
+
+
+def _without_value(outcome: Outcome, shown: Case, done: int) -> str:
+    """A sentence on an answer that gave no numbers, after so many cases that it answered."""
+    inputs = f"Its inputs were {_text_of(shown)}."
+    if outcome.kind == "undone":
+        return (
+            "This exercise is still to be done: write your answer in place of the line that "
+            "raises NotImplementedError."
+        )
+    if outcome.kind == "raised":
+        return f"Your answer raised {outcome.message}. {inputs}"
+    if outcome.kind == "endless":
+        # Nobody can tell in general. But an answer that ended before most likely ends.
+        slow = (
+            "compute all cells in one tensor operation instead of a Python loop over cells, "
+            "draws or pairs"
+        )
+        before = "inputs" if done == 1 else f"{done} inputs"
+        which = (
+            f"It was in time for the {before} before, so it is probably too slow: {slow}."
+            if done
+            else f"Either it is too slow (then {slow}), or a loop in it never ends."
+        )
+        return f"Your answer was still running after {outcome.message}. {which} {inputs}"
+    return (
+        "Expected numbers (a tensor, an array or a number), but your answer gave a "
+        f"{outcome.message}." + (" Is the return missing?" if outcome.message == "NoneType" else "")
+    )
 
 
 def plain(message: str) -> str:
