@@ -168,12 +168,12 @@ def blood(seed):
 
 @claim(
     "E13.blood_names",
-    "Sorted blood, 20 labels per type: SCANVI names more cells than the best of three tuned "
-    "baselines, by one in a hundred.",
+    "Sorted blood, 20 labels per type: SCANVI and the plain nearest mean find more of each type than "
+    "tuned regression does, and regression more than the nearest neighbours.",
     holds=every(
-        more("scanvi_accuracy", "nearest_mean_accuracy"),
-        more("scanvi_accuracy", "regression_accuracy"),
+        more("scanvi_balanced_accuracy", "regression_balanced_accuracy"),
         more("nearest_mean_balanced_accuracy", "regression_balanced_accuracy"),
+        more("regression_balanced_accuracy", "neighbours_balanced_accuracy"),
     ),
 )
 def blood_names(seed: int) -> dict[str, float]:
@@ -362,13 +362,6 @@ def above(a, value):
     return Condition(f"{a} is above {value} for every seed", (a,), lambda n: n[a].min() > value)
 
 
-@cache
-def islets():
-    adata = vaelab.datasets.pancreas(mouse=2)
-    islet = adata.obs["cell_type"].isin(["alpha", "beta", "delta", "gamma"])
-    return vaelab.select_genes(adata[islet].copy(), n_genes=1000)
-
-
 @claim(
     "E13.lookalike",
     "Alpha and gamma cells of mouse 2, three labels in ten wrong: the measured accuracy is lower "
@@ -381,7 +374,9 @@ def islets():
     ),
 )
 def lookalike(seed: int) -> dict[str, float]:
-    adata = islets()
+    adata = vaelab.datasets.pancreas(mouse=2)
+    islet = adata.obs["cell_type"].isin(["alpha", "beta", "delta", "gamma"])
+    adata = vaelab.select_genes(adata[islet].copy(), n_genes=1000)
     names, rng = adata.obs["cell_type"].to_numpy(dtype=str), np.random.default_rng(seed)
     x = components(adata.layers["log_normalized"])
     has_label = np.isin(np.arange(len(names)), rng.permutation(len(names))[: len(names) // 2])
@@ -411,4 +406,7 @@ def lookalike(seed: int) -> dict[str, float]:
         asked, found = pair & ~has_label, named(model, cells)
         numbers[f"{kind}_true"] = (found == names)[asked].mean()
         numbers[f"{kind}_exam"] = (found == given)[asked].mean()
+        regressed = regression(x[has_label], given[has_label]).predict(x)
+        numbers[f"{kind}_true_regression"] = (regressed == names)[asked].mean()
+        numbers[f"{kind}_exam_regression"] = (regressed == given)[asked].mean()
     return numbers
