@@ -238,9 +238,9 @@ def judge(named, truth):
 
 pca = sc.pp.pca(both.layers["log_normalized"], n_comps=30, random_state=0)
 named = found_by_baselines(pca, truth, ~is_new)
+species_named = found_by_baselines(species_pca, species_truth, ~is_mouse)
 print("mouse 1 → mouse 2")
 judge(named, truth[is_new])
-species_named = found_by_baselines(species_pca, species_truth, ~is_mouse)
 print("human → mouse")
 judge(species_named, species_truth[is_mouse])
 
