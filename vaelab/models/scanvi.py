@@ -95,8 +95,11 @@ class SCANVI(SCVI):
         Weight of the cross-entropy, which is trained in addition to the bound.
     classifier_mean
         True to average the cross-entropy over the labelled cells of a minibatch, and the bound over
-        all its cells, as in the released code (weight 50). False to sum both over cells, as in
-        Kingma et al. (2014), where the weight is α = 0.1 N for N cells.
+        all its cells. With N_l labels for N cells, a label then weighs classifier_weight · N / N_l
+        if every minibatch has one, where a cell's bound weighs 1; a minibatch without a label adds
+        nothing. In scvi-tools 1.4.2 it always weighs this (with 50): each step has a second
+        minibatch, of labelled cells only. False to sum both over cells, as in Kingma et al. (2014):
+        a label weighs classifier_weight, there α = 0.1 N.
     label_bound
         True to train labelled cells on L; False for U on every cell, as in the released code.
     encode_batch_z2

@@ -136,6 +136,10 @@ def draw_flagged(rng: np.random.Generator) -> list[dict]:
         "q": np.array([[1.0, 0.0], [0.5, 0.5], [0.9, 0.1]]),
         "is_new": np.array([False, True, False]),
     }
+    undecided = {  # zeros in a cell that is not certain
+        "q": np.array([[0.5, 0.5, 0.0], [0.8, 0.1, 0.1], [1.0, 0.0, 0.0]]),
+        "is_new": np.array([True, False, False]),
+    }
     is_new = rng.random(200) < 0.3
     is_new[:2] = [True, False]
     q = rng.dirichlet(0.3 * np.ones(5), 200)
@@ -143,7 +147,7 @@ def draw_flagged(rng: np.random.Generator) -> list[dict]:
     sure = rng.random(200) < 0.25
     q[sure] = np.eye(5)[rng.integers(5, size=sure.sum())]
     order = rng.permutation(200)
-    return [simple, {"q": q[order], "is_new": is_new[order]}]
+    return [simple, undecided, {"q": q[order], "is_new": is_new[order]}]
 
 
 def flag_by(score):
@@ -174,8 +178,16 @@ def mean_over_pairs(count):
     return auroc
 
 
+def zero_of_a_row(q, is_new):
+    """The NaN of 0 log 0 replaced after the sum: the entropy of a cell with any 0 becomes 0."""
+    return auroc_with(np.where((q == 0).any(1), 0.0, entropies(q)), is_new)
+
+
 def nan_of_certain_cells(q, is_new):
-    h = np.where((q == 0).any(1), np.nan, entropies(q))
+    return auroc_with(np.where((q == 0).any(1), np.nan, entropies(q)), is_new)
+
+
+def auroc_with(h, is_new):
     a, b = h[is_new][:, None], h[~is_new]
     return np.asarray(((a > b) + (a == b) / 2).mean())
 
@@ -253,7 +265,9 @@ def draw_logits(rng: np.random.Generator) -> list[dict]:
     return [*cases, {"logits": rng.normal(0, 2, (8, 4)), "label": np.full(8, -1)}]
 
 
-def classifier_loss(logits, label, times=1, clamp=False, over="labelled", exact=True, none=0.0):
+def classifier_loss(
+    logits, label, times=1, clamp=False, over="labelled", exact=True, none=0.0, epsilon=None
+):
     """The loss cell by cell, by scipy; each argument puts a mistake in."""
     from scipy import special
 
@@ -264,6 +278,8 @@ def classifier_loss(logits, label, times=1, clamp=False, over="labelled", exact=
     if not exact:
         with np.errstate(divide="ignore"):
             log_q = np.log(special.softmax(logits, axis=-1))
+    if epsilon is not None:
+        log_q = np.log(special.softmax(logits, axis=-1) + epsilon)
     label = np.maximum(label, 0) if clamp else label
     each = [-row[c] for row, c in zip(log_q, label, strict=True) if c >= 0]
     n = len(label) if over == "all" else len(each)
@@ -284,19 +300,20 @@ EXERCISES = {
             draw=draw_named,
             oracle=by_scikit_learn,
             call="arrays",
+            results=("balanced accuracy", "macro-F1"),
             verified="Both agree with scikit-learn, also for a type that is never predicted and a "
             "name that no cell has.",
             misconceptions=(
                 Misconception(
                     "accuracy for balanced accuracy",
                     accuracy_twice,
-                    "Your first result counts cells. A type with 500 cells and one with 5 should "
-                    "count equally.",
+                    "Your balanced accuracy counts cells. A type with 500 cells and one with 5 "
+                    "should count equally.",
                 ),
                 Misconception(
                     "precision for recall",
                     precision_and_f1,
-                    "Your first result asks how many of those *named* beta are beta. Balanced "
+                    "Your balanced accuracy asks how many of those *named* beta are beta. Balanced "
                     "accuracy starts from the cells that are beta.",
                 ),
                 Misconception(
@@ -374,18 +391,24 @@ EXERCISES = {
         ),
         Exercise(
             name="13.3",
-            title="A flag, and how good it is",
+            title="A warning, and how good it is",
             points=3,
             draw=draw_flagged,
             oracle=flag_by(entropies),
             call="arrays",
-            verified="Agrees with scikit-learn at 203 cells, some of which are certain.",
+            verified="Agrees with scikit-learn at 206 cells, some of which are certain.",
             misconceptions=(
                 Misconception(
                     "0 log 0",
                     nan_of_certain_cells,
                     "A cell that is certain has entropy 0. What is your entropy for q = (1, 0), "
                     "and what does a comparison with it give?",
+                ),
+                Misconception(
+                    "0 log 0 of a row",
+                    zero_of_a_row,
+                    "A term with q = 0 makes the whole entropy of its cell 0 in yours. What is the "
+                    "entropy of (½, ½, 0)?",
                 ),
                 Misconception(
                     "ties lost",
@@ -402,20 +425,20 @@ EXERCISES = {
                 Misconception(
                     "upside down",
                     flag_by(lambda q: -entropies(q)),
-                    "Your answer is 1 minus the right one. In a pair that the flag orders well, "
+                    "Your answer is 1 minus the right one. In a pair that is in the right order, "
                     "which of the two cells has the higher entropy?",
                 ),
                 Misconception(
                     "the largest probability",
                     flag_by(lambda q: 1 - q.max(1)),
-                    "This flags cells by the largest probability. That is a good flag too, but not "
+                    "This compares the largest probabilities. That is a good warning too, but not "
                     "this one. The entropy takes all of q into account.",
                 ),
             ),
         ),
         Exercise(
             name="13.4",
-            title="Better than its exam",
+            title="Better than its test",
             points=2,
             draw=draw_noise,
             oracle=true_accuracy,
@@ -460,8 +483,9 @@ EXERCISES = {
                 Misconception(
                     "a label in every minibatch",
                     lambda ratio, n_cells, n_labelled, batch_size: ratio * n_cells / n_labelled,
-                    "Right if every minibatch holds a labelled cell. With few labels, some hold "
-                    "none, and their share of the weight goes to no cell.",
+                    "This is the third row, the released code, where every step has labelled "
+                    "cells. In the second row some minibatches have none, and their share of the "
+                    "weight goes to no cell.",
                 ),
                 Misconception(
                     "upside down",
@@ -499,6 +523,12 @@ EXERCISES = {
             "no cell has a label.",
             misconceptions=(
                 Misconception(
+                    "both mistakes",
+                    loss_with(times=2, clamp=True),
+                    "This is the colleague's loss; both mistakes are still in it. What is its "
+                    "value for a perfect prediction, and what does a cell with label −1 add to it?",
+                ),
+                Misconception(
                     "softmax twice",
                     loss_with(times=2),
                     "What does cross_entropy expect as its input, and what did it get? Try a "
@@ -520,6 +550,13 @@ EXERCISES = {
                     loss_with(exact=False),
                     "Right, except for a cell that is certain of a wrong type: its probability of "
                     "the right one is 0 in floats, and the logarithm of that is not finite.",
+                ),
+                Misconception(
+                    "a small number in the logarithm",
+                    loss_with(epsilon=1e-8),
+                    "Nearly: you add a small number inside the logarithm, and a cell that is "
+                    "certain of a wrong type then costs too little. Take the logarithm of a "
+                    "softmax in one step.",
                 ),
                 Misconception(
                     "0/0 without labels",
