@@ -138,7 +138,7 @@ def embedding(
         Name and unit of the numbers, for the colour bar.
     names
         Where the names of groups stand: "clouds" (on the cells; names that would overlap are moved
-        apart), "legend" (beside the Axes), or "auto" (on the cells unless names would overlap).
+        apart), "legend" (next to the Axes), or "auto" (on the cells unless names would overlap).
 
     Returns
     -------
