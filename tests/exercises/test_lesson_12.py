@@ -277,7 +277,7 @@ def line_but(**changes):
             lambda *t: all_types(0, *t) - (t[5].exp() * t[7]).sum(),
             "do not weight the types",
         ),
-        ("12.3", lambda v, q: (v.softmax(-1), best_by_logsumexp(v, q)[1]), "log q(c|z1)"),
+        ("12.3", lambda v, q: (v.softmax(-1), best_by_logsumexp(v, q)[1]), "holds probabilities"),
         ("12.3", lambda v, q: (v, best_by_logsumexp(v, q)[1]), "do not sum to 1"),
         ("12.4", terms_per_row, "per type, before the sum over types"),
         ("12.4", lambda *a: [-t for t in terms_by_where(*a)], ""),

@@ -589,7 +589,7 @@ EXERCISES = {
             "multiplier gives, at 30 values of z1.",
             rtol=1e-5,
             atol=1e-7,
-            results=("log q(c|z1)", "U"),
+            results=("the classifier", "the bound U"),
             misconceptions=(
                 Misconception(
                     "no doubt allowed",
@@ -602,6 +602,15 @@ EXERCISES = {
                     mean_first,
                     "Your classifier gives the same probabilities at every z1. It may differ from "
                     "z1 to z1.",
+                ),
+                Misconception(
+                    "probabilities for logarithms",
+                    lambda value, log_q_z1: (
+                        np.exp(by_multiplier(value, log_q_z1)[0]),
+                        by_multiplier(value, log_q_z1)[1],
+                    ),
+                    "Your first result holds probabilities. Their logarithms are asked for, as in "
+                    "all tables of this lesson.",
                 ),
                 Misconception(
                     "not normalised",
