@@ -138,7 +138,8 @@ small_cells = vaelab.Cells.from_anndata(adata, label="seen", unlabelled="unknown
 # %% [markdown]
 # We fit a small `vaelab.SCANVI`. If the KL of $z_2$ is charged from the start, $z_2$ collapses here:
 # that KL becomes 0. So its weight rises from 0 to 1 over the first half of the steps. (Remember this
-# at finding 4.)
+# at finding 4.) Over five simulations the KL is then 1.2 ± 0.2 nats, in place of 0.01 ± 0.03, and
+# $\mathcal U$ is 0.1 nats higher ([E12.z2](evidence/12_elbo_challenge.py)).
 
 # %%
 small = vaelab.SCANVI(
@@ -167,8 +168,8 @@ for state, marker, fill in ((False, "o", "none"), (True, "^", None)):
 ax.set(xlabel="mean of q(z1 | x)", ylabel="mean of q(z2 | z1, c)", title="z2 finds the two states")
 ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9)
 plotting.show(
-    "300 cells by the means of z1 and z2. Along z1 lie three types with two clumps each; along z2 "
-    "the clump at rest and the clump at work of each type are apart."
+    "300 cells by the means of z1 and z2. Along z1 lie three types with two clumps each; for most "
+    "cells of a type, z2 is low at rest and high at work."
 )
 
 # %% [markdown]
@@ -302,15 +303,16 @@ vaelab.check("12.1", bound_labelled)
 #
 # For the three types that our cell might have:
 
-# %%
+# %% tolerance=3
 L = np.array([float(bound_labelled(c, **tables)) for c in range(3)])
 joint = sum(tables[name] for name in P)
 fig, axes = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
-axes[0].bar(range(3), log_p_xc - L, bottom=L, color="0.8", label="gap")
-axes[0].plot(range(3), log_p_xc, "k_", ms=30, mew=2, label="log p(x, c)")
+exact = log_p_xc.numpy()
+axes[0].bar(range(3), exact - L, bottom=L, color="0.8", label="gap")
+axes[0].plot(range(3), exact, "k_", ms=30, mew=2, label="log p(x, c)")
 axes[0].plot(range(3), L, "_", color=ORANGE, ms=30, mew=3, label="L")
 axes[0].set_xticks(range(3), ["type 1", "type 2", "type 3"])
-top = float(log_p_xc.max())
+top = exact.max()
 axes[0].set(ylabel="nats", ylim=(top - 48, top + 2), title="Evidence and bound for each label")
 axes[0].legend(frameon=False)
 for c, colour in enumerate(TYPE_COLOURS):
@@ -329,7 +331,7 @@ plotting.show(
     "them unequally well."
 )
 for c in range(3):
-    print(f"type {c + 1}: log p(x, c) = {log_p_xc[c]:.1f}, gap of L = {log_p_xc[c] - L[c]:.1f}")
+    print(f"type {c + 1}: log p(x, c) = {exact[c]:.1f}, gap of L = {exact[c] - L[c]:.1f}")
 
 # %% [markdown]
 # The gaps differ. $q(z_1 \mid x, \gamma)$ does not receive $c$: there is one guess of the state,
@@ -390,7 +392,7 @@ vaelab.check("12.2", bound_hidden)
 # **this cell alone**, with all networks as they are.
 
 
-# %%
+# %% tolerance=3
 def own_guess(tables, steps=300):
     """U with normals q(z1) and q(log ℓ) of this cell's own, and these two as log-tables."""
     log_q_c, log_q_z2 = tables["log_q_c"][0, :, :, 0], tables["log_q_z2"][0]
@@ -461,8 +463,8 @@ gap_L, gap_U = of_L["evidence"] - of_L["bound"], of_U["evidence"] - of_U["bound"
 left = of_U["evidence"] - of_U["own"]
 plausible = of_L["p(c|x)"] > 0.1
 print(f"bounds above the evidence: {(gap_L < 0).sum()} of 60 and {(gap_U < 0).sum()} of 20")
-print(f"mean gap of L: {gap_L[plausible].mean():.1f} for types with p(c|x) above 0.1, "
-      f"{gap_L[~plausible].mean():.1f} for the others")  # fmt: skip
+print(f"median gap of L: {gap_L[plausible].median():.1f} for types with p(c|x) above 0.1, "
+      f"{gap_L[~plausible].median():.1f} for the others")  # fmt: skip
 print(
     f"mean gap of U: {gap_U.mean():.1f}; with a guess of its own for each cell: {left.mean():.1f}"
 )
@@ -497,9 +499,12 @@ plotting.show(
 # of its own, each cell comes close to its evidence. What is lost because one encoder guesses for all
 # cells, and guesses badly for this one, is the **amortisation gap**. For the cell with the largest
 # gap, the exact $p(\ell \mid x)$ lies near the cell's total, and so does its own normal; the
-# encoder's guess lies elsewhere. AMORTNUMBERS
-# In a real model nobody can draw the dashed curve. But anybody can fit a guess to one cell and look
-# whether the bound rises.
+# encoder puts it too high.
+#
+# So it is over five simulated worlds: the mean gap of $\mathcal U$ is 1.2 ± 0.3 nats with the encoder's
+# guess, and 0.22 ± 0.08 with a guess of its own for each cell
+# ([E12.amortisation](evidence/12_elbo_challenge.py)). In a real model nobody can draw the dashed curve.
+# But anybody can fit a guess to one cell and look whether the bound rises.
 #
 # ## 5 · What U is made of
 #
@@ -610,7 +615,7 @@ def best_classifier(value, log_q_z1):
 # %% nbgrader={"grade_id": "12-3-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("12.3", best_classifier)
 
-# %%
+# %% tolerance=3
 value, log_q_z1 = values(tables), tables["log_q_z1"][0, :, 0, 0]
 best, highest = best_classifier(value, log_q_z1)
 u = float(bound_hidden(**tables))
@@ -695,7 +700,7 @@ vaelab.check("12.4", latent_terms)
 # the exact bounds from the tables:
 
 
-# %%
+# %% tolerance=3
 @torch.no_grad()
 def by_hand(cell, n_draws):
     """The terms of one cell from its networks, drawing in the order in which SCANVI draws."""
@@ -767,7 +772,7 @@ plotting.show(
 # **The two terms together are minus one KL, of the pair $(z_1, z_2)$ to its prior given $c$.** Neither
 # is one alone. In our world both sides can be summed:
 
-# %%
+# %% tolerance=3
 pair_q = tables["log_q_z1"] + tables["log_q_z2"]  # log q(z1, z2 | x, c)
 pair_p = tables["log_p_z1"] + tables["log_p_z2"]  # log p(z1, z2 | c)
 kl_pair = (pair_q.exp() * (pair_q - pair_p)).sum((0, 1, 3))
@@ -1176,10 +1181,11 @@ plotting.seeds(axes[0], accuracy, ylabel="accuracy, unlabelled cells", colours=c
 plotting.seeds(axes[1], bounds.sub(bounds["derived"], axis=0),
                ylabel="U minus U of “derived”,\nnats per cell", colours=colours)  # fmt: skip
 axes[0].tick_params(labelbottom=False)
+axes[0].set_xlabel("")
 plotting.show(
     "Six ways to train, ten simulated data sets each. Top, accuracy on unlabelled cells: wide and "
-    "overlapping spreads. Bottom, the difference of U from the derived way: only weight 1 lies "
-    "clearly above."
+    "overlapping spreads. Bottom, the difference of U from the derived way: with weight 1 it "
+    "is highest."
 )
 difference = accuracy.sub(accuracy["derived"], axis=0).drop(columns="derived")
 print(pd.DataFrame({
@@ -1193,7 +1199,8 @@ print(pd.DataFrame({
 # ([E12.accuracy](evidence/12_elbo_challenge.py), ten data sets). No benchmark would have shown them.
 # Whether the batch as input helps cannot be told here (+0.03, standard error 0.02). What moves is the
 # *weight*: with 1 per label, in place of about 400, accuracy rises by 0.12 ± 0.07 (mean ± sd)
-# and $\mathcal U$ by 1.9 ± 0.7 nats ([E12.bound](evidence/12_elbo_challenge.py)).
+# and $\mathcal U$ by 1.9 ± 0.7 nats ([E12.bound](evidence/12_elbo_challenge.py)). $\mathcal U$ moves
+# for two others as well, by less: up with two softmaxes, down with hidden labels.
 #
 # The weight also decides how certain the model is. At the released weight it names types with a mean
 # probability of 0.93, and 0.60 of the names are correct; at weight 1, 0.67 and 0.71
@@ -1317,7 +1324,8 @@ plotting.show(
 
 # %% [markdown]
 # The fixed estimate finds $\log p(x)$. The other goes towards $\log \mathbb E_q[p(x \mid z)]$, in
-# jumps, because $p(z)/q(z \mid x)$ is small for most draws and huge for a few. The limit is the
+# jumps, because $p(z)/q(z \mid x)$ is small for most draws and huge for a few. After 100,000 draws it
+# has not arrived. The limit is the
 # likelihood where the *encoder* puts the cell, not where the prior does: the price of the KL has
 # dropped out. For this cell it is too high, and a $\log p(x)$ that is too high looks like a better
 # model.
