@@ -20,8 +20,8 @@
 # and count the correct names. In May 2020 the tutorial of a widely used package did so, and said:
 # "Only labels from the `data_loader_labelled` will be used" (scVI 0.6.5,
 # `tests/notebooks/annotation.ipynb`). In the same release, the function that computes the loss
-# passes the labels of *all* cells to the model (`scvi/inference/inference.py`, lines 107–110). Nobody
-# meant it. Two months later, release 0.6.6 fixed it. **Would you have seen it?**
+# passes the labels of *all* cells to the model (`scvi/inference/inference.py`, lines 107–110). Two
+# months later, release 0.6.6 fixed it. **Would you have seen it?**
 #
 # The model is SCANVI. In 2018 its author, Romain Lopez, set prospective interns a task: derive its
 # bound, which no page gave, and say which line of the code is which term. "Rigorous comparisons and
@@ -991,8 +991,9 @@ print("our loss is the package's: with L, and with U for every cell")
 # | 0.6.6–1.1.6 | there is a path for $\mathcal L$, and training passes `feed_labels=False` (0.6.6: `scvi/inference/annotation.py`, line 292; 1.1.6: `scvi/train/_trainingplans.py`, line 804) | $\mathcal U$ |
 # | 1.2.0 and later | the argument and the path are removed (pull request 2644) | $\mathcal U$ |
 #
-# So no release trains $\mathcal L$ on the labelled and $\mathcal U$ on the other cells, as the
-# assignment has it; in all, labels also enter through the cross-entropy. The user guide (1.5.0,
+# So none of the 84 releases from 0.2.0 to 1.5.0 trains $\mathcal L$ on the labelled and
+# $\mathcal U$ on the other cells, as the assignment has it. In all, labels also enter through the
+# cross-entropy. The user guide (1.5.0,
 # `docs/user_guide/models/scanvi.md`, lines 122–152) still derives $\mathcal L$ and says "We aim to
 # optimize" it. A path that nobody takes also decays: from 0.9.0 to 1.1.6, the branch for
 # $\mathcal L$ does not add its KLs to the loss (1.1.6: `scvi/module/_scanvae.py`, lines 327–351).
@@ -1196,7 +1197,8 @@ print(pd.DataFrame({
 # %% [markdown]
 # Top: **accuracy does not show it.** $\mathcal U$ for every cell, hidden labels in $\mathcal L$, and
 # two softmaxes change the accuracy by less than 0.01, with standard errors up to 0.014
-# ([E12.accuracy](evidence/12_elbo_challenge.py), ten data sets). No benchmark would have shown them.
+# ([E12.accuracy](evidence/12_elbo_challenge.py), ten data sets). On these cells, a benchmark of accuracy would
+# not have shown them.
 # Whether the batch as input helps cannot be told here (+0.03, standard error 0.02). What moves is the
 # *weight*: with 1 per label, in place of about 400, accuracy rises by 0.12 ± 0.07 (mean ± sd)
 # and $\mathcal U$ by 1.9 ± 0.7 nats ([E12.bound](evidence/12_elbo_challenge.py)). $\mathcal U$ moves

@@ -18,6 +18,7 @@ from vaelab.reparametrization import gaussian, seeded
 from vaelab.teaching.evidence import claim, every, more
 
 SEEDS = range(10)
+SMALL = range(1, 6)  # the small world's settings were chosen with seed 0
 
 
 def own_guess(tables, steps=300):
@@ -113,6 +114,7 @@ def tables_of(model, cell):
     "In the small world, more than half of the gap of U is the encoder's guess: it goes if q(z1) "
     "and q(ℓ) are fitted to each cell.",
     holds=more("half of the gap", "gap, a guess of its own"),
+    seeds=SMALL,
 )
 def amortisation(seed: int) -> dict[str, float]:
     model, cells, *_ = small_world(seed)
@@ -138,6 +140,7 @@ def amortisation(seed: int) -> dict[str, float]:
     "In the small world z2 collapses if its KL is charged from the start, and not if it is free "
     "at first.",
     holds=more("KL of z2, free at first", "KL of z2, charged", by=0.5),
+    seeds=SMALL,
 )
 def z2(seed: int) -> dict[str, float]:
     found = {}
