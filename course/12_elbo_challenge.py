@@ -265,9 +265,9 @@ print("p(c|x), exactly:", (log_p_xc - log_p_x).exp().numpy().round(1))
 # <details><summary>Hint</summary>What is hidden now? $\ell$, $z_1$ and $z_2$. So the $q$ of this
 # bound has three factors. For $p$, take all factors of the story in section 1, also one that is
 # constant.</details>
-# <details><summary>A second hint</summary>Jensen: $\log \mathbb E_q[p/q] \ge \mathbb E_q[\log p -
-# \log q]$. A mean over a table is a sum of probability times value. Tables of different
-# shapes may be added: the axes match.</details>
+# <details><summary>A second hint</summary>Jensen:
+# $\log \mathbb E_q[p/q] \ge \mathbb E_q[\log p - \log q]$. A mean over a table is a sum of
+# probability times value. Tables of different shapes may be added: the axes match.</details>
 # <details><summary>A third hint</summary>Three of the four axes are summed. The fourth is not
 # averaged: its entry was given to you.</details>
 
@@ -337,8 +337,8 @@ for c in range(3):
 # The gaps differ. $q(z_1 \mid x, \gamma)$ does not receive $c$: there is one guess of the state,
 # made before anybody names a type, for three different posteriors $p(z_1 \mid x, c)$. Here it lies on
 # that of type 1, although type 2 has the higher evidence. The gap is the KL of the whole guess to the
-# posterior of that type, so a type whose posterior lies elsewhere has a loose bound. (A $q$ that uses less than the "$q(… \mid \gamma, x, c)$" of the question
-# grants still gives a bound.)
+# posterior of that type, so a type whose posterior lies elsewhere has a loose bound. (A $q$ that uses
+# less than the "$q(… \mid \gamma, x, c)$" of the question grants still gives a bound.)
 #
 # **Predict first.** Which of the four factors of $q$ is not in $\mathcal L$? What then does a cell
 # with a label teach that factor?
@@ -1049,8 +1049,8 @@ for leak in (False, True):
 #
 # **Predict first.** What does a *perfect* prediction of one of five types cost with two softmaxes?
 #
-# <details><summary>Answer</summary>The logits are then (1, 0, 0, 0, 0), so it costs $\log(e + 4) - 1
-# = 0.905$ nats, not 0.</details>
+# <details><summary>Answer</summary>The logits are then (1, 0, 0, 0, 0), so it costs
+# $\log(e + 4) - 1 = 0.905$ nats, not 0.</details>
 
 # %%
 margin = torch.linspace(-10, 10, 401, requires_grad=True)  # logit of the true type, others 0
@@ -1171,8 +1171,8 @@ plotting.show(
 # batch as input of $q(z_1 \mid x, \gamma)$ (7, below). For which will the accuracy on unlabelled cells
 # show that something is wrong?
 #
-# <details><summary>Answer</summary>For none of 1, 2, 3 and 7 can it be seen, over ten simulated data sets. The
-# weight of a label (5) shows.</details>
+# <details><summary>Answer</summary>For none of 1, 2, 3 and 7 can it be seen, over ten
+# simulated data sets. The weight of a label (5) shows.</details>
 
 # %%
 accuracy, bounds = measured["E12.accuracy"], measured["E12.bound"]
@@ -1222,8 +1222,8 @@ print(pd.DataFrame({
 #
 # ### Finding 7 · q does not receive the batch
 #
-# The assignment conditions $q(z_1 \mid x, \gamma)$, $q(\ell \mid x, \gamma)$ and $q(z_2 \mid z_1, c,
-# \gamma)$ on the batch. The code of 0.2.4 does so in none of them (`scvi/models/vae.py`, lines 72–75,
+# The assignment conditions $q(z_1 \mid x, \gamma)$, $q(\ell \mid x, \gamma)$ and
+# $q(z_2 \mid z_1, c, \gamma)$ on the batch. The code of 0.2.4 does so in none of them (`scvi/models/vae.py`, lines 72–75,
 # and `scanvi.py`, lines 69–70). In 1.4.2, `encode_covariates` passes it to $z_1$ and $\ell$
 # (`src/scvi/module/_vae.py`, lines 237–259), and $z_2$ still receives the type alone.
 #
