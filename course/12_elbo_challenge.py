@@ -502,7 +502,7 @@ plotting.show(
 # encoder puts it too high.
 #
 # So it is over five simulated worlds: the mean gap of $\mathcal U$ is 1.2 ± 0.3 nats with the encoder's
-# guess, and 0.22 ± 0.08 with a guess of its own for each cell
+# guess, and 0.23 ± 0.08 with a guess of its own for each cell
 # ([E12.amortisation](evidence/12_elbo_challenge.py)). In a real model nobody can draw the dashed curve.
 # But anybody can fit a guess to one cell and look whether the bound rises.
 #
