@@ -138,7 +138,7 @@ small_cells = vaelab.Cells.from_anndata(adata, label="seen", unlabelled="unknown
 # %% [markdown]
 # We fit a small `vaelab.SCANVI`. If the KL of $z_2$ is charged from the start, $z_2$ collapses here:
 # that KL becomes 0. So its weight rises from 0 to 1 over the first half of the steps. (Remember this
-# at finding 4.) Over five simulations the KL is then 1.2 ± 0.2 nats, in place of 0.01 ± 0.03, and
+# at finding 4.) Over five simulations the KL is then 1.3 ± 0.1 nats, in place of 0.01 ± 0.03, and
 # $\mathcal U$ is 0.1 nats higher ([E12.z2](evidence/12_elbo_challenge.py)).
 
 # %%
