@@ -103,6 +103,31 @@ def by_classifier(c, **world):
     return np.asarray((weights * (joint(**world) - log_q)).sum())
 
 
+def classifier_in_q(c, **world):
+    """All four factors of q, at the type that was seen."""
+    world = of_type(c, world)
+    log_q = without_c(world) + world["log_q_c"]
+    return np.asarray((np.exp(log_q) * (joint(**world) - log_q)).sum())
+
+
+def without_library(c, **world):
+    """q(ℓ) left out of the logarithm, and kept as the weight."""
+    world = of_type(c, world)
+    log_q = world["log_q_z1"] + world["log_q_z2"]
+    return np.asarray((np.exp(without_c(world)) * (joint(**world) - log_q)).sum())
+
+
+def next_type(c, **world):
+    return labelled((c - 1) % world["log_p_c"].size, **world)
+
+
+def logsumexp_of_bounds(**world):
+    from scipy import special
+
+    bounds = [labelled(c, **world) for c in range(world["log_p_c"].size)]
+    return np.asarray(special.logsumexp(bounds))
+
+
 def without_log_q(log_p, log_q):
     return np.asarray((np.exp(log_q) * log_p).sum())
 
@@ -191,7 +216,8 @@ def without_entropy(value, log_q_z1):
 
 
 def draw_cells(rng: np.random.Generator) -> list[dict]:
-    """One undecided cell of two types; then six of four types, half of them labelled."""
+    """One undecided cell of two types; then six of four types: three have a label, and for one
+    only two types are possible."""
     cases = [
         {
             "omega": np.array([[0.5, 0.5]]),
@@ -205,6 +231,7 @@ def draw_cells(rng: np.random.Generator) -> list[dict]:
     for dtype in (np.float64, np.float32):
         omega = np.exp(log_dirichlet(rng, (6, 4), 1))
         omega[::2] = np.eye(4)[rng.integers(4, size=3)]
+        omega[1] = rng.permutation([0.5, 0.5, 0, 0])
         case = {
             "omega": omega,
             "log_q_z1": rng.normal(-2, 1, 6),
@@ -251,6 +278,13 @@ def nan_if_labelled(z1, kl_z2, kl_c, omega, **_):
     return z1, kl_z2, np.where((omega == 0).any(-1), np.nan, kl_c)
 
 
+def entropy_lost(z1, kl_z2, kl_c, omega, log_p_c, **_):
+    """NaN put to 0 per row, after the sum over types."""
+    with np.errstate(all="ignore"):
+        entropy = (omega.astype(float) * np.log(omega.astype(float))).sum(-1)
+    return z1, kl_z2, (omega * log_p_c).sum(-1) - np.nan_to_num(entropy)
+
+
 def kl_z2_with_std(z1, kl_z2, kl_c, omega, mean, variance, **_):
     return z1, -(omega * kl_z2_of_types(mean, variance.astype(float) ** 2)).sum(-1), kl_c
 
@@ -270,6 +304,81 @@ WHICH = {
     10: (0, "unknown"),
     11: (0, "log_p_c"),
 }
+
+
+PLACES = {
+    "reconstruction": ("E log p(x|z1, ℓ, γ)", "one draw of z1, summed over genes"),
+    "log_q_z1": (
+        "−E log q(z1|x)",
+        "at the same draw; added to the “reconstruction loss”, so warm-up does not reach it",
+    ),
+    "log_p_z1": (
+        "Σ_c ω_c E log p(z1|z2, c)",
+        "one draw of z2 per type; the network gives a variance, hence the root; likewise added to "
+        "the “reconstruction loss”",
+    ),
+    "kl_z2": ("−Σ_c ω_c KL(q(z2|z1, c) ‖ p(z2))", "in closed form"),
+    "kl_c": (
+        "−KL(q(c|z1) ‖ p(c))",
+        "p(c) is uniform and never learned; for U, log p(c) is inside this line",
+    ),
+    "kl_library": (
+        "−KL(q(ℓ|x) ‖ p(ℓ|γ))",
+        "by default ℓ is taken as observed, and the term is zero",
+    ),
+    "log_p_c": (
+        "log p(c) in L",
+        "absent from the labelled branch of 0.2.4: a constant for a fixed prior, so no gradient "
+        "misses it. In 1.4.2 all of L is absent",
+    ),
+    "outside": (
+        "trained, in no bound",
+        "a mean over labelled cells, at the mean of q(z1|x)",
+    ),
+    "unknown": (
+        "I do not know",
+        "50 works, and no equation says so; groups of types are not in the assignment",
+    ),
+}
+
+
+def map_of(term_of):
+    """From each term of the bounds to its lines of released code, once 12.5 is right.
+
+    Parameters
+    ----------
+    term_of
+        The answer to exercise 12.5.
+
+    Returns
+    -------
+    A table for a notebook; before that, a sentence that says what is missing.
+    """
+    import html
+
+    from IPython.display import HTML
+
+    try:
+        right = all(
+            (int(bool(warm)), name) == WHICH[line]
+            for line in WHICH
+            for warm, name in [term_of(line)]
+        )
+    except Exception:  # of any answer that is not one yet
+        right = False
+    if not right:
+        return HTML("<p>The map appears here once exercise 12.5 is right.</p>")
+    rows = []
+    for name, (term, note) in PLACES.items():
+        of_term = [str(line) for line, (_, its) in WHICH.items() if its == name]
+        cells = (term, " and ".join(of_term), note)
+        rows.append(
+            "<tr>"
+            + "".join(f'<td style="text-align: left">{html.escape(c)}</td>' for c in cells)
+            + "</tr>"
+        )
+    head = "".join(f'<th style="text-align: left">{h}</th>' for h in ("term", "line", "how"))
+    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>")
 
 
 def lines(changes):
@@ -353,6 +462,34 @@ EXERCISES = {
                     "There is one factor too many in your q: the label was not drawn.",
                 ),
                 Misconception(
+                    "the classifier in q",
+                    classifier_in_q,
+                    "Your q has the classifier q(c|z1) as a fourth factor. But c was seen, not "
+                    "guessed: which variables are hidden here?",
+                ),
+                Misconception(
+                    "log q(ℓ) not subtracted",
+                    without_library,
+                    "You weight with q(ℓ|x), but its logarithm is not subtracted. ℓ is a hidden "
+                    "variable like z1 and z2.",
+                ),
+                Misconception(
+                    "summed over types",
+                    lambda c, **world: sum_of_labelled(**world),
+                    "This is the sum of L over all types. Only one type was seen: which entry is "
+                    "its own?",
+                ),
+                Misconception(
+                    "counted from 1",
+                    next_type,
+                    "This is L of the type before the one that was seen: c counts from 0.",
+                ),
+                Misconception(
+                    "the sign turned",
+                    lambda c, **world: -labelled(c, **world),
+                    "This is −L, a loss. The bound itself is a lower bound of log p(x, c).",
+                ),
+                Misconception(
                     "no log q",
                     lambda c, **world: without_log_q(
                         joint(**of_type(c, world)), without_c(of_type(c, world))
@@ -403,6 +540,25 @@ EXERCISES = {
                     "sure. How much should each type weigh?",
                 ),
                 Misconception(
+                    "log-sum-exp of L",
+                    logsumexp_of_bounds,
+                    "This is the logarithm of Σ_c exp(L_c): a valid bound on log p(x), but not U. "
+                    "The classifier does not occur in it, so it could not learn.",
+                ),
+                Misconception(
+                    "the classifier left out of the weights",
+                    lambda **world: (
+                        sum_of_labelled(**world)
+                        - (np.exp(world["log_q_z1"]) * world["log_q_c"]).sum()
+                    ),
+                    "You subtract log q(c|z1), but do not weight the types by q(c|z1).",
+                ),
+                Misconception(
+                    "the sign turned",
+                    lambda **world: -hidden(**world),
+                    "This is −U, a loss. The bound itself is a lower bound of log p(x).",
+                ),
+                Misconception(
                     "one classifier for all z1",
                     one_classifier_for_all,
                     "Almost. You averaged q(c|z1) over z1 before you used it. But it depends on "
@@ -433,6 +589,7 @@ EXERCISES = {
             "multiplier gives, at 30 values of z1.",
             rtol=1e-5,
             atol=1e-7,
+            results=("the classifier", "the bound U"),
             misconceptions=(
                 Misconception(
                     "no doubt allowed",
@@ -445,6 +602,15 @@ EXERCISES = {
                     mean_first,
                     "Your classifier gives the same probabilities at every z1. It may differ from "
                     "z1 to z1.",
+                ),
+                Misconception(
+                    "probabilities for logarithms",
+                    lambda value, log_q_z1: (
+                        np.exp(by_multiplier(value, log_q_z1)[0]),
+                        by_multiplier(value, log_q_z1)[1],
+                    ),
+                    "Your first result holds probabilities. Their logarithms are asked for, as in "
+                    "all tables of this lesson.",
                 ),
                 Misconception(
                     "not normalised",
@@ -460,18 +626,25 @@ EXERCISES = {
         ),
         Exercise(
             name="12.4",
-            title="Question 3: what is a KL, and what isn't",
+            title="Question 3: what is a KL, and what is not",
             points=4,
             draw=draw_cells,
             oracle=three_terms,
             verified="Agrees with quadrature and scipy's relative entropy for 13 cells, labelled "
             "or not, in float32 and float64.",
+            results=("the term of z1", "the term of z2", "the term of c"),
             misconceptions=(
                 Misconception(
                     "0 log 0",
                     terms_with(nan_if_labelled),
                     "The third term is NaN for labelled cells: some ω are 0 there, and 0 · log 0 "
                     "should count as 0. Look at torch.xlogy.",
+                ),
+                Misconception(
+                    "NaN put to 0 too late",
+                    terms_with(entropy_lost),
+                    "Your third term is wrong where some ω are 0 and others are between 0 and 1: "
+                    "0 · log 0 is 0 per type, before the sum over types.",
                 ),
                 Misconception(
                     "KL_z2 not weighted",
@@ -521,18 +694,32 @@ EXERCISES = {
             draw=lambda rng: [{"line": line} for line in WHICH],
             oracle=lines({}),
             verified="Eleven lines have their term. Two of them have an honest answer.",
+            results=("whether warm-up multiplies it", "the name of its term"),
             misconceptions=(
-                Misconception(
-                    "the z1 term as a KL",
-                    lines({3: (0, "kl_z1"), 4: (0, "kl_z1")}),
-                    "Lines 3 and 4 are two halves of a term that is not a KL to a fixed prior. "
-                    "Each half has its own name.",
+                *(
+                    Misconception(
+                        f"the z1 term as a KL, {where}",
+                        lines(dict.fromkeys(wrong, (0, "kl_z1"))),
+                        f"You call {where} 'kl_z1'. Lines 3 and 4 are two halves, and even "
+                        "together they are not a KL: question 3 ended with the partner that they "
+                        "need. Each half has its own name.",
+                    )
+                    for where, wrong in (
+                        ("lines 3 and 4", (3, 4)),
+                        ("line 3", (3,)),
+                        ("line 4", (4,)),
+                    )
                 ),
                 Misconception(
                     "the z1 term warms up",
                     lines({3: (1, "log_p_z1"), 4: (1, "log_q_z1")}),
-                    "All names are right. Look again: to which variable are the two lines of z1 "
+                    "All names are right. Look at lines 3 and 4 again: to which variable are they "
                     "added, and what does the weight multiply?",
+                ),
+                Misconception(
+                    "the two halves of z1 exchanged",
+                    lines({3: (0, "log_q_z1"), 4: (0, "log_p_z1")}),
+                    "Lines 3 and 4 are exchanged: pz1 is p(z1|z2, c), and qz1 is q(z1|x).",
                 ),
                 Misconception(
                     "the cross-entropy in the bound",
@@ -541,10 +728,29 @@ EXERCISES = {
                     "log q(c|z1) at the true label.",
                 ),
                 Misconception(
-                    "a reason invented",
-                    lines({9: (0, "outside"), 10: (0, "outside")}),
-                    "For line 9 or 10 you give a reason. From which equation does it follow? If "
-                    "from none, say so.",
+                    "nothing is missing",
+                    lines({11: (0, "unknown")}),
+                    "Line 11 asks for a term that is not there. Write L as a list, and cross out "
+                    "what the branch of 0.2.4 has.",
+                ),
+                Misconception(
+                    "KL_c missing from L",
+                    lines({11: (0, "kl_c")}),
+                    "Line 11 is about a cell with a label, and L has no KL of c: ω is 1 for one "
+                    "type. What is left of KL(ω‖p(c)) then?",
+                ),
+                *(
+                    Misconception(
+                        f"a reason invented, {where}",
+                        lines(dict.fromkeys(wrong, (0, "outside"))),
+                        f"You give a reason for {where}. From which equation of the assignment "
+                        "does it follow? If from none, say so.",
+                    )
+                    for where, wrong in (
+                        ("lines 9 and 10", (9, 10)),
+                        ("line 9", (9,)),
+                        ("line 10", (10,)),
+                    )
                 ),
             ),
         ),
@@ -556,6 +762,7 @@ EXERCISES = {
             oracle=enumerated,
             verified="Agrees with the mean over all single draws and all pairs of draws, for 61 "
             "cells.",
+            results=("the limit with one draw", "the limit if z is drawn twice"),
             misconceptions=(
                 Misconception(
                     "both are right",
