@@ -195,7 +195,7 @@ def evidence_cell_by_cell(x, r, a, b):
     return total
 
 
-def linear_bound_by_torch(x, W, b, sigma, m, s):
+def linear_bound_by_torch(x, W, b, m, s, sigma):
     Normal, KL = torch.distributions.Normal, torch.distributions.kl_divergence
     at_mean = Normal(b + m @ W.T, sigma).log_prob(x).sum(1)
     spread = (s**2 @ (W**2).sum(0)) / (2 * sigma**2)

@@ -17,6 +17,7 @@ __all__ = [
     "confusion_matrix",
     "count_histogram",
     "embedding",
+    "film",
     "graphical_model",
     "interactive",
     "latent_covariance",
@@ -396,6 +397,45 @@ def interactive(draw, **controls):
         control.observe(redraw, "value")
     redraw()
     return ipywidgets.VBox([*controls.values(), picture])
+
+
+def film(draw, values, alt: str, seconds: float = 0.12, pause: float = 2.0) -> None:
+    """Show a moving picture in the notebook's output; it needs no kernel and no JavaScript.
+
+    Parameters
+    ----------
+    draw
+        Function that takes one of ``values`` and returns a Figure; all figures have one size.
+    values
+        One value per frame. A value equal to the one before it holds the picture still.
+    alt
+        Text for readers who do not see the picture: what moves, and what it shows.
+    seconds
+        Time per frame.
+    pause
+        Time for which the first and the last frame stand still. Then the film begins again.
+    """
+    import io
+
+    import matplotlib.pyplot as plt
+    from IPython.display import Image, display
+    from PIL import Image as Picture
+
+    frames = []
+    for value in values:
+        figure = draw(value)
+        width = figure.get_figwidth() * 80
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=160)  # twice the pixels that are shown: sharp
+        plt.close(figure)
+        frames.append(Picture.open(buffer).convert("RGB").quantize(64))
+    times = [1000 * seconds] * len(frames)
+    times[0] = times[-1] = 1000 * pause
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer, format="gif", save_all=True, append_images=frames[1:], duration=times, loop=0
+    )
+    display(Image(buffer.getvalue(), format="gif", width=int(width), alt=alt))
 
 
 def _figure(*shape, figsize):
