@@ -54,6 +54,7 @@ lessons: $(STAMP)
 	    $(RUN) jupytext --quiet --update --to ipynb "$$lesson" && \
 	    $(ONE_THREAD) $(RUN) nbconvert --log-level=WARN --to notebook --inplace --execute \
 	        --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.record_timing=False \
+	        --ExecutePreprocessor.store_widget_state=False \
 	        "$${lesson%.py}.ipynb" && \
 	    $(RUN) nbconvert --log-level=WARN --to notebook --inplace --coalesce-streams \
 	        "$${lesson%.py}.ipynb" && \

@@ -28,10 +28,10 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 import vaelab
 from vaelab import plotting
+from vaelab.plotting import BLACK, BLUE, GREEN, ORANGE, PINK, RED
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)  # we are going to look at the tenth decimal
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 
 # %%
 blood = vaelab.datasets.pbmc_small()  # 700 cells, counts of their messenger RNA, gene by gene
@@ -160,11 +160,11 @@ posterior = joint / evidence  # p(z | x), by Bayes
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.3), layout="constrained")
 bottom = np.zeros(len(counts))
-for i, name in enumerate(types):
-    style = {"color": plotting.COLOURS[i], "label": name}
-    left.bar(counts, joint[i], bottom=bottom, width=0.9, **style)
-    bottom += joint[i]
-    right.plot(counts, posterior[i], marker=plotting.MARKERS[i], ms=5, **style)
+for name, look in plotting.look(types).items():
+    k = types.index(name)
+    left.bar(counts, joint[k], bottom=bottom, width=0.9, color=look["color"], label=name)
+    bottom += joint[k]
+    right.plot(counts, posterior[k], ms=5, label=name, **look)
 left.set_title("Generative: p(x, z), which adds up to p(x)")
 right.set_title("Discriminative: p(z | x) only")
 for ax in (left, right):
@@ -469,9 +469,9 @@ def draw_bar(t):
 plotting.film(
     draw_bar,
     [*np.linspace(0, 1, 17), *[1] * 8, *np.linspace(1, 2, 17)],
-    alt="A film. Left, q starts as the prior, becomes the best normal distribution on one hump, and "
-    "then takes the exact form of the posterior. Right, a bar is filled from below by the bound; "
-    "the rest up to the fixed line log p(x) is the gap. It shrinks, stops, and closes.",
+    alt="A film. Left, q moves from the prior to the best normal distribution, on one hump, then "
+    "takes the posterior's form. Right, the bound fills a bar from below; the rest up to the fixed "
+    "line log p(x) is the gap. It shrinks, stops, and closes.",
 )
 
 # %% [markdown]
@@ -891,7 +891,11 @@ def draw_bound(m, s, w):
     centre, width = w * 1.5 / (w**2 + noise**2), best_s(w)
     bound, log_p = bound_of(w, m, s).item(), log_p_of(w)
     fig, (left, middle, right) = plt.subplots(
+<<<<<<< HEAD
         1, 3, figsize=(9.5, 3.3), layout="constrained", width_ratios=(1.2, 1.3, 0.7)
+=======
+        1, 3, figsize=(9.5, 3.6), layout="constrained", width_ratios=(1.2, 1.2, 0.8)
+>>>>>>> main
     )
     z = np.linspace(-3.5, 3.5, 300)
     left.plot(z, stats.norm.pdf(z), color="0.6", lw=4, label="prior p(z)")
@@ -935,9 +939,22 @@ from ipywidgets import FloatLogSlider, FloatSlider
 
 plotting.interactive(
     draw_bound,
+    alt="The densities of prior, posterior and q; the bound as a surface over mean and standard "
+    "deviation of q, with a cross at the best q; and a bar of bound and gap up to log p(x).",
+<<<<<<< HEAD
     m=FloatSlider(0.0, min=-1, max=2.5, step=0.05, description="m, mean of q"),
     s=FloatLogSlider(1.0, min=-1, max=0.3, step=0.02, description="s, std of q"),
     w=FloatSlider(1.0, min=0.1, max=2.4, step=0.05, description="w, the model"),
+=======
+    alt=(
+        "Three panels: the posterior and q of z; the bound as a map over the mean and the "
+        "standard deviation of q, with the chosen pair as a dot; and log p(x) as the sum of "
+        "the bound and the KL."
+    ),
+    m=FloatSlider(0.0, min=-1, max=2.5, step=0.05, description="m", continuous_update=False),
+    s=FloatLogSlider(1.0, min=-1, max=0.3, step=0.02, description="s", continuous_update=False),
+    w=FloatSlider(1.0, min=0.1, max=2.4, step=0.05, description="w", continuous_update=False),
+>>>>>>> main
 )
 
 # %% [markdown]
@@ -1002,9 +1019,9 @@ steps, bounds, evidences = np.array(history).T
 λ = np.linalg.eigvalsh(np.cov(x[train].numpy(), rowvar=False, bias=True))[::-1]
 log_det = np.log(λ[:2]).sum() + (n_genes - 2) * np.log(λ[2:].mean())
 most = -0.5 * (n_genes * np.log(2 * np.pi) + log_det + n_genes)
-coarse = {"CD14+ Monocyte": "monocyte", "Dendritic": "dendritic", "CD19+ B": "B", "CD56+ NK": "NK",
-          "CD34+": "progenitor"}  # fmt: skip
-groups = np.array([coarse.get(name, "T") for name in cell_type])
+coarse = {"CD14+ Monocyte": "monocyte", "Dendritic": "dendritic", "CD19+ B": "B cell",
+          "CD56+ NK": "NK cell", "CD34+": "progenitor"}  # fmt: skip
+groups = np.array([coarse.get(name, "T cell") for name in cell_type])
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.9), layout="constrained")
 left.plot(steps, most - bounds, color=RED, lw=2, label="bound")

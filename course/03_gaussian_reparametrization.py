@@ -41,11 +41,11 @@ from torch.distributions import Bernoulli, Beta, Categorical, Gamma, Normal, Poi
 
 import vaelab
 from vaelab import plotting
+from vaelab.plotting import BLUE, GREEN, ORANGE, PINK, RED
 from vaelab.reparametrization import gaussian, score_function
 
 torch.set_num_threads(1)
 torch.set_default_dtype(torch.float64)
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 
 # %% [markdown]
 # ## 1 · What blocks the gradient
@@ -412,6 +412,11 @@ from ipywidgets import FloatSlider, IntSlider
 
 plotting.interactive(
     draw_same_noise,
+    alt=(
+        "Above, draws from q as dots on a line; below, the function f with the slope at each "
+        "draw. Both move with the mean m and the standard deviation s of q, while the noise "
+        "stays the same."
+    ),
     m=FloatSlider(0.3, min=-2, max=2, step=0.05, description="m", continuous_update=False),
     s=FloatSlider(0.8, min=0.05, max=1.5, step=0.05, description="s", continuous_update=False),
     throw=IntSlider(0, min=0, max=20, description="throw", continuous_update=False),

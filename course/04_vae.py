@@ -558,7 +558,7 @@ measured = {sigma: rates(model).sum() for sigma, model in at_sigma.items()}
 
 
 def draw_level(sigma):
-    fig, (left, right) = plt.subplots(1, 2, figsize=(10.5, 3.6), layout="constrained")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
     above = (eigenvalues[:20] > sigma**2).numpy()
     colours = np.where(above, plotting.COLOURS[0], "0.8")
     left.bar(np.arange(1, 21), eigenvalues[:20], color=colours, edgecolor="0.6", lw=0.5)
@@ -592,6 +592,10 @@ from ipywidgets import FloatLogSlider
 
 plotting.interactive(
     draw_level,
+    alt=(
+        "Left, the variance of each latent dimension of the model with the noise level σ; "
+        "right, how many nats the dimensions carry for each σ²."
+    ),
     sigma=FloatLogSlider(
         5**0.5, min=-0.9, max=1.2, step=0.02, description="σ", continuous_update=False
     ),

@@ -48,10 +48,10 @@ from torch.nn.functional import logsigmoid
 import vaelab
 from vaelab import plotting
 from vaelab.distributions import ContinuousBernoulli, NegativeBinomial, Poisson, ZeroInflated
+from vaelab.plotting import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 
 torch.set_num_threads(1)  # a machine with many cores sums in another order: other last digits
 torch.set_default_dtype(torch.float64)
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 
 # %% [markdown]
 # ## 1 · What is counted
@@ -508,6 +508,10 @@ def slider(kind, value, low, high, step, text):
 
 plotting.interactive(
     fit_by_hand,
+    alt=(
+        "Counts of one gene as grey bars, and over them the distribution with the chosen "
+        "mean, inverse dispersion and dropout."
+    ),
     name=Dropdown(options=["Xist", "Meg3", "Gapdh", "Pcsk1n"], description="gene"),
     mean=slider(FloatLogSlider, 6.0, -1, 2, 0.02, "mean μ"),
     theta=slider(FloatLogSlider, 2.0, -1, 2, 0.02, "inverse disp. θ"),

@@ -584,7 +584,7 @@ def walk(dimension, steps=25, n_changing=8):
 
 def draw_walk(dimension):
     position, mean, genes = walk(dimension)
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.8), width_ratios=(1.4, 1))
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.8), width_ratios=(1.4, 1))
     for i, gene in enumerate(genes):
         dashes = "-" if i < len(plotting.COLOURS) else "--"
         left.plot(position, mean[:, i], color=plotting.COLOURS[i % 7], ls=dashes, label=gene)
@@ -620,6 +620,10 @@ from ipywidgets import IntSlider
 
 plotting.interactive(
     lambda dimension: draw_walk(dimension - 1),
+    alt=(
+        "Left, the decoded share of eight genes along one latent dimension; right, where the "
+        "cells of each type lie on this dimension."
+    ),
     dimension=IntSlider(best + 1, 1, latent.shape[1], continuous_update=False),
 )
 

@@ -45,10 +45,10 @@ from scipy import stats
 
 import vaelab
 from vaelab import plotting
+from vaelab.plotting import BLACK, BLUE, GREEN, ORANGE, PINK, RED, SKY
 from vaelab.reparametrization import gumbel_softmax, score_function, seeded
 
 torch.set_num_threads(1)
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 
 # %% [markdown]
 # ## 1 · One cell, three types
@@ -306,6 +306,10 @@ def draw_one(temperature, alpha, beta):
 
 plotting.interactive(
     draw_one,
+    alt=(
+        "Relaxed draws as dots in the triangle of three types. At a low temperature they lie "
+        "in the corners, at a high one in the middle."
+    ),
     temperature=FloatLogSlider(0.5, min=-1.5, max=1, step=0.05, description="τ"),
     alpha=FloatSlider(-0.4, min=-4, max=4, description="logit alpha"),
     beta=FloatSlider(0.5, min=-4, max=4, description="logit beta"),

@@ -54,11 +54,11 @@ from scipy.optimize import linear_sum_assignment
 
 import vaelab
 from vaelab import metrics, plotting
+from vaelab.plotting import BLACK, BLUE, GREEN, ORANGE, PINK, RED
 from vaelab.reparametrization import gumbel_softmax, seeded
 
 torch.set_num_threads(1)  # a machine with many cores sums in another order: other last digits
 LIVE = False  # True: train the model of the ten tubes here in place of loading it
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 
 # %% [markdown]
 # ## 1 · A prior with hills
@@ -1010,7 +1010,7 @@ mean_of = {k: np.log1p(1e4 * x / x.sum(1, keepdims=True)).mean(0) for k, x in ma
 
 
 def draw_profile(k):
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(14, 4.2), layout="constrained")
+    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(9.5, 3.6), layout="constrained")
     left.scatter(*plane.T, s=5, lw=0, color=np.where(cluster == k, BLUE, "0.85"))
     draw_hills(left, [k])
     left.set(xticks=[], yticks=[], title=f"cluster {k + 1}", aspect="equal")
@@ -1032,6 +1032,11 @@ def draw_profile(k):
 
 plotting.interactive(
     draw_profile,
+    alt=(
+        "Left, the cells of one cluster among all cells in two dimensions; in the middle, "
+        "its twelve most typical genes in cells that the model made and in real ones; right, "
+        "the tubes that its cells came from."
+    ),
     k=SelectionSlider(options=[(str(k + 1), k) for k in made], description="cluster"),
 )
 # %% [markdown]

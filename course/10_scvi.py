@@ -50,12 +50,12 @@ from scipy import stats
 
 import vaelab
 from vaelab import distributions, metrics, plotting
+from vaelab.plotting import BLACK, BLUE, GREEN, ORANGE, PINK, RED
 from vaelab.reparametrization import gaussian, seeded
 from vaelab.teaching.recipes import RECIPES
 
 torch.set_num_threads(1)
 LIVE = False  # True: train the three models of the mice here (a few minutes), not load them
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 
 # %% [markdown]
 # ## 1 · Two mice
@@ -612,7 +612,7 @@ def draw_switch(name):
     n = [np.asarray(adata.X[of & (mouse == m)].sum(0)).ravel() + 1 for m in mice]
     by_decoder, crude = np.log2(ρ[1] / ρ[0]), np.log2(n[1] / n[1].sum() / (n[0] / n[0].sum()))
     seen = sum(n) >= 50
-    fig, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained")
     left.plot(*ρ, "o", ms=3, mew=0, alpha=0.5, color=BLUE)
     left.plot([1e-2, 1e3], [1e-2, 1e3], color="0.5", lw=1)
     left.set(
@@ -649,7 +649,15 @@ _ = draw_switch("beta")
 # %% tags=["nbval-ignore-output"]
 from ipywidgets import Dropdown
 
-plotting.interactive(draw_switch, name=Dropdown(options=large, value="ductal", description="type"))
+plotting.interactive(
+    draw_switch,
+    alt=(
+        "For one cell type: left, each gene's expression decoded as if in mouse 1 against "
+        "mouse 2; right, the decoder's log ratio of the two mice against that of summed "
+        "counts. Most genes lie near the diagonal."
+    ),
+    name=Dropdown(options=large, value="ductal", description="type"),
+)
 
 # %% [markdown]
 # ## 7 · Where the truth is known

@@ -52,10 +52,10 @@ from torch.nn.functional import cross_entropy, one_hot
 
 import vaelab
 from vaelab import plotting
+from vaelab.plotting import BLACK, BLUE, GREEN, ORANGE, PINK, RED
 from vaelab.reparametrization import gaussian, seeded
 
 torch.set_num_threads(1)
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 
 # %% [markdown]
 # ## 1 · How a cell comes about, and how we guess it
@@ -380,6 +380,11 @@ from ipywidgets import FloatSlider
 
 plotting.interactive(
     draw_u,
+    alt=(
+        "The bound U of one cell as a function of the classifier's probability of type 3: "
+        "the mean of l is a line, the entropy a hill, and their sum has its top at the best "
+        "classifier."
+    ),
     state=FloatSlider(middle, min=middle - 1.5, max=middle + 1.5, step=0.1, description="state z1"),
     q3=FloatSlider(0.9, min=0.01, max=0.99, step=0.01, description="q(type 3)"),
 )

@@ -55,11 +55,11 @@ from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 import vaelab
 from vaelab import plotting
+from vaelab.plotting import BLACK, BLUE, RED, SKY
 from vaelab.teaching.recipes import RECIPES, label_scores
 
 torch.set_num_threads(1)  # a machine with many cores sums in another order: other last digits
 LIVE = False  # True: train both large models here (a minute or two) in place of loading them
-BLUE, ORANGE, GREEN, PINK, SKY, RED, BLACK = plotting.COLOURS
 
 # %% [markdown]
 # ## 1 · Two mice, one of them named
@@ -519,7 +519,7 @@ accuracy_so_far = np.cumsum(right_name[order]) / np.arange(1, len(order) + 1)
 
 
 def draw_threshold(threshold):
-    fig, (left, middle) = plt.subplots(1, 2, figsize=(10, 4.2), layout="constrained")
+    fig, (left, middle) = plt.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained")
     sure, at = confidence >= threshold, umap[is_new]
     left.scatter(*at[sure & right_name].T, s=8, color=SKY, label="named, right")
     left.scatter(*at[sure & ~right_name].T, s=22, color=RED, marker="^", label="named, wrong")
@@ -546,7 +546,12 @@ from ipywidgets import FloatSlider
 
 plotting.interactive(
     draw_threshold,
-    threshold=FloatSlider(0.9, min=0.3, max=1.0, step=0.01, continuous_update=False),
+    alt=(
+        "Left, the cells of mouse 2 in the latent space: named right, named wrong, or left "
+        "to a person. Right, the share of right names falls as more cells get a name; a dot "
+        "marks the threshold."
+    ),
+    threshold=FloatSlider(0.9, min=0.3, max=1.0, step=0.01),
 )
 
 # %% [markdown]

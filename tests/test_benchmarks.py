@@ -26,6 +26,7 @@ FOLDER = Path(__file__).with_name("benchmarks")
 with pytest.MonkeyPatch.context() as patch:  # scripts import what lies beside them
     patch.syspath_prepend(str(FOLDER))
     import contenders
+    import defaults
     import dispersion
     import larger_than_memory
     import mapping
@@ -529,7 +530,7 @@ def test_types_are_compared(monkeypatch, capsys, right, seconds, says):
         truth = adata.obs["cell_type"].to_numpy(dtype=str)
         return (truth if right else np.full(len(truth), "none")), seconds
 
-    monkeypatch.setitem(scanvi.DATA, "pbmc", half_labelled)
+    monkeypatch.setitem(scanvi.DATA, "pbmc", (half_labelled, "pbmc_scanvi"))
     monkeypatch.setattr(scanvi, "theirs", theirs)
     monkeypatch.setattr(scanvi, "has_scvi_tools", lambda: True)  # `theirs` stands in for it
     status = scanvi.main(["--data", "pbmc", "--seeds", "2", "--quick"])
@@ -540,6 +541,22 @@ def test_types_are_compared(monkeypatch, capsys, right, seconds, says):
     (row,) = (line for line in table.splitlines() if line.startswith("scvi-tools"))
     assert row.count(f"{right:.3f} ± 0.000") == 3
     assert notes.count("vaelab") == notes.count("logistic regression") == 2
+    assert sum(line.startswith("accuracy: vaelab − ") for line in table.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["logistic regression", "nearest neighbours", "nearest mean"])
+def test_baselines_learn_from_the_labelled_cells_alone(name):
+    adata = simulate.dataset(200, 80, n_types=3, library=3000, seed=0)
+    truth = adata.obs["cell_type"].to_numpy(dtype=str)
+    hidden = np.arange(200) % 2 == 0
+    adata.obs["known"] = np.where(hidden, "unknown", truth)
+    found = scanvi.BASELINES[name](vaelab.select_genes(adata, n_genes=80))
+    assert (found == truth)[hidden].mean() > 0.8
+    adata.obs["known"] = np.where(
+        hidden, "unknown", np.roll(np.unique(truth), 1)[np.searchsorted(np.unique(truth), truth)]
+    )  # each label is that of another type
+    found = scanvi.BASELINES[name](vaelab.select_genes(adata, n_genes=80))
+    assert (found == truth)[hidden].mean() < 0.2
 
 
 def test_without_scvi_tools_types_are_not_compared(monkeypatch, capsys):
@@ -671,6 +688,42 @@ def test_reading_counts_all_cells_and_stops_in_time(monkeypatch):
     asked.clear()
     larger_than_memory.reading(cells, 16, cold="file")
     assert len(asked) == 1
+
+
+# The defaults of fit
+
+
+@pytest.fixture
+def few_cells(monkeypatch):
+    monkeypatch.setitem(
+        defaults.DATA, "mouse 1", lambda: simulate.dataset(60, 50, n_types=3, library=300, seed=0)
+    )
+
+
+def test_a_setting_that_beats_the_defaults_is_named(monkeypatch, capsys, few_cells):
+    hopeless = {"learning_rate": 1e-9, "likelihood_learning_rate": 1e-9, "epochs": 1}
+    monkeypatch.setattr(defaults, "SETTINGS", {"defaults": {"epochs": 30}, "none": hopeless})
+    assert defaults.main(["--data", "mouse 1", "--seeds", "2"]) == 0
+    assert "none: -" in capsys.readouterr().out
+    monkeypatch.setattr(defaults, "SETTINGS", {"defaults": hopeless, "better": {"epochs": 30}})
+    assert defaults.main(["--data", "mouse 1", "--seeds", "2"]) == 1
+    assert "beaten by better" in capsys.readouterr().out
+
+
+def test_a_training_that_diverges_is_counted(monkeypatch, capsys, few_cells):
+    words = ["--data", "mouse 1", "--seeds", "2", "--steps", "6"]
+    monkeypatch.setattr(defaults, "MODELS", {"VAE": ("VAE", {"likelihood": "nb"}, "counts")})
+    assert defaults.main(words) == 0
+    assert "mouse 1, VAE: 0 of 2 diverged" in capsys.readouterr().out
+    monkeypatch.setattr(
+        vaelab,
+        "fit",
+        lambda model, cells, **options: training.fit(
+            model, cells, **options | {"learning_rate": 1e30, "epsilon": 1e-8}
+        ),
+    )
+    assert defaults.main(words) == 1
+    assert "mouse 1, VAE: 2 of 2 diverged" in capsys.readouterr().out
 
 
 # Types with few labels

@@ -140,9 +140,13 @@ def test_two_solutions_in_a_cell_give_way_to_two_stubs(tmp_path):
 
 def test_the_rest_stays_as_it_is(tmp_path):
     (tmp_path / "counts.png").touch()
-    preface, opening, imports, task, *_, last = release(write(tmp_path)).cells
+    (tmp_path / "evidence").mkdir()
+    (tmp_path / "evidence" / "05_mini.py").touch()
+    cited = MINI.replace("# 05 · Counts", "# 05 · Counts, [E05.zeros](evidence/05_mini.py)")
+    preface, opening, imports, task, *_, last = release(write(tmp_path, cited)).cells
     assert "(../05_mini.ipynb)" in preface.source
     assert "![](../counts.png)" in opening.source  # an edition lies in a folder below
+    assert "[E05.zeros](../evidence/05_mini.py)" in opening.source
     assert "(https://example.org/counts.png), [see](#counts.png)" in opening.source
     assert imports.source == "import torch\n\nimport vaelab"
     assert imports.metadata.tags == ["nbval-ignore-output"]
@@ -286,8 +290,8 @@ def test_with_solutions_put_back_it_runs_through(tmp_path):
     cell_of(edition, "05-1").source = cell_of(jupytext.read(lesson), "05-1").source
     executed = run(edition, tmp_path)
     outputs = [o for cell in executed.cells if cell.cell_type == "code" for o in cell.outputs]
-    assert [(o.output_type, o.name) for o in outputs] == [("stream", "stdout")] * 2
-    assert outputs[0].text.startswith("✔ 05.1")
+    assert [o.output_type for o in outputs] == ["display_data", "stream"]
+    assert outputs[0].data["text/plain"].startswith("✔ 05.1") and outputs[1].name == "stdout"
 
 
 def test_a_cell_that_needs_more_than_a_solution_is_named(tmp_path):

@@ -126,10 +126,20 @@ def test_the_report_leads_to_the_pages_and_says_its_picture(a_class):
     assert '<span class="open">–</span> 05.1' in undone
 
 
-def test_a_page_has_no_asterisks_of_markdown():
-    assert (
-        report._prose("the *other* cells, 2 * x * y <b>") == "the other cells, 2 * x * y &lt;b&gt;"
-    )
+def test_a_page_renders_emphasis_and_code_and_says_what_is_next():
+    mark = {"title": "T", "max": 1, "misconception": None, "answer": ""}
+    said = "the *other* cells, `2 * x` <b>"
+    marks = {
+        f"05.{i}": mark | {"points": points, "unanswered": not said, "message": said}
+        for i, (points, said) in enumerate(((1, "Right."), (0, said), (0, "")), start=1)
+    }
+    row = {"name": "ada", "total": 1, "max": 3, "note": "", "marks": marks}
+    page = report._feedback("Lesson 05", row)
+    assert "the <em>other</em> cells, <code>2 * x</code> &lt;b&gt;" in page
+    said = re.findall("<p>(Next: .*?)</p>", page)
+    words = ("compare yours", "change your answer", "write your answer there")
+    assert all(word in text for word, text in zip(words, said, strict=True))
+    assert "<b>Exercise 05.2 · T</b>" in said[1]
 
 
 def test_the_figure_counts_what_was_wrong(a_class, monkeypatch):
@@ -246,12 +256,18 @@ def test_outcomes_are_read_only_from_ordinary_files(tmp_path):
         (tmp_path / "05.1.outcomes").write_text(content)
         return grading._outcomes(tmp_path, "05.1")
 
-    good = '{"seen": [["value", 1.5, ""]], "hidden": [["raised", null, "no"]]}'
+    good = (
+        '{"seen": [["value", 1.5, "", ["number"], ["x"]]],'
+        ' "hidden": [["raised", null, "no", [], []]]}'
+    )
     assert written(good) == {
-        "seen": [Outcome("value", 1.5)],
-        "hidden": [Outcome("raised", None, "no")],
+        "seen": [Outcome("value", 1.5, "", ("number",), ("x",))],
+        "hidden": [Outcome("raised", None, "no", ("none",))],
     }
-    for bad in ("", "[]", "{" * 9999, '{"hidden": [["passed", 1, ""]]}', '{"hidden": 3}'):
+    unknown = '{"hidden": [["passed", 1, "", [], []]]}'
+    assert written(unknown.replace("passed", "value"))
+    short = '{"hidden": [["value", 1, ""]]}'
+    for bad in ("", "[]", "{" * 9999, unknown, short, '{"hidden": 3}'):
         assert written(bad) is None
     with pytest.raises(OSError, match="larger than 3"):
         read_untrusted(tmp_path / "05.1.outcomes", 3)
@@ -264,19 +280,44 @@ def test_outcomes_are_read_only_from_ordinary_files(tmp_path):
         assert grading._outcomes(tmp_path, name) is None
 
 
-def test_the_package_of_a_run_knows_no_answer(tmp_path):
+def unpacked(folder: Path) -> None:
     for path, content in grading._stripped().items():
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_bytes(content)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
+def test_the_package_of_a_run_knows_no_answer(tmp_path):
+    unpacked(tmp_path)
     folder = tmp_path / "vaelab"
     teaching = {str(path.relative_to(folder)) for path in (folder / "teaching").rglob("*.py")}
-    kept = "__init__.py recipes.py exercises/__init__.py exercises/calls.py"
+    kept = "__init__.py evidence.py recipes.py exercises/__init__.py exercises/calls.py"
     assert teaching == {f"teaching/{name}" for name in kept.split()}
     assert not (folder / "__main__.py").exists()
     text = "".join(path.read_text() for path in folder.rglob("*.py"))
     assert "misconception" not in text.lower()
     for line in (grading.TEACHING / "exercises" / "lesson_05.py").read_text().splitlines():
         assert "scipy" not in line or line not in text.splitlines()
+
+
+def test_a_run_reads_the_evidence_of_its_lesson(tmp_path, monkeypatch):
+    (tmp_path / "evidence").mkdir()
+    entry = {"seeds": [0, 1], "numbers": {"a": [2.5, 3.5]}}
+    (tmp_path / "evidence" / "05_mini.json").write_text(json.dumps({"claims": {"E05.a": entry}}))
+    (tmp_path / "evidence" / "05_mini.py").write_text("an_answer = 1")
+    monkeypatch.setattr(grading, "EVIDENCE", tmp_path / "evidence")
+    run = tmp_path / "run"
+    unpacked(run)
+    (run / "course" / "exercises").mkdir()
+    code = "from vaelab.teaching import evidence; print(evidence.read('05')['E05.a'].a.tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=run / "course" / "exercises",
+        env=os.environ | {"PYTHONPATH": str(run)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout == "[2.5, 3.5]\n", done.stderr
+    assert [path.name for path in (run / "course" / "evidence").iterdir()] == ["05_mini.json"]
 
 
 # -------------------------------------------------------------------------------- what to grade

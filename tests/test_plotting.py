@@ -3,6 +3,8 @@
 What is drawn is read off the artists.
 """
 
+import base64
+import io
 import re
 import sys
 from itertools import combinations
@@ -17,7 +19,9 @@ import pandas as pd
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex, to_rgb
-from matplotlib.patches import Ellipse, FancyArrow, Rectangle
+from matplotlib.patches import Ellipse, Rectangle, Wedge
+from matplotlib.text import Annotation
+from PIL import Image
 
 import vaelab
 from vaelab import models, plotting
@@ -27,6 +31,9 @@ RNG = np.random.default_rng(0)
 COUNTS = RNG.poisson(2.0, size=300)
 POINTS = np.concatenate([RNG.normal(size=(50, 2)) + centre for centre in ((0, 0), (9, 0), (0, 9))])
 GROUPS = np.repeat(["alpha", "beta", "gamma"], 50)
+
+
+SEEDS = pd.DataFrame({"with": [1.0, 2.0, 4.5, 2.0], "without_warm_up": [3.0, 3.5, 5.0, 4.0]})
 
 
 def history(epochs=40, held_out=True):
@@ -53,6 +60,7 @@ DRAWN = {
     "count_histogram": lambda **a: plotting.count_histogram(COUNTS, {"VAE": COUNTS + 1}, **a),
     "confusion_matrix": lambda **a: plotting.confusion_matrix(GROUPS, GROUPS, **a),
     "graphical_model": lambda **a: plotting.graphical_model(vaelab.VAE.graph, **a),
+    "seeds": lambda ax=None: plotting.seeds(ax, SEEDS),
 }
 WITHOUT_AXIS_LABELS = {"embedding", "graphical_model"}
 
@@ -82,7 +90,8 @@ def colour_bar(ax):
 
 
 def test_every_figure_is_tried_here():
-    assert set(DRAWN) | {"interactive"} == set(plotting.__all__)
+    others = {"film", "interactive", "look", "readable", "show"}
+    assert set(DRAWN) | others == set(plotting.__all__)
 
 
 @pytest.mark.parametrize("name", DRAWN)
@@ -156,6 +165,38 @@ def test_colours_are_told_apart_with_two_kinds_of_cones_and_from_white():
     # Red and green of equal lightness would be caught.
     seen = [as_a_dichromat_sees(c, green_blind) for c in ("#D62728", "#7F7F00")]
     assert np.linalg.norm(seen[0] - seen[1]) < 0.12
+
+
+def difference(one, other, seen_as):
+    """CIE 1976 difference of two colours."""
+
+    def lab(colour):
+        value = np.array(to_rgb(colour))
+        linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
+        to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+        white = [0.9505, 1.0, 1.0890]
+        x, y, z = np.cbrt(np.array(to_xyz) @ np.clip(seen_as @ linear, 0, 1) / white)
+        return np.array([116 * y, 500 * (x - y), 200 * (y - z)])
+
+    return np.linalg.norm(lab(one) - lab(other))
+
+
+@pytest.mark.parametrize("n_colours", [4, 5])
+def test_no_other_order_tells_the_first_colours_better_apart(n_colours):
+    """With the eyes of most people, and without green or red cones (Machado et al. 2009)."""
+    eyes = (
+        np.eye(3),
+        [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
+        [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
+    )
+
+    def closest(colours):
+        return min(
+            difference(a, b, np.array(eye)) for eye in eyes for a, b in combinations(colours, 2)
+        )
+
+    best = max(map(closest, combinations(plotting.COLOURS, n_colours)))
+    assert closest(plotting.COLOURS[:n_colours]) == best
 
 
 # --------------------------------------------------------------------------- training history
@@ -265,6 +306,78 @@ def test_names_that_would_overlap_go_into_a_legend():
     plotting.embedding(POINTS, RNG.permutation(GROUPS), ax=ax)
     assert texts(ax) == ["mine"]
     assert sorted(legend(ax)) == ["alpha", "beta", "gamma"]
+
+
+def test_names_can_be_written_on_clouds_that_overlap():
+    points = np.concatenate([RNG.normal((0, i), size=(100, 2)) for i in range(5)])
+    groups = np.repeat([f"quite_a_long_name {i}" for i in range(5)], 100)
+    ax = plotting.embedding(points, groups, names="clouds")
+    ax.figure.canvas.draw()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert sorted(texts(ax)) == [f"quite a long name {i}" for i in range(5)]
+    assert not any(a.overlaps(b) for a, b in combinations(boxes, 2))
+    assert all(ax.bbox.padded(2).contains(*corner) for box in boxes for corner in box.corners())
+    assert ax.get_legend() is None
+
+
+def test_a_name_does_not_hide_a_small_group():
+    points = np.concatenate([POINTS, [[4, 4], [4.1, 4], [4, 4.1]]])
+    ax = plotting.embedding(points, [*GROUPS, *3 * ["three_cells"]], names="clouds")
+    ax.figure.canvas.draw()
+    (text,) = [text for text in ax.texts if text.get_text() == "three cells"]
+    box, cells = text.get_window_extent(), ax.transData.transform(points[-3:])
+    assert not any(box.contains(*cell) for cell in cells)
+    assert np.abs(cells.mean(0) - (box.min + box.max) / 2).max() < 2 * box.width
+
+
+def test_a_legend_can_be_asked_for_and_stands_beside_the_cells():
+    ax = plotting.embedding(POINTS, GROUPS, names="legend")
+    ax.figure.canvas.draw()
+    assert texts(ax) == [] and legend(ax) == ["alpha", "beta", "gamma"]
+    assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
+    with pytest.raises(ValueError, match="names is 'cloud'"):
+        plotting.embedding(POINTS, GROUPS, names="cloud")
+
+
+PANCREAS = (
+    "beta", "ductal", "delta", "endothelial", "quiescent_stellate", "macrophage", "gamma", "alpha",
+    "activated_stellate", "immune_other", "T_cell", "schwann", "B_cell",
+)  # fmt: skip
+BLOOD = (
+    "B cell", "progenitor", "NK cell", "cytotoxic T", "helper T", "memory T", "naive cytotoxic T",
+    "regulatory T", "naive T", "monocyte",
+)  # fmt: skip
+TOGETHER = (
+    PANCREAS, BLOOD, ("T cell", "B cell", "CD34+", "NK cell", "CD14+"), ("mouse 1", "mouse 2"),
+    [f"type {i}" for i in range(1, 13)], (*PANCREAS, "unknown", "none"), [0, 1, 2],
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", TOGETHER, ids=lambda groups: f"{groups[0]} and others")
+def test_groups_of_one_figure_differ(groups):
+    looks = plotting.look(groups)
+    assert len({tuple(sorted(look.items())) for look in looks.values()}) == len(groups)
+    if len(groups) <= 7:
+        assert len({look["marker"] for look in looks.values()}) == len(groups)
+        assert len({look["color"] for look in looks.values()}) == len(groups)
+
+
+def test_a_type_has_one_look_whatever_stands_beside_it():
+    everything = plotting.look(PANCREAS)
+    assert plotting.look(["B_cell", "alpha", "new"])["alpha"] == everything["alpha"]
+    assert plotting.look("B cell")["B cell"] == everything["B_cell"]
+    assert everything["beta"] == {"color": plotting.BLUE, "marker": "o"}
+    few, many = (POINTS[50:], GROUPS[50:]), (POINTS, GROUPS)
+    colours = [
+        {c.get_label(): to_hex(c.get_facecolor()[0]) for c in plotting.embedding(*of).collections}
+        for of in (few, many)
+    ]
+    assert colours[0].items() < colours[1].items()
+
+
+def test_numbered_groups_take_looks_in_the_order_of_their_numbers():
+    looks = plotting.look(["type 10", "type 2", "type 1"])
+    assert [looks[f"type {i}"]["color"] for i in (1, 2, 10)] == [*plotting.COLOURS[:3]]
 
 
 def test_up_to_49_groups_look_different():
@@ -391,6 +504,13 @@ def test_every_model_is_drawn_and_told_apart():
     assert {*legend(ax)} == {*models, "observed"}
 
 
+@pytest.mark.parametrize("n_models", [0, 1, 2, 5])
+def test_the_legend_stands_beside_the_counts(n_models):
+    ax = plotting.count_histogram(COUNTS, {f"model {i}": COUNTS + i for i in range(n_models)})
+    ax.figure.canvas.draw()
+    assert ax.get_legend().get_window_extent().x0 >= ax.bbox.x1
+
+
 @pytest.mark.parametrize("constant", [0, 3])
 def test_a_gene_with_one_count_only_is_drawn(constant):
     ax = plotting.count_histogram(np.full(20, constant))
@@ -455,6 +575,13 @@ def test_groups_of_different_lengths_are_refused():
     assert not plt.get_fignums()
 
 
+def test_names_of_types_are_readable():
+    found = ["T_cell", "immune_other"]
+    shares = drawn_matrix(plotting.confusion_matrix(["T_cell", "T_cell"], found))
+    assert shares.index.tolist() == ["T cell (2)"]
+    assert shares.columns.tolist() == ["T cell", "immune other"]
+
+
 # -------------------------------------------------------------------------- graphical models
 
 GRAPH = {  # a model with everything: both ways, one way, two parents, plates that cross
@@ -485,14 +612,18 @@ def drawn(ax):
 def arrows(ax):
     """(parent, variable) of each arrow by the variables nearest to its ends, and its line."""
     places, _ = drawn(ax)
+    heads = [text for text in ax.texts if isinstance(text, Annotation) and text.arrow_patch]
     found = []
-    for arrow in (patch for patch in ax.patches if isinstance(patch, FancyArrow)):
+    for line, head in zip(ax.get_lines(), heads, strict=True):
+        tail, tip = line.get_xydata()[0], np.array(head.xy)
+        left = tip - line.get_xydata()[1]  # the line ends shortly before the head's tip
+        np.testing.assert_allclose(left, 0.07 * (tip - tail) / np.hypot(*(tip - tail)), atol=1e-9)
         pair = []
-        for end in arrow.get_xy()[[3, 0]]:  # tail and tip
+        for end in (tail, tip):
             nearest = min(places, key=lambda name: np.hypot(*(places[name] - end)))
             assert np.hypot(*(places[nearest] - end)) == pytest.approx(0.25, abs=0.03)
             pair.append(nearest)
-        found.append((*pair, arrow.get_linestyle()))
+        found.append((*pair, line.get_linestyle()))
     return sorted(found)
 
 
@@ -512,11 +643,42 @@ def test_a_graph_is_drawn_as_it_is_described():
 def test_arrows_of_both_ways_lie_side_by_side():
     ax = plotting.graphical_model(GRAPH)
     across = {
-        arrow.get_linestyle(): arrow.get_xy()[:, 0].mean()
-        for arrow in ax.patches
-        if isinstance(arrow, FancyArrow) and np.ptp(arrow.get_xy()[[0, 3], 0]) < 0.01
+        line.get_linestyle(): line.get_xdata().mean()
+        for line in ax.get_lines()
+        if np.ptp(line.get_xdata()) < 0.01
     }
-    assert across["-"] - across["--"] == pytest.approx(0.18, abs=0.01)
+    assert abs(across["-"] - across["--"]) == pytest.approx(0.18, abs=0.01)
+
+
+def dark_runs(ax, line) -> int:
+    """How many separate dark pieces the pixels of a straight line have."""
+    ax.figure.set_dpi(200)
+    ax.figure.canvas.draw()
+    pixels = np.asarray(ax.figure.canvas.buffer_rgba())[::-1, :, 0]
+    (x0, y0), (x1, y1) = ax.transData.transform(line.get_xydata())
+    along = np.linspace(0, 1, 400)
+    x, y = np.rint(x0 + along * (x1 - x0)), np.rint(y0 + along * (y1 - y0))
+    dark = np.min([pixels[y.astype(int) + d, x.astype(int) + e] for d in (-1, 0, 1)
+                   for e in (-1, 0, 1)], axis=0) < 128  # fmt: skip
+    return 1 + int((~dark[:-1] & dark[1:]).sum())
+
+
+def test_dashes_of_any_length_and_direction_are_seen():
+    for model in (vaelab.SCANVI, vaelab.GMVAE, vaelab.SCVI):
+        for show in "pq":
+            ax = plotting.graphical_model(model.graph, show=show)
+            for line in ax.get_lines():
+                pieces = dark_runs(ax, line)
+                assert pieces >= 4 if show == "q" else pieces == 1
+
+
+def test_a_variable_that_is_observed_for_a_part_of_the_cells_is_half_shaded():
+    ax = plotting.graphical_model({"c": {"at": (0, 0), "observed": "partly"}, "l": {"at": (1, 0)}})
+    (half,) = [patch for patch in ax.patches if isinstance(patch, Wedge)]
+    assert half.center == (0, 0) and half.theta2 - half.theta1 == 180
+    places, shaded = drawn(ax)
+    assert not shaded and set(places) == {"c", "ℓ"}
+    assert vaelab.SCANVI.graph["c"]["observed"] == "partly"
 
 
 def test_a_plate_holds_its_variables_and_no_other():
@@ -557,10 +719,40 @@ def test_every_model_has_a_graph_of_the_variables_in_its_docstring(model):
     assert set(drawn_variables) == set(model.graph) and shaded
 
 
+# -------------------------------------------------------------------------------------- seeds
+
+
+def test_each_number_has_a_dot_per_seed_and_its_mean():
+    ax = plotting.seeds(None, SEEDS, ylabel="nats per cell", colours={"with": "#D55E00"})
+    for i, (name, values) in enumerate(SEEDS.items()):
+        dots, mean = ax.collections[2 * i], ax.collections[2 * i + 1]
+        (start, end) = mean.get_segments()[0]
+        assert dots.get_offsets()[:, 1].tolist() == values.tolist()
+        assert start[1] == end[1] == values.mean()
+        assert start[0] < dots.get_offsets()[:, 0].min() and dots.get_offsets()[:, 0].max() < end[0]
+        assert np.allclose(dots.get_offsets()[:, 0] - i, ax.collections[0].get_offsets()[:, 0])
+        assert to_hex(mean.get_color()[0]) == to_hex(dots.get_facecolor()[0])
+        assert to_hex(mean.get_color()[0]) == ("#d55e00", "#e69f00")[i], name
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["with", "without warm\nup"]
+    assert ax.get_ylabel() == "nats per cell" and "4 seeds" in ax.get_xlabel()
+
+
+def test_seeds_that_can_not_be_drawn_are_refused():
+    with pytest.raises(ValueError, match="colours has 'wiht'"):
+        plotting.seeds(None, SEEDS, colours={"wiht": "red"})
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        plotting.seeds(None, SEEDS.replace(4.5, np.nan))
+    with pytest.raises(ValueError, match="finite numbers"):
+        plotting.seeds(None, SEEDS.iloc[:0])
+
+
 # ------------------------------------------------------------------------------- interactive
 
 
-def test_an_interactive_figure_is_drawn_anew_when_a_control_moves():
+ALT = "A bar whose height is that of the slider."
+
+
+def test_an_interactive_figure_is_drawn_again_when_a_control_moves():
     import ipywidgets
 
     seen = []
@@ -574,10 +766,154 @@ def test_an_interactive_figure_is_drawn_anew_when_a_control_moves():
 
     slider = ipywidgets.IntSlider(3, 0, 10)
     before = plt.get_fignums()
-    *controls, picture = plotting.interactive(draw, height=slider).children
+    *controls, picture = plotting.interactive(draw, alt=ALT, height=slider).children
     first = picture.value
     slider.value = 7
     assert controls == [slider] and seen == [3, 7]
     assert bytes(first[:4]) == bytes(picture.value[:4]) == b"\x89PNG"
     assert bytes(picture.value) != bytes(first)
     assert plt.get_fignums() == before  # no figure is left behind
+
+
+def test_controls_are_live_named_and_wide_enough():
+    from ipywidgets import Dropdown, FloatSlider
+
+    def draw(mean, gene):
+        return plt.figure(figsize=(4, 3))
+
+    mean = FloatSlider(0.0, continuous_update=False)
+    gene = Dropdown(options=["GCG", "INS"], description="the gene")
+    plotting.interactive(draw, alt=ALT, mean=mean, gene=gene)
+    assert mean.continuous_update
+    assert (mean.description, gene.description) == ("mean", "the gene")
+    assert mean.style.description_width == "initial" and mean.layout.width == "500px"
+
+
+def test_an_interactive_picture_is_sharp_and_keeps_its_size():
+    from ipywidgets import FloatSlider
+
+    def draw(scale):
+        figure, ax = plt.subplots(figsize=(7, 3))
+        ax.plot([0, scale])
+        ax.set_ylabel("a label\n" * round(scale))
+        return figure
+
+    slider = FloatSlider(1.0)
+    *_, picture = plotting.interactive(draw, alt=ALT, scale=slider).children
+    for value in (1.0, 3.0):
+        slider.value = value
+        assert Image.open(io.BytesIO(picture.value)).size == (1400, 600)
+        assert picture.layout.width == "700px"
+        # Nothing is cut off: the margin is white.
+        pixels = np.asarray(Image.open(io.BytesIO(picture.value)).convert("L"))
+        assert (pixels[:, :4] == 255).all() and (pixels[:, -4:] == 255).all()
+    assert picture.tooltip == ALT
+
+
+def test_without_a_kernel_the_first_picture_stands_for_the_widget():
+    from ipywidgets import FloatSlider
+
+    widget = plotting.interactive(lambda m: plt.figure(figsize=(4, 3)), alt=ALT, m=FloatSlider())
+    bundle = widget._repr_mimebundle_()
+    assert bundle["application/vnd.jupyter.widget-view+json"]["model_id"] == widget.model_id
+    assert bundle["text/plain"] == ALT
+    assert picture_in(bundle["text/html"]).size == (800, 600)
+
+
+# --------------------------------------------------------------------------------- pictures
+
+
+def picture_in(html: str):
+    return Image.open(io.BytesIO(base64.b64decode(re.search('base64,([^"]+)">$', html)[1])))
+
+
+@pytest.fixture
+def displayed(monkeypatch):
+    import IPython.display
+
+    seen = []
+    monkeypatch.setattr(
+        IPython.display, "display", lambda data, raw: seen.append(data) if raw else None
+    )
+    return seen
+
+
+def test_a_figure_is_shown_once_sharp_with_its_text_and_closed(displayed):
+    import xml.etree.ElementTree as xml
+
+    plt.subplots(figsize=(9.5, 3), layout="constrained")[1].plot([-1, 2])
+    alt = 'A "line" & its slope: 1 < 2.'
+    plotting.show(alt)
+    assert not plt.get_fignums()
+    (data,) = displayed
+    assert {*data} == {"text/html", "text/plain"} and data["text/plain"] == alt
+    image = xml.fromstring(data["text/html"].replace('">', '"/>'))
+    assert (image.tag, image.get("alt")) == ("img", alt)
+    width = int(image.get("width"))
+    assert 930 < width < 990 and "max-width: 100%" in image.get("style")
+    picture = picture_in(data["text/html"])
+    assert picture.width in (2 * width, 2 * width + 1)
+    assert picture.mode == "P"
+
+
+def test_nothing_beside_the_axes_is_cut_off(displayed):
+    ax = plt.subplots(figsize=(5, 3))[1]
+    ax.plot([1, 2], label="a name so long that it stands outside")
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    plotting.show("A line.", ax.figure)
+    assert picture_in(displayed[0]["text/html"]).width > 1300
+
+
+@pytest.mark.parametrize("name", ["viridis", "RdBu_r", "Blues"])
+def test_a_palette_changes_no_colour_that_one_could_see(name, displayed):
+    x, y = RNG.normal(size=(2, 900))
+    for draw in (
+        lambda ax: ax.imshow(x.reshape(30, 30).cumsum(1), cmap=name),
+        lambda ax: ax.scatter(x, y, c=x, cmap=name, s=20, lw=0),
+    ):
+        figure, axes = plt.subplots(1, 2, figsize=(9, 4))
+        plotting.embedding(POINTS, GROUPS, ax=axes[0])
+        figure.colorbar(draw(axes[1]))
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=200, bbox_inches="tight", pad_inches=0.05)
+        plotting.show("A map.", figure)
+        expected = np.asarray(Image.open(buffer).convert("RGB")).astype(int)
+        seen = np.asarray(picture_in(displayed.pop()["text/html"]).convert("RGB")).astype(int)
+        assert np.abs(expected - seen).max() <= 6
+
+
+def test_a_minus_is_a_minus_everywhere(displayed):
+    figure, ax = plt.subplots()
+    ax.set(title=f"{-6.74:.2f} nats, HLA-2, 2015-2016, x-3", xlabel="$a-1$")
+    ax.text(0, 0, "(-1, −2)")
+    plotting.show("An empty frame.", figure)
+    assert ax.get_title() == "−6.74 nats, HLA-2, 2015-2016, x-3"
+    assert (texts(ax), ax.get_xlabel()) == (["(−1, −2)"], "$a-1$")
+
+
+@pytest.mark.parametrize(
+    ("alt", "seen"),
+    [("", "has 0 char"), (" \n", "has 0"), ("a" * 301, "has 301"), (None, "is None")],
+)
+def test_a_text_that_helps_nobody_is_refused(alt, seen):
+    plt.figure()
+    with pytest.raises(ValueError, match=f"alternative text {seen}.*: say in 1 to 300 characters"):
+        plotting.show(alt)
+    with pytest.raises(ValueError, match=f"alternative text {seen}"):
+        plotting.interactive(lambda: pytest.fail("drawn"), alt=alt)
+    assert not plt.get_fignums()
+
+
+def test_a_figure_that_does_not_fit_the_page_is_refused():
+    for figsize, legend_at in (((9.6, 3), 0.5), ((9.5, 3), 1.3)):
+        ax = plt.subplots(figsize=figsize)[1]
+        ax.plot([1, 2], label="outside")
+        ax.legend(loc="center left", bbox_to_anchor=(legend_at, 0.5))
+        with pytest.raises(ValueError, match=r"inches wide; 9.5 fit the page: narrow it, or put"):
+            plotting.show("A line.")
+        assert not plt.get_fignums()
+    with pytest.raises(ValueError, match=r"12 inches wide"):
+        plotting.interactive(lambda: plt.figure(figsize=(12, 3)), alt=ALT)
+    assert not plt.get_fignums()
+    with pytest.raises(ValueError, match="There is no figure to show"):
+        plotting.show("A line.")

@@ -121,6 +121,12 @@ def showing(nats: str) -> tuple[str, list]:
     return f"display({data!r}, raw=True)", [v4.new_output("display_data", data=data)]
 
 
+def picture(pixels: str, alt: str) -> tuple[str, list]:
+    html = f'<img alt="{alt}" width="950" src="data:image/png;base64,{pixels}">'
+    data = {"text/html": html, "text/plain": alt}
+    return f"display({data!r}, raw=True)", [v4.new_output("display_data", data=data)]
+
+
 def test_nbval_compares_this_way(tmp_path):
     cases = [  # what the cell gives, what the notebook holds, its tolerance, and what nbval says
         (printing("0.655 of beta"), printing("0.656 of beta"), None, "PASSED"),
@@ -131,6 +137,9 @@ def test_nbval_compares_this_way(tmp_path):
         (showing("0.94"), showing("0.95"), None, "PASSED"),
         (showing("0.94"), showing("0.97"), None, "FAILED"),
         (printing("0.1"), showing("0.1"), None, "FAILED"),
+        (picture("iVBO1", "A line."), picture("iVBO2", "A line."), None, "PASSED"),
+        (picture("iVBO1", "A line."), picture("iVBO1", "A dot."), None, "FAILED"),
+        (picture("iVBO1", "A line."), showing("A line."), None, "FAILED"),
     ]
     cells = [
         v4.new_code_cell(
@@ -150,7 +159,7 @@ def test_nbval_compares_this_way(tmp_path):
         capture_output=True,
         text=True,
     )
-    outcomes = re.findall(r"^(PASSED|FAILED) \S+::Cell (\d)", done.stdout, re.M)
+    outcomes = re.findall(r"^(PASSED|FAILED) \S+::Cell (\d+)", done.stdout, re.M)
     expected = [(outcome, str(number)) for number, (*_, outcome) in enumerate(cases)]
-    assert sorted(outcomes, key=lambda outcome: outcome[1]) == expected, done.stdout
+    assert sorted(outcomes, key=lambda outcome: int(outcome[1])) == expected, done.stdout
     assert "0.655 where the notebook has 0.658: they differ by 0.003" in done.stdout

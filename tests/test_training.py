@@ -147,6 +147,23 @@ def test_a_warm_up_that_would_not_end_is_refused():
         quick(some_model(), epochs=4, kl_warmup=13)
 
 
+def test_a_model_has_a_warm_up_of_its_own(tmp_path):
+    model = some_model()
+    model.kl_warmup = 8
+    history = quick(model, epochs=4)  # three steps an epoch
+    assert history.settings["kl_warmup"] == 6  # half of all steps
+    assert history.chosen["kl_warmup"].startswith("KL warm-up of 6 steps: 8 for a ")
+    assert history.frame["kl_weight"].tolist() == [0.5, 1, 1, 1]
+    history = quick(model, epochs=10)
+    assert history.settings["kl_warmup"] == 8 and history.frame["kl_weight"].iloc[0] == 3 / 8
+    assert quick(model, epochs=4, kl_warmup=0).frame["kl_weight"].eq(1).all()
+    assert "kl_warmup" not in quick(some_model(), epochs=4).chosen
+    options = {"patience": None, "checkpoint": tmp_path / "run"}
+    quick(model, epochs=4, **options)
+    history = quick(model, epochs=10, **options)  # goes on with the warm-up of the first call
+    assert history.settings["kl_warmup"] == 6 and history.frame["kl_weight"].iloc[0] == 0.5
+
+
 def test_the_kl_weight_of_each_step_is_the_one_in_the_loss():
     model, weights = some_model(), []
 
@@ -795,7 +812,7 @@ def test_after_a_resume_a_broken_loss_sets_back_to_the_checkpoint(tmp_path):
         ("epsilon", [0, -1e-3, np.nan, np.inf, "1e-3"]),
         ("likelihood_learning_rate", [0, -1e-3, np.nan, np.inf, "1e-3"]),
         ("weight_decay", [-1e-9, np.nan, np.inf, "0"]),
-        ("kl_warmup", [-1, 0.25, np.nan, "5", None, True]),
+        ("kl_warmup", [-1, 0.25, np.nan, "5", True]),
         ("validation_fraction", [-0.1, 1.0, 2, np.nan, "0.1", None]),
         ("patience", [0, -1, 2.5, np.nan, "3"]),
         ("block_size", [0, -1, 2.5, np.nan, "3", True]),
@@ -886,9 +903,9 @@ def test_a_run_on_a_gpu_is_resumed_too(tmp_path):
 def test_epochs_and_patience_follow_from_the_steps_of_an_epoch(
     n_cells, batch_size, epochs, patience
 ):
-    settings = {"epochs": None, "patience": "auto", "epsilon": None, "kl_warmup": 0}
+    settings = {"epochs": None, "patience": "auto", "epsilon": None, "kl_warmup": None}
     settings["batch_size"], n_held_out = batch_size, round(0.1 * n_cells)
-    chosen = training._choose(settings, 500, n_cells - n_held_out, n_held_out)
+    chosen = training._choose(settings, some_model(), 500, n_cells - n_held_out, n_held_out)
     assert (settings["epochs"], settings["patience"], settings["epsilon"]) == (
         epochs,
         patience,
@@ -901,7 +918,7 @@ def test_epochs_and_patience_follow_from_the_steps_of_an_epoch(
 def test_without_held_out_cells_training_is_shorter():
     settings = {"epochs": None, "patience": "auto", "epsilon": 0.1, "kl_warmup": 0}
     settings["batch_size"] = 128
-    chosen = training._choose(settings, 500, 3774, 0)
+    chosen = training._choose(settings, some_model(), 500, 3774, 0)
     assert settings["epochs"] == 50
     assert "no held-out cells say when to stop" in chosen["epochs"]
     assert "epsilon" not in chosen and settings["epsilon"] == 0.1

@@ -24,6 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]  # in a checkout
 IN_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()
 SAVED = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "saved_model_parameters"
 EDITIONS = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "course" / "exercises"
+EVIDENCE = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "course" / "evidence"
 ENOUGH_MEMORY = 2e9  # bytes: the budget of a lesson
 
 app = typer.Typer(
@@ -193,6 +194,90 @@ def train(
     typer.echo(f"{card['training']}; {card['seconds']} s")
     typer.echo("  ".join(f"{score} {value:g}" for score, value in card["scores"].items()))
     typer.echo(f"Wrote {path} and its card.")
+
+
+# ---------------------------------------------------------------------------------- evidence
+
+
+@app.command()
+def evidence(
+    lesson: Annotated[str | None, typer.Argument(metavar="[LESSON]")] = None,
+    claims: Annotated[list[str] | None, typer.Argument(metavar="[CLAIM]...")] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="Run also what has not changed since its last run.")
+    ] = False,
+    renew: Annotated[
+        bool,
+        typer.Option("--renew", help="Run one seed of what changed; the rest if it differs."),
+    ] = False,
+) -> None:
+    """Run the claims of a lesson with every seed, and write their results next to them.
+
+    For example: vaelab evidence 04, or vaelab evidence 04 short_name. Exit code 1 if a claim does
+    not hold. After Ctrl-C, run it again to go on. Without LESSON: a list."""
+    from tqdm import tqdm
+
+    from .teaching import experiments
+    from .teaching.evidence import in_words
+    from .training import TrainingError
+
+    if lesson is None:
+        _list_evidence()
+        return
+    lesson = lesson.zfill(2)
+    path = next(iter(sorted(EVIDENCE.glob(f"{lesson}_*.py"))), None)
+    if path is None:
+        there = ", ".join(file.stem[:2] for file in sorted(EVIDENCE.glob("[0-9]*.py"))) or "none"
+        _fail(f"There is no {EVIDENCE / lesson}_….py. The lessons with evidence are: {there}.")
+    failed = False
+    try:
+        all_, results = experiments.load(path), experiments.read_results(path)
+        wanted = [f"E{lesson}.{name.rpartition('.')[2]}" for name in claims or ()] or [*all_]
+        if unknown := [id for id in wanted if id not in all_]:
+            _fail(f"There is no claim {unknown[0]}. The claims are {', '.join(all_)}.")
+        n_seeds, show = sum(len(all_[id].seeds) for id in wanted), sys.stderr.isatty()
+        with tqdm(total=n_seeds, unit="seed", disable=not show, file=sys.stderr) as bar:
+            for id in wanted:
+                bar.set_description(id)
+                options = {"again": again, "renew": renew, "step": bar.update}
+                done = bar.n
+                result, how = experiments.prove(path, all_[id], results.get(id), **options)
+                bar.update(done + len(all_[id].seeds) - bar.n)
+                results[id] = result
+                experiments.write_results(path, {i: results[i] for i in all_ if i in results})
+                seconds = "" if how == "kept" else f", {sum(result['seconds']):.0f} CPU s"
+                bar.write(f"{in_words(id, result)} ({how}{seconds})", file=sys.stdout)
+                failed |= not result["holds"]
+    except KeyboardInterrupt:
+        typer.echo(
+            "Interrupted. Finished claims are kept. Run the same command again to go on.", err=True
+        )
+        raise typer.Exit(130) from None
+    except (OSError, ValueError, TrainingError) as error:
+        _fail(error)
+    typer.echo(f"Wrote {path.with_suffix('.json')}.")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _list_evidence() -> None:
+    """Each claim of each lesson, and the state of its result."""
+    from .teaching import experiments
+
+    try:
+        for path in sorted(EVIDENCE.glob("[0-9]*.py")):
+            results = experiments.read_results(path)
+            for id, claim in experiments.load(path).items():
+                result = results.get(id)
+                if result is None:
+                    state = "never run"
+                elif result["digest"] != experiments.digest(path, claim):
+                    state = "stale"
+                else:
+                    state = "holds" if result["holds"] else "does not hold"
+                typer.echo(f"{id:32}{state:15}{claim.sentence}")
+    except (OSError, ValueError) as error:
+        _fail(error)
 
 
 # ----------------------------------------------------------------------------------- release

@@ -1,12 +1,13 @@
 """Figures.
 
-Each function takes arrays or a data frame, draws into the given Axes or into new ones, and returns
-them. Colour-blind readers can distinguish the colours. If there are more groups than colours, the
-markers differ too.
+Most functions take arrays or a data frame, draw into the given Axes or into new ones, and return
+them; `show` puts the figure into the notebook. Groups differ in colour and in marker. A cell type
+has one colour in the whole course.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import combinations, cycle
 
@@ -21,12 +22,37 @@ __all__ = [
     "graphical_model",
     "interactive",
     "latent_covariance",
+    "look",
+    "readable",
+    "seeds",
+    "show",
     "training_history",
 ]
 
-# Okabe & Ito (2008), without the yellow that vanishes on white.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+# Okabe & Ito (2008), without the yellow that vanishes on white. The order keeps the first ones as
+# far apart as can be also with deuteranopia, which confuses orange and red, and green and pink.
+BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#E69F00", "#009E73", "#000000"
+SKY, RED, PINK = "#56B4E9", "#D55E00", "#CC79A7"
+COLOURS = (BLUE, ORANGE, GREEN, BLACK, SKY, RED, PINK)
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+
+# The look of a group is a number; two groups that occur in one figure have different numbers.
+LOOKS = {
+    # pancreas
+    "beta": 0, "alpha": 1, "delta": 2, "gamma": 3, "ductal": 4, "quiescent stellate": 5,
+    "endothelial": 6, "macrophage": 7, "schwann": 8, "immune other": 9, "activated stellate": 13,
+    # blood
+    "progenitor": 0, "CD34+": 0, "NK cell": 1, "cytotoxic T": 2, "helper T": 3,
+    "naive cytotoxic T": 5, "memory T": 6, "naive T": 7, "regulatory T": 8, "monocyte": 9,
+    "CD14+": 9, "dendritic": 12,
+    # both
+    "T cell": 10, "B cell": 11,
+    # batches
+    "mouse 1": 0, "mouse 2": 1, "batch 1": 0, "batch 2": 1,
+}  # fmt: skip
+
+WIDEST = 9.5  # inches that fit the page of JupyterLab and of the site
+PIXELS = 100  # per inch, as shown; a figure is drawn with twice as many, for sharp screens
 
 
 def training_history(frame, best_epoch: int | None = None, axes=None):
@@ -55,7 +81,7 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     if len(frame) == 0:
         raise ValueError("No epoch of this training was finished; there is nothing to draw.")
     if axes is None:
-        axes = _figure(1, 2, figsize=(10, 3.2))
+        axes = _figure(1, 2, figsize=(WIDEST, 3.2))
     known = {"kl_weight", "bound", "held_out_bound", "seconds"}
     bound, terms = axes
     marker = "o" if len(frame) == 1 else None  # a line through one point is invisible
@@ -71,7 +97,7 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     if late.size:
         bound.set_ylim(bottom=late.min() - 0.1 * (late.max() - late.min() + 1))
     bound.set(xlabel="epoch", ylabel="bound (nats per cell)", title="The bound")
-    bound.legend(frameon=False)
+    _legend_beside(bound)
     others = [c for c in frame.columns if c not in known and c != "reconstruction"]
     for colour, name in zip(cycle(COLOURS), others, strict=False):
         terms.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
@@ -83,10 +109,7 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     weight.set_ylim(0, 1.05)
     weight.set_ylabel("KL weight")
     handles = terms.get_lines() + weight.get_lines()
-    terms.legend(  # next to the Axes: the curves may be anywhere in them
-        handles, [h.get_label() for h in handles], frameon=False,
-        loc="center left", bbox_to_anchor=(1.16, 0.5), fontsize=9,
-    )  # fmt: skip
+    _legend_beside(terms, handles=handles, bbox_to_anchor=(1.25, 0.5))
     for panel in axes:
         panel.xaxis.get_major_locator().set_params(integer=True)
         if marker:
@@ -94,10 +117,13 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     return axes
 
 
-def embedding(points, values, ax=None, title: str | None = None, name: str | None = None):
+def embedding(
+    points, values, ax=None, title: str | None = None, name: str | None = None,
+    names: str = "auto",
+):  # fmt: skip
     """Cells in two dimensions, coloured by group or by a number.
 
-    The name of each group is written on it. If names would overlap, a legend has them all.
+    Each group is drawn as `look` says.
 
     Parameters
     ----------
@@ -111,6 +137,9 @@ def embedding(points, values, ax=None, title: str | None = None, name: str | Non
         Title of the Axes.
     name
         Name and unit of the numbers, for the colour bar.
+    names
+        Where the names of groups stand: "clouds" (on the cells; names that would overlap are moved
+        apart), "legend" (beside the Axes), or "auto" (on the cells unless names would overlap).
 
     Returns
     -------
@@ -119,8 +148,11 @@ def embedding(points, values, ax=None, title: str | None = None, name: str | Non
     Raises
     ------
     ValueError
-        ``points`` and ``values`` are not of as many cells, or ``points`` are not finite.
+        ``points`` and ``values`` are not of as many cells, ``points`` are not finite, or ``names``
+        is another word.
     """
+    if names not in ("auto", "clouds", "legend"):
+        raise ValueError(f'names is {names!r}; it must be "auto", "clouds" or "legend".')
     points, values = _numbers("points", points, ndim=2), np.asarray(values)
     if points.shape != (len(values), 2):
         raise ValueError(
@@ -134,20 +166,22 @@ def embedding(points, values, ax=None, title: str | None = None, name: str | Non
         drawn = ax.scatter(*points[order].T, c=values[order], s=size, cmap="viridis", lw=0)
         ax.figure.colorbar(drawn, ax=ax, label=name, shrink=0.8)
     else:
-        groups, counts = np.unique(values.astype(str), return_counts=True)
-        names = []
-        for i, group in enumerate(groups[np.argsort(-counts, kind="stable")]):
-            at = points[values.astype(str) == group]
-            ax.scatter(*at.T, s=size, lw=0, label=group, **_style(i))
-            names.append(_write(ax, *np.median(at, axis=0), group))
-        boxes = [name.get_window_extent() for name in names]
-        if any(a.overlaps(b) for a, b in combinations(boxes, 2)):
-            for name in names:
-                name.remove()
-            ax.legend(
-                frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), fontsize=9,
-                ncols=1 + len(groups) // 20, markerscale=np.sqrt(25 / size),
-            )  # fmt: skip
+        values = values.astype(str)
+        groups, counts = np.unique(values, return_counts=True)
+        looks, written, clouds = look(groups), [], []
+        for group in groups[np.argsort(-counts, kind="stable")]:
+            at = points[values == group]
+            ax.scatter(*at.T, s=size, lw=0, label=readable(group), **looks[group])
+            if names != "legend":
+                written.append(_write(ax, *np.median(at, axis=0), readable(group)))
+                clouds.append(at)
+        if names == "clouds":
+            _move_apart(written, clouds)
+        boxes = [text.get_window_extent() for text in written]
+        if names == "legend" or any(a.overlaps(b) for a, b in combinations(boxes, 2)):
+            for text in written:
+                text.remove()
+            _legend_beside(ax, ncols=1 + len(groups) // 20, markerscale=np.sqrt(25 / size))
     return ax
 
 
@@ -216,7 +250,7 @@ def count_histogram(
     The Axes.
     """
     observed = _numbers("observed", observed, ndim=1)
-    ax = ax or _figure(figsize=(5, 3.2))
+    ax = ax or _figure(figsize=(6, 3.2))
     if largest is None:
         largest = max(4, int(np.quantile(observed, 0.98)))
     width = max(1, -(-(largest + 1) // 40))  # at most 40 bars
@@ -235,10 +269,7 @@ def count_histogram(
     together = f" (the last bar: {int(edges[-1] - width + 0.5)} and more)"
     ax.set(xlabel=f"counts of {gene}{together}", ylabel="share of cells", yscale="log")
     ax.set_ylim(bottom=0.3 / len(observed))
-    if len(models or ()) <= 3:
-        ax.legend(frameon=False)
-    else:
-        ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _legend_beside(ax)
     return ax
 
 
@@ -263,7 +294,10 @@ def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name
     import pandas as pd
     import seaborn as sns
 
-    table = pd.crosstab(np.asarray(truth).astype(str), np.asarray(found).astype(str))
+    truth, found = (
+        [readable(group) for group in np.asarray(groups).astype(str)] for groups in (truth, found)
+    )
+    table = pd.crosstab(np.array(truth, dtype=object), np.array(found, dtype=object))
     table = table.loc[table.sum(axis=1).sort_values(ascending=False, kind="stable").index]
     size = table.sum(axis=1)
     names = [f"{name} ({n:,})" for name, n in size.items()]
@@ -289,7 +323,8 @@ def confusion_matrix(truth, found, ax=None, truth_name: str = "type", found_name
 def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     """A model as a graph: its variables, and which variables each one depends on.
 
-    Circles are variables; they are shaded if observed. Solid arrows are the generative model p,
+    Circles are variables; they are shaded if observed, and half shaded if observed for a part of
+    the cells. Solid arrows are the generative model p,
     dashed arrows the variational model q. Variables on a plate are repeated, for example once per
     cell.
 
@@ -298,7 +333,7 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     graph
         For each variable, a dictionary with its position ``at`` (x, y) and, if it has any, its
         parents in the generative model ``p`` and in the variational model ``q``, its ``plates``,
-        and ``observed``. ``vaelab.VAE.graph`` is an example.
+        and ``observed``: True, or "partly". ``vaelab.VAE.graph`` is an example.
     show
         Arrows to draw: "p", "q" or "pq".
     ax
@@ -314,26 +349,22 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
         A parent is not in the graph, or a variable is drawn on a plate that is not its own.
     """
     import daft
+    from matplotlib.patches import Wedge
 
-    nodes = {
-        name: daft.Node(name, f"${name}$", *v["at"], observed=v.get("observed", False), fontsize=13)
-        for name, v in graph.items()
-    }
+    radius = 0.25
+    nodes = {}
+    for name, v in graph.items():
+        label = re.sub("^l(?=_|$)", "ℓ", name)  # an l looks like a 1
+        style = {"observed": v.get("observed") is True, "fontsize": 13}
+        if v.get("observed") == "partly":
+            style["plot_params"] = {"fc": "none"}  # the shaded half is drawn below it
+        nodes[name] = daft.Node(name, f"${label}$", *v["at"], **style)
     arrows = [(a, b, model) for model in show for b, v in graph.items() for a in v.get(model, ())]
     if unknown := {a for a, _, _ in arrows} - set(nodes):
         raise ValueError(
             f"{min(unknown)!r} is named as a parent but is not in the graph: add it, or remove it "
             "from 'p' and 'q'."
         )
-    edges, pairs = [], {(a, b) for a, b, _ in arrows}
-    for a, b, model in arrows:
-        ends = nodes[a], nodes[b]
-        if (b, a) in pairs:  # one arrow each way: side by side
-            aside = 0.09 * np.array([ends[0].y - ends[1].y, ends[1].x - ends[0].x])
-            aside = aside / np.hypot(ends[1].x - ends[0].x, ends[1].y - ends[0].y)
-            ends = [daft.Node(n.name, "", n.x + aside[0], n.y + aside[1]) for n in ends]
-        style = {"ls": "-" if model == "p" else "--", "head_length": 0.13, "head_width": 0.09}
-        edges.append(daft.Edge(*ends, plot_params=style))
     on = {plate: set() for v in graph.values() for plate in v.get("plates", ())}
     for plate, members in on.items():
         members.update(name for name, v in graph.items() if plate in v.get("plates", ()))
@@ -356,31 +387,137 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     ax = ax or _figure(figsize=high - low)
     ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal")
     ax.set_axis_off()
-    context = daft.PGM(grid_unit=1.0, node_unit=0.5)._ctx
+    context = daft.PGM(grid_unit=1.0, node_unit=2 * radius)._ctx
     context._ax = ax  # without it, daft makes a figure of its own
-    for shape in (*plates, *edges, *nodes.values()):
+    for shape in (*plates, *nodes.values()):
         shape.render(context)
+    for v in graph.values():
+        if v.get("observed") == "partly":
+            ax.add_patch(Wedge(v["at"], radius, 90, 270, fc="0.7", lw=0, zorder=0))
+    pairs = {(a, b) for a, b, _ in arrows}
+    for a, b, model in arrows:
+        start, end = (np.array(graph[name]["at"], dtype=float) for name in (a, b))
+        along = (end - start) / np.hypot(*(end - start))
+        aside = 0.09 * np.array([-along[1], along[0]]) if (b, a) in pairs else 0  # one each way
+        tip, tail = end - radius * along + aside, start + radius * along + aside
+        # An edge of daft runs there and back, so that its dashes fill each other's gaps.
+        ends = np.transpose([tail, tip - 0.07 * along])
+        ax.plot(*ends, color="black", lw=1.1, ls="-" if model == "p" else (0, (4, 2.5)))
+        style = {"arrowstyle": "-|>", "mutation_scale": 18, "fc": "black", "lw": 0}  # only a head
+        ax.annotate("", tip, tail, arrowprops=style | {"shrinkA": 0, "shrinkB": 0})
     return ax
 
 
-def interactive(draw, **controls):
-    """Controls above a figure that is drawn again whenever one of them moves.
+def seeds(ax, frame, *, ylabel: str = "value", colours: Mapping | None = None):
+    """The numbers of several seeds: a column of dots per number, and their mean as a short line.
+
+    A seed stands at the same place in each column, so that pairs can be compared.
+
+    Parameters
+    ----------
+    ax
+        Axes to draw into; None for a new figure.
+    frame
+        Data frame with one row per seed and one column per number.
+    ylabel
+        What the numbers are, and their unit.
+    colours
+        The colours of some of the columns, by name; the others get colours in order.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    ValueError
+        ``frame`` is empty or holds a value that is not finite, or ``colours`` names another column.
+    """
+    from textwrap import fill
+
+    values = _numbers("frame", frame, ndim=2)
+    if unknown := {*(colours or ())} - {*frame.columns}:
+        raise ValueError(f"colours has {min(unknown)!r}; the columns are {[*frame.columns]}.")
+    ax = ax or _figure(figsize=(1.5 + 1.1 * values.shape[1], 3.2))
+    aside = np.linspace(-0.15, 0.15, len(values)) if len(values) > 1 else np.zeros(1)
+    for i, name in enumerate(frame.columns):
+        colour = (colours or {}).get(name, COLOURS[i % len(COLOURS)])
+        ax.scatter(i + aside, values[:, i], s=25, color=colour, alpha=0.8, lw=0)
+        ax.hlines(values[:, i].mean(), i - 0.3, i + 0.3, color=colour, lw=2)
+    names = [fill(str(name).replace("_", " "), 14) for name in frame.columns]
+    ax.set_xticks(range(len(names)), names)
+    ax.set(xlim=(-0.6, len(names) - 0.4), ylabel=ylabel)
+    ax.set_xlabel(f"dots: {len(values)} seeds; line: their mean")
+    return ax
+
+
+def show(alt: str, figure=None) -> None:
+    """Put a figure into the notebook, with alternative text, and close it.
+
+    The picture is sharp on every screen and at most as wide as the page. Readers who do not see it
+    get the text: with a screen reader, or where a viewer leaves pictures out.
+
+    Parameters
+    ----------
+    alt
+        What the figure shows, in one or two sentences that replace it.
+    figure
+        The figure; None for the current one.
+
+    Raises
+    ------
+    ValueError
+        ``alt`` is empty or long, the figure is too wide, or there is none.
+    """
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+
+    if figure is None and not plt.get_fignums():
+        raise ValueError("There is no figure to show: draw one before plotting.show.")
+    figure = figure or plt.gcf()
+    try:
+        _check_alt(alt)
+        display(_picture(alt, _png(figure, bbox_inches="tight", pad_inches=0.05)), raw=True)
+    finally:
+        plt.close(figure)
+
+
+def interactive(draw, *, alt: str, **controls):
+    """Controls above a figure that is drawn again while one of them moves.
+
+    Where no kernel runs, the first picture stands in the place of the widget. Keep the limits of
+    the axes constant in ``draw``, so that pictures can be compared, and round the numbers in a
+    title.
 
     Parameters
     ----------
     draw
-        Function that takes the values of the controls by name and returns a Figure.
+        Function that takes the values of the controls by name and returns a Figure. Every picture
+        has the size of this figure.
+    alt
+        What the figure shows, in one or two sentences that replace it.
     controls
-        ipywidgets that have a ``value``.
+        ipywidgets that have a ``value``. Without a ``description``, a control shows its own name.
 
     Returns
     -------
     A widget with the controls and the figure.
-    """
-    import io
 
+    Raises
+    ------
+    ValueError
+        ``alt`` is empty or long, or the figure is too wide.
+    """
     import ipywidgets
     import matplotlib.pyplot as plt
+
+    _check_alt(alt)
+
+    class Figure(ipywidgets.VBox):
+        """A viewer takes the first of widget, picture and text that it can show."""
+
+        def _repr_mimebundle_(self, **kwargs):
+            return super()._repr_mimebundle_(**kwargs) | _picture(alt, picture.value)
 
     # An Image, not an Output with the live figure: without a browser, a run of the notebook loses
     # the Output or waits for it forever.
@@ -388,54 +525,95 @@ def interactive(draw, **controls):
 
     def redraw(_=None) -> None:
         figure = draw(**{name: control.value for name, control in controls.items()})
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=80, bbox_inches="tight")
-        plt.close(figure)
-        picture.value = buffer.getvalue()
+        try:
+            if figure.get_layout_engine() is None:
+                figure.set_layout_engine("constrained")
+            # Without bbox_inches="tight", all pictures have one size and nothing jumps.
+            picture.value = _png(figure)
+        finally:
+            plt.close(figure)
 
-    for control in controls.values():
+    for name, control in controls.items():
+        control.description = control.description or name
+        control.style.description_width = "initial"
+        control.layout.width = "500px"
+        if hasattr(control, "continuous_update"):
+            control.continuous_update = True
         control.observe(redraw, "value")
     redraw()
-    return ipywidgets.VBox([*controls.values(), picture])
+    picture.tooltip = alt  # an Image has no other text
+    picture.layout = ipywidgets.Layout(
+        width=f"{_shown_width(picture.value)}px", max_width="100%", height="auto",
+        align_self="flex-start",
+    )  # fmt: skip
+    return Figure([*controls.values(), picture])
+
+
+def look(groups) -> dict[str, dict]:
+    """Colour and marker of each group, as keywords of matplotlib.
+
+    A known cell type, mouse or batch has the same look in every figure of the course. Other groups
+    take the looks that are left, in the order of their names.
+    """
+    groups = sorted({str(group) for group in np.atleast_1d(groups)}, key=_with_numbers_in_order)
+    known = {group: LOOKS[readable(group)] for group in groups if readable(group) in LOOKS}
+    free = iter(sorted(set(range(len(groups) + len(LOOKS))) - {*known.values()}))
+    numbers = {group: known[group] if group in known else next(free) for group in groups}
+    return {group: _style(number) for group, number in numbers.items()}
+
+
+def readable(group: str) -> str:
+    """The name of a group as a reader would write it: "quiescent stellate"."""
+    return str(group).replace("_", " ")
 
 
 def film(draw, values, alt: str, seconds: float = 0.12, pause: float = 2.0) -> None:
-    """Show a moving picture in the notebook's output; it needs no kernel and no JavaScript.
+    """Put a moving picture into the notebook; it needs no kernel and no JavaScript.
 
     Parameters
     ----------
     draw
         Function that takes one of ``values`` and returns a Figure; all figures have one size.
     values
-        One value per frame. A value equal to the one before it holds the picture still.
+        One value per frame. The same value several times holds the picture still.
     alt
-        Text for readers who do not see the picture: what moves, and what it shows.
+        What moves, and what it shows, in one or two sentences that replace the film.
     seconds
         Time per frame.
     pause
         Time for which the first and the last frame stand still. Then the film begins again.
+
+    Raises
+    ------
+    ValueError
+        ``alt`` is empty or long, or a figure is too wide.
     """
+    import base64
     import io
+    from html import escape
 
     import matplotlib.pyplot as plt
-    from IPython.display import Image, display
-    from PIL import Image as Picture
+    from IPython.display import display
+    from PIL import Image
 
+    _check_alt(alt)
     frames = []
     for value in values:
         figure = draw(value)
-        width = figure.get_figwidth() * 80
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=160)  # twice the pixels that are shown: sharp
-        plt.close(figure)
-        frames.append(Picture.open(buffer).convert("RGB").quantize(64))
-    times = [1000 * seconds] * len(frames)
+        try:
+            png = _png(figure)
+        finally:
+            plt.close(figure)
+        frames.append(Image.open(io.BytesIO(png)).convert("RGB").quantize(64))
+    times, buffer = [1000 * seconds] * len(frames), io.BytesIO()
     times[0] = times[-1] = 1000 * pause
-    buffer = io.BytesIO()
     frames[0].save(
         buffer, format="gif", save_all=True, append_images=frames[1:], duration=times, loop=0
     )
-    display(Image(buffer.getvalue(), format="gif", width=int(width), alt=alt))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    html = f'<img alt="{escape(alt)}" width="{_shown_width(png)}" style="max-width: 100%" '
+    picture = {"text/html": f'{html}src="data:image/gif;base64,{data}">', "text/plain": alt}
+    display(picture, raw=True)
 
 
 def _figure(*shape, figsize):
@@ -461,7 +639,19 @@ def _step(n: int) -> int:
 
 
 def _style(i: int) -> dict:
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i // len(COLOURS) % len(MARKERS)]}
+    """A look for each i below 49; seven neighbours differ in colour and also in marker."""
+    return {"color": COLOURS[i % 7], "marker": MARKERS[(i + i // 7) % 7]}
+
+
+def _with_numbers_in_order(group: str) -> list:
+    """Sorts "type 2" before "type 10"."""
+    return [(part.zfill(12) if part.isdigit() else part) for part in re.split(r"(\d+)", group)]
+
+
+def _legend_beside(ax, **options) -> None:
+    """A legend next to the Axes: the data may be anywhere in them."""
+    options = {"bbox_to_anchor": (1, 0.5), "fontsize": 9} | options
+    ax.legend(frameon=False, loc="center left", **options)
 
 
 def _write(ax, x: float, y: float, text: str):
@@ -469,3 +659,84 @@ def _write(ax, x: float, y: float, text: str):
 
     halo = [effects.withStroke(linewidth=2.5, foreground="white")]
     return ax.text(x, y, text, ha="center", va="center", fontsize=9, path_effects=halo)
+
+
+def _move_apart(texts, clouds) -> None:
+    """Move each text to the nearest place where it overlaps no other and hides few cells."""
+    ax, placed = texts[0].axes, []
+    ax.figure.draw_without_rendering()  # the layout decides how large the Axes are
+    inside = ax.get_window_extent()
+    angles = np.linspace(0, 2 * np.pi, 16, endpoint=False)
+    for text, cloud in zip(texts, clouds, strict=True):
+        start, cells = ax.transData.transform(text.get_position()), ax.transData.transform(cloud)
+        box = text.get_window_extent()
+        steps = [np.zeros(2)] + [
+            r * box.height * np.array([2 * np.cos(angle), np.sin(angle)])
+            for r in np.arange(0.5, 12, 0.5) for angle in angles
+        ]  # fmt: skip
+
+        def fits(moved, cells=cells) -> bool:
+            near = moved.padded(3)  # cells are not points
+            hidden = ((near.min < cells) & (cells < near.max)).all(axis=1).mean()
+            within = (inside.min < moved.min).all() and (moved.max < inside.max).all()
+            return within and hidden < 0.3 and not any(moved.overlaps(other) for other in placed)
+
+        step = next((step for step in steps if fits(box.translated(*step))), steps[0])
+        text.set_position(ax.transData.inverted().transform(start + step))
+        placed.append(box.translated(*step))
+
+
+def _check_alt(alt: str) -> None:
+    if not isinstance(alt, str) or not 0 < len(alt.strip()) <= 300:
+        seen = f"has {len(alt.strip())} characters" if isinstance(alt, str) else f"is {alt!r}"
+        raise ValueError(
+            f"The alternative text {seen}: say in 1 to 300 characters what the figure shows."
+        )
+
+
+def _png(figure, **options) -> bytes:
+    """The figure as PNG with twice the pixels of its shown size."""
+    import io
+
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):  # a formatted -6.7 next to an axis that says −6.7
+        if "$" not in text.get_text():
+            text.set_text(re.sub(r"(?<![\w.)\]-])-(?=[\d.])", "−", text.get_text()))
+    buffer = io.BytesIO()
+    quick = {"compress_level": 1}
+    figure.savefig(buffer, format="png", dpi=2 * PIXELS, pil_kwargs=quick, **options)
+    png = buffer.getvalue()
+    own, shown = figure.get_figwidth(), _shown_width(png) / PIXELS
+    if own > WIDEST or shown > WIDEST + 0.4:  # a tight box has a margin of its own
+        raise ValueError(
+            f"The figure is {max(own, shown):.4g} inches wide; {WIDEST} fit the page: narrow it, "
+            "or put its panels into two rows."
+        )
+    return png
+
+
+def _picture(alt: str, png: bytes) -> dict[str, str]:
+    """The picture for a notebook. JupyterLab and nbconvert show alternative text only in HTML."""
+    import base64
+    import io
+    from html import escape
+
+    from PIL import Image, ImageChops
+
+    width, buffer = _shown_width(png), io.BytesIO()
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    # A palette of 256 colours makes the notebook two or three times smaller. If it changed a colour
+    # so much that one could see steps in a colour bar, the picture keeps all its colours.
+    few = image.quantize(method=Image.Quantize.MAXCOVERAGE)
+    changes = ImageChops.difference(image, few.convert("RGB")).getextrema()
+    smallest = few if max(high for _, high in changes) <= 6 else image
+    smallest.save(buffer, format="png", optimize=True)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    html = f'<img alt="{escape(alt)}" width="{width}" style="max-width: 100%" '
+    return {"text/html": f'{html}src="data:image/png;base64,{data}">', "text/plain": alt}
+
+
+def _shown_width(png: bytes) -> int:
+    """Pixels of the page that a PNG takes."""
+    return int.from_bytes(png[16:20], "big") // 2

@@ -30,6 +30,7 @@ import argparse
 import sys
 import warnings
 
+import baselines
 import numpy as np
 import pandas as pd
 import torch
@@ -78,27 +79,9 @@ DATA = {  # how to make the cells, and the recipe of the model
 }
 
 
-def log_score(model, x, types) -> float:
-    """Minus the log loss of cells among which some types may be missing."""
-    from sklearn.metrics import log_loss
-
-    return -log_loss(types, model.predict_proba(x), labels=model.classes_)
-
-
 def logistic_regression(adata, recipe, epochs: int | None, seed: int, **options) -> np.ndarray:
     """The types of all cells by logistic regression, C by cross-validation on the labelled ones."""
-    import scanpy as sc
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-
-    pca = sc.pp.pca(adata.layers["log_normalized"], n_comps=30, random_state=0)
-    known = adata.obs["known"].to_numpy(dtype=str)
-    labelled = known != "unknown"
-    model = LogisticRegression(max_iter=2000, **options)
-    search = GridSearchCV(model, {"C": np.logspace(-4, 1, 11)}, scoring=log_score, cv=5)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The least populated class")  # see the head
-        return search.fit(pca[labelled], known[labelled]).predict(pca)
+    return baselines.logistic_regression(adata, **options)
 
 
 def scanvi(adata, recipe, epochs: int | None, seed: int, **options) -> np.ndarray:

@@ -526,9 +526,9 @@ def test_one_learners_files_choose_no_lesson(tmp_path):
 
 
 def test_what_an_answer_gave_is_bounded(tmp_path):
-    def written(value):
+    def written(value, form=("tensor",)):
         (tmp_path / "05.1.outcomes").write_text(
-            json.dumps({"seen": [["value", value, "why" * 10**5]], "hidden": []})
+            json.dumps({"seen": [["value", value, "why" * 10**5, form, form]], "hidden": []})
         )
         return grading._outcomes(tmp_path, "05.1")
 
@@ -537,6 +537,9 @@ def test_what_an_answer_gave_is_bounded(tmp_path):
     assert len(outcome.message) <= 500
     (outcome,) = written({"tuple": ["word " * 10**5]})["seen"]
     assert len(outcome.value[0]) <= 500
+    (outcome,) = written(1, ["tensor " * 10**3] * 10**2)["seen"]
+    assert len(str(outcome.form)) + len(str(outcome.reached)) < 10_000
+    assert written(1, 5) is None and written(1, {}) is not None
     with pytest.raises(grading._TooLarge):
         written([[]] * 10**6)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -43,8 +44,8 @@ def write(run, path: Path) -> None:
     write_atomically({path: save(tensors, metadata={"vaelab": to_json(progress)})})
 
 
-def resume(run, history_type: type, path: Path) -> None:
-    """Set a training to the state that a file holds.
+def resume(run, history_type: type, path: Path, keep: Iterable[str] = ()) -> None:
+    """Set a training to the state that a file holds, and the settings in ``keep`` too.
 
     Raises
     ------
@@ -70,6 +71,7 @@ def resume(run, history_type: type, path: Path) -> None:
             "remove this one to start again."
         ) from None
     then, now = progress["settings"], json.loads(to_json(run.settings))
+    now |= {name: then[name] for name in keep if name in then}
     may_differ = {"patience"}
     if now["epochs"] > then["epochs"]:
         may_differ.add("epochs")
@@ -79,6 +81,8 @@ def resume(run, history_type: type, path: Path) -> None:
             f"{path} is from another run: {name} was {then.get(name)} there and is {now[name]} "
             "here. Repeat that run, or name another checkpoint."
         )
+
+    run.settings |= {name: now[name] for name in keep}
 
     def with_prefix(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -23,6 +23,7 @@ That is enough for ``fit``, ``save`` and ``load``, ``embed``, ``reconstruct``, `
 9. ``after_step()``: called by ``fit`` after each optimiser step, for what changes during training
    and is not a parameter.
 10. ``graph``: nodes and arrows for ``plotting.graphical_model``.
+11. ``kl_warmup``: the number of optimiser steps of the KL warm-up, unless ``fit`` is given another.
 
 If several processes train a model, each calls ``elbo`` on its part of a minibatch. A term of one
 cell needs no care. What a model sums over cells, such as the number of those with a label, must be
@@ -70,6 +71,7 @@ class Model(Savable, nn.Module):
     """
 
     domain = "real"
+    kl_warmup = 0
     new_batches: tuple[str, ...] | None = None
 
     def __new__(cls, *args, **kwargs):

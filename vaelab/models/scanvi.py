@@ -118,9 +118,10 @@ class SCANVI(SCVI):
         Same as in :class:`vaelab.SCVI`, or ``prior_c`` is not C probabilities.
     """
 
+    kl_warmup = 200  # without it, q(c | z1) names fewer cells of rare types
     graph = {  # for plotting.graphical_model
         "z2": {"at": (0, 3.6), "q": ("z1", "c"), "plates": ("cells",)},
-        "c": {"at": (1, 3.6), "q": ("z1",), "plates": ("cells",)},
+        "c": {"at": (1, 3.6), "q": ("z1",), "observed": "partly", "plates": ("cells",)},
         "z1": {"at": (0, 2.4), "p": ("z2", "c"), "q": ("x_g",), "plates": ("cells",)},
         "ℓ": {"at": (1, 1.2), "p": ("γ",), "q": ("x_g",), "plates": ("cells",)},
         "γ": {"at": (2, 1.2), "observed": True, "plates": ("cells",)},
@@ -306,8 +307,7 @@ class SCANVI(SCVI):
             if label is None:
                 c = torch.multinomial(self.log_prior_c.exp(), n_cells, replacement=True)
             else:
-                index = index_of("label", label, self.label_names)
-                c = torch.full((n_cells,), index, device=self.device)
+                c = torch.full((n_cells,), index_of("label", label, self.label_names))
             z2 = self.prior().sample((n_cells,))  # (n_cells, n_latent)
             return self.decode_z1(z2, one_hot(c, self.configuration["n_labels"]).to(z2)).sample()
 

@@ -41,8 +41,9 @@ __all__ = ["GradingError", "grade"]
 
 TEACHING = Path(__file__).parent
 PACKAGE = TEACHING.parent
+EVIDENCE = PACKAGE.parent / "course" / "evidence"
 KEPT = {  # a submission gets nothing else of these folders
-    TEACHING: {"__init__.py", "exercises", "recipes.py"},
+    TEACHING: {"__init__.py", "evidence.py", "exercises", "recipes.py"},
     TEACHING / "exercises": {"calls.py"},
 }
 LARGEST_OUTCOMES = 2_000_000  # bytes of what an exercise's answer gave; right ones have 10,000
@@ -88,7 +89,11 @@ class Edition:
         text = "\n".join(source_of(cell) or "" for cell in notebook["cells"])
         title = re.search(r"^# (?:\d+ · )?(.+)$", text, re.M)
         return cls(
-            lesson, str(about.get("release", "")), notebook, names, title[1] if title else ""
+            lesson=lesson,
+            release=str(about.get("release", "")),
+            notebook=notebook,
+            exercises=names,
+            title=title[1] if title else "",
         )
 
     def placed(self, cells: Sequence[Cell], own: bool) -> dict[int, list[tuple[str, str]]]:
@@ -416,7 +421,8 @@ def _inputs(exercise, drawn: dict) -> dict:
         kind: [{name: pack(value) for name, value in case.items()} for case in cases]
         for kind, cases in drawn.items()
     }
-    return {"call": exercise.call, "seconds": exercise.seconds, **packed}
+    how = {key: getattr(exercise, key) for key in ("call", "seconds", "returns")}
+    return how | packed
 
 
 class _TooLarge(Exception):
@@ -428,7 +434,16 @@ def _outcomes(folder: Path, name: str) -> dict[str, list[Outcome]] | None:
     try:
         written = json.loads(read_untrusted(folder / f"{name}.outcomes", LARGEST_OUTCOMES))
         outcomes = {
-            kind: [Outcome(what, _short(unpack(it)), str(why)[:500]) for what, it, why in given]
+            kind: [
+                Outcome(
+                    kind=what,
+                    value=_short(unpack(it)),
+                    message=str(why)[:500],
+                    form=_words(form) or ("none",),  # so that no type goes unjudged
+                    reached=_words(reached),
+                )
+                for what, it, why, form, reached in given
+            ]
             for kind, given in written.items()
         }
         known = all(outcome.kind in KINDS for given in outcomes.values() for outcome in given)
@@ -439,6 +454,11 @@ def _outcomes(folder: Path, name: str) -> dict[str, list[Outcome]] | None:
         return None
     except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
         return None
+
+
+def _words(said) -> tuple[str, ...]:
+    """Types or names that a run wrote down."""
+    return tuple(str(word)[:60] for word in list(said)[:40])
 
 
 def _short(value):
@@ -466,7 +486,7 @@ def _explained(hidden: Verdict, seen: Verdict, given: dict, error: str | None) -
     kinds = {outcome.kind for outcome in given["hidden"]}
     return {
         "raised": "It passes the check, but raises an error for new inputs.",
-        "endless": "It passes the check, but does not end for new inputs.",
+        "endless": "It passes the check, but is still running after its time for new inputs.",
     }.get(
         (kinds - {"value"} or {""}).pop(),
         "It passes the check, but gives a wrong result for new inputs. Does something in it only "
@@ -564,7 +584,14 @@ def grade(
         )
     results = out / "results"
     results.mkdir(parents=True, exist_ok=True)
-    grader = Grader(edition, sandbox, _stripped(), seed, salt, _version())
+    grader = Grader(
+        edition=edition,
+        sandbox=sandbox,
+        package=_stripped(),
+        seed=seed,
+        salt=salt,
+        version=_version(),
+    )
     rows, todo, fresh = {}, [], []
     for submission in read:
         problem = submission.problem
@@ -601,7 +628,15 @@ def grade(
             )
     finally:
         done = [rows[s.name] for s in read if s.name in rows]
-        write(out, edition.lesson, edition.exercises, done, contained, edition.title, left)
+        write(
+            out,
+            lesson=edition.lesson,
+            names=edition.exercises,
+            rows=done,
+            contained=contained,
+            title=edition.title,
+            left=left,
+        )
     return done, contained
 
 
@@ -710,13 +745,14 @@ def _sandbox(limits: Limits | None, hidden: list[Path], contain: bool) -> Sandbo
         "data": datasets.cache_folder(),
         "saved_model_parameters": PACKAGE.parent / "saved_model_parameters",
     }
-    return Sandbox(limits, hidden, lent, contain)
+    return Sandbox(limits=limits, hidden=hidden, lent=lent, contain=contain)
 
 
 def _stripped() -> dict[str, bytes]:
     """This package without oracles, misconceptions and grader: what a submission runs with.
 
-    It is held in memory, where no submission can change it for the next.
+    The numbers of the evidence are added, because lessons read them. All is held in memory, where
+    no submission can change it for the next.
     """
     import compileall
 
@@ -730,7 +766,10 @@ def _stripped() -> dict[str, bytes]:
         shutil.copy(TEACHING / "exercises" / "graded.py", check)
         compileall.compile_dir(folder, quiet=2, invalidation_mode=UNCHECKED)
         files = (path for path in folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(scratch)): path.read_bytes() for path in files}
+        held = {str(path.relative_to(scratch)): path.read_bytes() for path in files}
+    for path in EVIDENCE.glob("*.json"):
+        held[f"course/evidence/{path.name}"] = path.read_bytes()
+    return held
 
 
 def _version() -> str:

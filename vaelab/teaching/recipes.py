@@ -269,7 +269,6 @@ _RECIPES = (
         batch="mouse",
         kind=SCANVI,
         model={"n_labels": 13, "n_batches": 2, "likelihood": "nb", "n_latent": 20},
-        fit={"validation_fraction": 0},
     ),
     Recipe(
         name="pbmc_scanvi",
@@ -279,14 +278,6 @@ _RECIPES = (
         label="known",
         kind=SCANVI,
         model={"n_labels": 10, "likelihood": "nb", "n_latent": 20},
-        # With few labels, a small epsilon names more cells: the classifier's gradients are small.
-        fit={
-            "epochs": 40,
-            "learning_rate": 2e-3,
-            "epsilon": 1e-8,
-            "kl_warmup": 300,
-            "validation_fraction": 0,
-        },
     ),
     _two_mice_scvi("", "simplified, from counts and mouse"),
     _two_mice_scvi("_blind", "simplified, without the mouse as input", batch=None),

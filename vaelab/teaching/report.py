@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from .._internal.machine import write_atomically
 from ..plotting import COLOURS
+from .exercises.box import as_html
 
 __all__ = ["write"]
 
@@ -30,6 +31,7 @@ body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 46rem; margin: 2rem aut
 h2 {{ font-size: 1.1rem; margin: 2rem 0 .3rem }}
 .right {{ color: #00694d }} .wrong {{ color: #a33f00 }}
 .open {{ color: #555 }}
+code {{ background: #f4f4f4; padding: 0 .2em; font-size: .85rem }}
 pre {{ background: #f4f4f4; padding: .8rem; overflow-x: auto; font-size: .85rem }}
 p {{ white-space: pre-line; overflow-wrap: anywhere }} img {{ width: 100% }}
 table {{ border-collapse: collapse; font-size: .9rem }}
@@ -77,11 +79,6 @@ def _file_name(name: str) -> str:
     return safe.decode(errors="ignore") + ".html"
 
 
-def _prose(text: str) -> str:
-    """A sentence for a page: escaped, and without the asterisks of Markdown's emphasis."""
-    return escape(re.sub(r"(?<!\w)\*(\w[\w ,-]*\w|\w)\*(?!\w)", r"\1", text))
-
-
 def _table(names, rows: list[dict]) -> str:
     file = io.StringIO()
     table = csv.writer(file, lineterminator="\n")
@@ -106,14 +103,15 @@ def _points(n: int, most: int) -> str:
 def _feedback(heading: str, row: dict) -> str:
     body = [f"<p><b>{_points(row['total'], row['max'])}</b></p>"]
     if row["note"]:
-        body.append(f"<p>{_prose(row['note'])}</p>")
+        body.append(f"<p>{as_html(row['note'])}</p>")
     for name, mark in row["marks"].items():
         kind, sign = _state(mark)
         body.append(
             f'<h2><span class="{kind}">{sign}</span> '
             f"{escape(name)} · {escape(mark['title'])} · {_points(mark['points'], mark['max'])}"
-            f"</h2>\n<p>{_prose(mark['message'])}</p>"
+            f"</h2>\n<p>{as_html(mark['message'])}</p>"
         )
+        body.append(f"<p>{_next(name, mark)}</p>")
         if mark["answer"]:
             body.append(
                 f"<details><summary>Your answer</summary><pre>{escape(mark['answer'])}</pre>"
@@ -121,6 +119,16 @@ def _feedback(heading: str, row: dict) -> str:
             )
     body.append(HOW)
     return PAGE.format(title=f"{escape(heading)} · {escape(row['name'])}", body="\n".join(body))
+
+
+def _next(name: str, mark: dict) -> str:
+    """What to do next; a page knows no address of the learner's notebook, but its section."""
+    if mark["points"]:
+        return "Next: compare yours with the solution in the lesson."
+    where = f"the section <b>Exercise {escape(name)} · {escape(mark['title'])}</b>"
+    if mark["unanswered"]:
+        return f"Next: open {where} of your notebook and write your answer there."
+    return f"Next: open {where} of your notebook, change your answer and run its check again."
 
 
 def _state(mark: dict) -> tuple[str, str]:

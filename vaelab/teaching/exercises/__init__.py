@@ -15,19 +15,30 @@ SEED = 0  # for the inputs that learners see; the grader uses other seeds
 class CheckFailed(AssertionError):
     """Raised if an answer is not right yet; the message says why."""
 
-    def __init__(self, verdict):
-        super().__init__(str(verdict))
+    def __init__(self, verdict, shown: bool = False):
+        from .box import as_text
+
+        super().__init__(as_text(verdict))
         self.verdict = verdict
+        self.shown = shown
 
     def _render_traceback_(self) -> list[str]:
-        """What Jupyter shows: the message, without the lines of code that led to it."""
-        return str(self).splitlines()
+        """What Jupyter shows: the message, without the lines of code that led to it.
+
+        Of a message that stands in a box above, the heading is enough.
+        """
+        return str(self).splitlines()[: 1 if self.shown else None]
 
 
 def lessons() -> list[str]:
     """The numbers of the lessons that have exercises: "05", …"""
     names = [module.name for module in iter_modules(__path__)]
     return sorted(name.removeprefix("lesson_") for name in names if name.startswith("lesson_"))
+
+
+def names_in(lesson: str) -> list[str]:
+    """The names of a lesson's exercises, in their order."""
+    return [*import_module(f".lesson_{lesson}", __name__).EXERCISES]
 
 
 def find(name: str):
@@ -50,7 +61,10 @@ def find(name: str):
 
 
 def check(name: str, answer) -> None:
-    """Try an answer on inputs drawn from a fixed seed, and print the verdict.
+    """Try an answer on inputs drawn from a fixed seed, and show the verdict.
+
+    In a notebook the verdict stands in a box, and an exercise that is still to be done raises
+    nothing there: "Run All" goes on to the cells that don't need it.
 
     Parameters
     ----------
@@ -67,23 +81,22 @@ def check(name: str, answer) -> None:
     KeyError
         No exercise has this name.
     """
+    from . import box
+
     exercise = find(name)
     with redirect_stderr(sys.stdout):  # a warning is not a failure; to nbgrader, stderr is one
         cases = exercise.cases(SEED)
         verdict = exercise.judge(cases, exercise.outcomes(answer, cases))
-    if verdict.passed:
-        print(verdict)
-        return
-    if exercise.picture is not None and verdict.comparable:
-        _draw(verdict)
-    raise CheckFailed(verdict)
+        where = box.notebook()
+        # Whoever marks notebooks (nbgrader, nbval) needs an error to see that an exercise is open
+        # or wrong. They run them unattended; only a reader's own run goes on.
+        shown = where == "attended" or (where and verdict.passed)
+        if shown:
+            from IPython.display import display
 
-
-def _draw(verdict) -> None:
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.2), layout="constrained")
-    verdict.exercise.picture(axes, verdict.case, verdict.expected, verdict.got)
-    axes.legend(frameon=False)
-    plt.show()
-    plt.close(figure)
+            both = {"text/plain": box.as_text(verdict), "text/html": box.html_of(verdict, answer)}
+            display(both, raw=True)
+        elif verdict.passed:
+            print(box.as_text(verdict))
+    if not verdict.passed and not (verdict.undone and shown):
+        raise CheckFailed(verdict, shown)

@@ -6,6 +6,8 @@ into the process in which a submission runs.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import signal
 import threading
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ import numpy as np
 __all__ = ["Outcome", "apply"]
 
 Data = np.ndarray | str | tuple  # numbers, a word, or several of these
+WITH_GRADIENT = "tensor with gradient"
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,29 @@ class Outcome:
     value
         An array of numbers, a word, or a tuple of these.
     message
-        The error and its line, the time limit, or the foreign type.
+        The error and its line, the time limit, or the foreign type. With a value, the error that
+        the answer raised when its inputs asked for a gradient.
+    form
+        The type that the answer returned ("tensor", "tensor with gradient", "array", "number",
+        "word", "list", "Series", …); for a list or a tuple, the types inside it follow.
+    reached
+        The inputs that a gradient of the answer flows back to, of those that were asked for.
     """
 
     kind: str
     value: Data | None = None
     message: str = ""
+    form: tuple[str, ...] = ()
+    reached: tuple[str, ...] = ()
 
 
 class _TooLong(BaseException):
     """Raised at the time limit. Not an Exception: ``except Exception`` must not catch it."""
 
 
-def apply(answer, case: dict, call: str = "numbers", seconds: float = 10.0) -> Outcome:
+def apply(
+    answer, case: dict, call: str = "numbers", seconds: float = 10.0, returns: str = ""
+) -> Outcome:
     """Call an answer for one case.
 
     Parameters
@@ -55,33 +68,98 @@ def apply(answer, case: dict, call: str = "numbers", seconds: float = 10.0) -> O
         How the inputs are passed: a name in :data:`CALLS`.
     seconds
         The time limit of the call.
+    returns
+        What the answer has to return: see ``Exercise``. For a gradient, the answer is called once
+        more, with inputs that ask for one.
     """
+    result = answer
+
+    @functools.wraps(answer)
+    def recorded(*args, **kwargs):
+        nonlocal result
+        result = answer(*args, **kwargs)
+        return result
+
+    error, reached = "", ()
     try:
         with _time_limit(seconds):
-            result = CALLS[call](answer, case) if callable(answer) else answer
-            return Outcome("value", as_data(result))
-    except _TooLong:
-        return Outcome("endless", message=f"{seconds:g} s")
-    except NotImplementedError as error:
-        return Outcome("undone", message=str(error))
-    except _Foreign as error:
-        return Outcome("foreign", message=str(error))
+            data = as_data(CALLS[call](recorded, case) if callable(answer) else answer)
+            if callable(answer) and call == "numbers" and returns.startswith(WITH_GRADIENT):
+                reached, error = _reached(answer, case, gradient_inputs(returns, case))
+        return Outcome("value", data, error, _form_of(result), reached)
+    except _TooLong as late:
+        return Outcome("endless", message=f"{seconds:g} s{_line_of(late)}")
+    except NotImplementedError as undone:
+        return Outcome("undone", message=str(undone))
+    except _Foreign as foreign:
+        return Outcome("foreign", message=str(foreign))
     except Exception as error:
-        return Outcome("raised", message=f"{type(error).__name__}: {error}{_line_of(error)}"[:500])
+        return Outcome("raised", message=_said(error))
+
+
+def gradient_inputs(returns: str, case: dict) -> tuple[str, ...]:
+    """The inputs that a gradient has to reach: those named after "in", else all of real numbers."""
+    names = returns.removeprefix(WITH_GRADIENT).removeprefix(" in ").replace(",", " ").split()
+    real = [k for k, v in case.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
+    return tuple(name for name in (names or real) if name in real)
+
+
+def _reached(answer, case: dict, names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
+    """Which inputs a gradient reaches, and the error if the answer can't be called with one."""
+    import torch
+
+    inputs = _tensors(case)
+    wanted = [inputs[name].requires_grad_() for name in names]
+    try:
+        result = _called(answer, inputs)
+        parts = result if isinstance(result, (tuple, list)) else (result,)
+        parts = [p for p in parts if isinstance(p, torch.Tensor) and p.requires_grad]
+        if not parts:
+            return (), ""
+        total = sum(part.sum() for part in parts)
+        found = torch.autograd.grad(total, wanted, allow_unused=True)
+    except Exception as error:
+        return (), _said(error)
+    return tuple(n for n, g in zip(names, found, strict=True) if g is not None), ""
+
+
+def _called(answer, inputs: dict):
+    """Call by position; by name where the answer can't be called by position (``**tables``)."""
+    try:
+        signature = inspect.signature(answer)
+    except (TypeError, ValueError):
+        return answer(*inputs.values())
+    try:
+        signature.bind(*inputs.values())
+    except TypeError:
+        try:
+            signature.bind(**inputs)
+        except TypeError:
+            pass  # the call by position says what is wrong
+        else:
+            return answer(**inputs)
+    return answer(*inputs.values())
+
+
+def _tensors(case: dict) -> dict:
+    """A copy of the inputs: arrays as tensors of the same precision, all else as it is."""
+    import torch
+
+    return {
+        k: torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for k, v in case.items()
+    }
 
 
 def _numbers(answer, case: dict):
-    """Pass arrays as tensors of the same precision and everything else as it is, by position."""
-    import torch
-
-    return answer(
-        *(torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for v in case.values())
-    )
+    """Pass arrays as tensors of the same precision and everything else as it is."""
+    return _called(answer, _tensors(case))
 
 
 def _arrays(answer, case: dict):
-    """Pass arrays as they are, by position: for answers in numpy."""
-    return answer(*(v.copy() if isinstance(v, np.ndarray) else v for v in case.values()))
+    """Pass arrays as they are: for answers in numpy."""
+    return _called(
+        answer, {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in case.items()}
+    )
 
 
 def _densities(answer, case: dict):
@@ -109,9 +187,7 @@ def _slope(answer, case: dict):
     """Same as "numbers"; adds the answer's derivative in the last input, NaN if it has none."""
     import torch
 
-    *inputs, last = (
-        torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for v in case.values()
-    )
+    *inputs, last = _tensors(case).values()
     last.requires_grad_()
     value, slope = answer(*inputs, last), torch.full_like(last, torch.nan)
     if isinstance(value, torch.Tensor) and value.requires_grad:
@@ -125,16 +201,10 @@ def _gradient(answer, case: dict):
     """
     import torch
 
-    *inputs, weight = (
-        torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else v for v in case.values()
-    )
+    *inputs, weight = _tensors(case).values()
     first = inputs[0].requires_grad_()
     value = answer(*inputs)
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(
-            f"Expected a tensor, so that a gradient can flow back; got {type(value).__name__}"
-        )
-    if not value.requires_grad:
+    if not isinstance(value, torch.Tensor) or not value.requires_grad:
         return value, torch.zeros_like(first)
     return value, *torch.autograd.grad((weight * value).sum(), first, materialize_grads=True)
 
@@ -186,7 +256,10 @@ def _estimates(answer, case: dict):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case["seed"])
         found = answer(f, *(v.expand(shape).clone() for v in moments), case["n_samples"])
-    found = [as_data(part) for part in (found if isinstance(found, tuple) else (found,))]
+    found = as_data(found)
+    if isinstance(found, np.ndarray) and found.ndim == 3:  # several results as one array
+        found = tuple(found)
+    found = [*found] if isinstance(found, tuple) else [found]
     for part in found:
         if np.shape(part) != shape:
             raise ValueError(
@@ -212,6 +285,26 @@ CALLS = {
     "densities": _densities,
     "gradient": _gradient,
 }
+ADDS = {"encoder", "slope", "gradient"}  # these add results to the one that the answer gives
+
+
+def _shown_encoder(case: dict) -> dict:
+    mode = "training" if case["training"] else "evaluation"
+    what = f"batch normalisation, dropout {case['dropout_rate']:g}, in {mode} mode"
+    return {"encoder": what, "x": case["x"], "batch_size": case["batch_size"]}
+
+
+def _shown_estimates(case: dict) -> dict:
+    w = np.array2string(case["w"], precision=6, separator=", ")
+    f = f"{case['constant']:g} − ½ ({case['x']:.6g} − {w}·z)²"
+    return {"f(z)": f, **{name: case[name] for name in ("mean", "std", "n_samples")}}
+
+
+SHOWN = {  # what an answer was given, by the names of its arguments; by default the case itself
+    "encoder": _shown_encoder,
+    "estimates": _shown_estimates,
+    "gradient": lambda case: {k: v for k, v in case.items() if k != "weight"},
+}
 
 
 class _Foreign(Exception):
@@ -219,16 +312,26 @@ class _Foreign(Exception):
 
 
 def as_data(result) -> Data:
-    """Turn tensors, arrays, numbers and lists of numbers into arrays; keep words and tuples."""
+    """Turn what an answer returned into plain data: an array, a word, or a tuple of these.
+
+    A list becomes an array where its parts have one shape, and a tuple otherwise.
+    """
     import torch
 
     if isinstance(result, str):
         return str(result)
-    if isinstance(result, tuple):
-        return tuple(as_data(part) for part in result)
+    if isinstance(result, (tuple, list)):
+        parts = tuple(as_data(part) for part in result)
+        together = isinstance(result, list) and all(isinstance(p, np.ndarray) for p in parts)
+        if together and len({part.shape for part in parts}) == 1:
+            return np.stack(parts)
+        if isinstance(result, list) and not parts:
+            return np.zeros(0)
+        return parts
     try:
         if isinstance(result, torch.Tensor):
-            result = result.detach().cpu().resolve_conj().numpy()
+            result = result.detach().cpu().resolve_conj()
+            result = (result.float() if result.dtype == torch.bfloat16 else result).numpy()
         array = np.array(result)
     except Exception:
         raise _Foreign(type(result).__name__) from None
@@ -237,7 +340,26 @@ def as_data(result) -> Data:
     return array
 
 
-def _line_of(error: Exception) -> str:
+def _form_of(result, inside: bool = False) -> tuple[str, ...]:
+    """The type of a result; for a list or a tuple, the types inside it follow."""
+    import torch
+
+    if isinstance(result, (tuple, list)) and not inside:
+        forms = {_form_of(part, inside=True)[0] for part in result}
+        return "list" if isinstance(result, list) else "tuple", *sorted(forms)
+    if isinstance(result, torch.Tensor):
+        return (WITH_GRADIENT if result.requires_grad else "tensor",)
+    for kind, name in ((str, "word"), (np.ndarray, "array"), ((int, float, np.number), "number")):
+        if isinstance(result, kind):
+            return (name,)
+    return (type(result).__name__[:40],)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}{_line_of(error)}"[:500]
+
+
+def _line_of(error: BaseException) -> str:
     """The last line of the learner's code in an error's traceback."""
     import linecache
     import traceback
@@ -245,7 +367,8 @@ def _line_of(error: Exception) -> str:
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if "ipykernel" in frame.filename or frame.filename.startswith("<"):
             line = frame.line or linecache.getline(frame.filename, frame.lineno).strip()
-            return f", in line {frame.lineno} of the cell: {line}" if line else ""
+            line = line.replace("`", "'")
+            return f", in line {frame.lineno} of the cell: `{line}`" if line else ""
     return ""
 
 

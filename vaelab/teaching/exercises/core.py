@@ -7,14 +7,15 @@ The learner's check, the grader and the tests of the exercise all use this decla
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from .calls import Data, Outcome, apply
+from .calls import ADDS, SHOWN, WITH_GRADIENT, Data, Outcome, apply, gradient_inputs
 
-__all__ = ["Exercise", "Misconception", "Verdict"]
+__all__ = ["Exercise", "Misconception", "Verdict", "plain"]
 
 Case = dict[str, object]
 
@@ -64,9 +65,25 @@ class Exercise:
     rtol, atol
         An answer agrees if it is within atol + rtol · |right|.
     rtol32, atol32
-        The same tolerances for a case that holds float32.
+        The same tolerances for an answer, or a case, in float32. The larger of the two pairs holds.
     call
         How inputs are passed: a name in ``calls.CALLS``.
+    returns
+        What the lesson's later cells need the answer to be. "" takes right numbers in any form:
+        a tensor, an array, a list, a tuple, a Series, in float32 or float64. Otherwise one of
+
+        - "tensor";
+        - "tensor with gradient": a gradient flows back to every input of real numbers, or to those
+          named, as in "tensor with gradient in W, sigma" (with the call "numbers");
+        - "tensor without gradient": later cells call ``.numpy()``;
+        - "array".
+
+        The calls "slope" and "gradient" imply "tensor with gradient". Of several results each has
+        to be so.
+    results
+        Names of the results for messages, for example ("mean of the gradient", …).
+    at_most
+        Of these names, those whose right value is a limit: every smaller value is right too.
     picture
         A function that draws a case, the right outcome and the answer's:
         (axes, case, expected, got) -> None.
@@ -86,8 +103,18 @@ class Exercise:
     rtol32: float = 1e-3
     atol32: float = 1e-4
     call: str = "numbers"
+    returns: str = ""
+    results: tuple[str, ...] = ()
+    at_most: tuple[str, ...] = ()
     picture: Callable | None = None
     seconds: float = 10.0
+
+    def __post_init__(self):
+        forms = ("", "tensor", WITH_GRADIENT, "tensor without gradient", "array")
+        if self.returns not in forms and not self.returns.startswith(WITH_GRADIENT + " in "):
+            raise ValueError(f"{self.name}: returns is {self.returns!r}, which is not one of them.")
+        if unknown := {*self.at_most} - {*self.results}:
+            raise ValueError(f"{self.name}: at_most names {unknown}, which results does not.")
 
     def cases(self, seed) -> list[Case]:
         """The cases of a seed; the same seed always gives the same cases."""
@@ -97,7 +124,7 @@ class Exercise:
         """The answer's outcomes, up to the first case without a value."""
         outcomes = []
         for case in cases:
-            outcomes.append(apply(answer, case, self.call, self.seconds))
+            outcomes.append(apply(answer, case, self.call, self.seconds, self.returns))
             if outcomes[-1].kind != "value":
                 break
         return outcomes
@@ -109,67 +136,197 @@ class Exercise:
         """
         if len(outcomes) == 0:
             return Verdict(self, False, "There is no answer.")
-        for case, outcome in zip(cases, outcomes, strict=False):
+        for done, (case, outcome) in enumerate(zip(cases, outcomes, strict=False)):
             if outcome.kind != "value":
-                return Verdict(self, False, self._message_without_value(outcome, case), case=case)
+                message = self._message_without_value(outcome, case, done)
+                return Verdict(self, False, message, case=case, undone=outcome.kind == "undone")
         if len(outcomes) != len(cases):
             return Verdict(self, False, "Some of the inputs have no answer.")
         right = [self.oracle(**case) for case in cases]
-        got = [outcome.value for outcome in outcomes]
-        agree = [self._agree(case, r, g) for case, r, g in zip(cases, right, got, strict=True)]
+        got = [_like(r, o.value) for r, o in zip(right, outcomes, strict=True)]
+        triples = list(zip(cases, right, got, strict=True))
+        agree = [self._agree(*triple) for triple in triples]
+        unfit = self._unfit(triples, outcomes)
         if all(agree):
-            return Verdict(self, True, self.verified)
+            return Verdict(self, not unfit, unfit or self.verified)
         first = agree.index(False)
-        case, expected, answered = cases[first], right[first], got[first]
+        case, expected, answered = triples[first]
         for misconception in self.misconceptions:
-            if self._fits(misconception, cases, right, got):
+            if self._fits(misconception, triples):
                 return Verdict(
                     self, False, misconception.hint, misconception.name, case, expected, answered
                 )
-        message = _difference(case, expected, answered, self._closeness(case))
+        if unfit and all(self._agree(c, *_own(self.call, r, g)) for c, r, g in triples):
+            return Verdict(self, False, unfit, None, case, expected, answered)
+        message = self._difference(triples, first)
         return Verdict(self, False, message, None, case, expected, answered)
 
-    def _fits(self, misconception: Misconception, cases, right, got) -> bool:
+    def _fits(self, misconception: Misconception, triples) -> bool:
         """True if the answer agrees with the mistake in all cases, and the mistake is not right."""
         distinct = False
-        for case, r, g in zip(cases, right, got, strict=True):
+        for case, right, got in triples:
             with np.errstate(all="ignore"):
                 wrong = misconception.wrong(**case)
-            if not self._agree(case, wrong, g):
+            if not self._agree(case, wrong, _like(wrong, got)):
                 return False
-            distinct = distinct or not self._agree(case, wrong, r)
+            distinct = distinct or not self._agree(case, wrong, right)
         return distinct
 
-    def _closeness(self, case: Case) -> Callable:
-        single = any(isinstance(v, np.ndarray) and v.dtype == np.float32 for v in case.values())
-        rtol, atol = (self.rtol32, self.atol32) if single else (self.rtol, self.atol)
-
-        def close(right, got):
-            with np.errstate(all="ignore"):
-                return np.isclose(got, right, rtol=rtol, atol=atol, equal_nan=True)
-
-        return close
+    def _close(self, right, got, single: bool, name: str = "") -> np.ndarray:
+        rtol = max(self.rtol, self.rtol32) if single else self.rtol
+        atol = max(self.atol, self.atol32) if single else self.atol
+        with np.errstate(all="ignore"):
+            close = np.isclose(got, right, rtol=rtol, atol=atol, equal_nan=True)
+            return close | (got <= right) if name in self.at_most else close
 
     def _agree(self, case: Case, right: Data, got: Data) -> bool:
+        single = _is_single((*case.values(), got))
+        return self._same(right, got, single, self._name(0, 1))
+
+    def _same(self, right: Data, got: Data, single: bool, name: str = "") -> bool:
         if isinstance(right, tuple) or isinstance(got, tuple):
-            same = isinstance(right, tuple) and isinstance(got, tuple) and len(right) == len(got)
-            return same and all(self._agree(case, r, g) for r, g in zip(right, got, strict=True))
+            both = isinstance(right, tuple) and isinstance(got, tuple) and len(right) == len(got)
+            return both and all(
+                self._same(r, g, single, self._name(i, len(right)))
+                for i, (r, g) in enumerate(zip(right, got, strict=True))
+            )
         if isinstance(right, str) or isinstance(got, str):
             return type(right) is type(got) and right.strip().lower() == got.strip().lower()
         right, got = np.asarray(right), np.asarray(got)
-        return right.shape == got.shape and bool(self._closeness(case)(right, got).all())
+        return right.shape == got.shape and bool(self._close(right, got, single, name).all())
 
-    def _message_without_value(self, outcome: Outcome, case: Case) -> str:
-        return {
-            "undone": "This exercise is still to be done: write your answer in place of the line "
-            "that raises NotImplementedError.",
-            "raised": f"Your answer raised {outcome.message}. Its inputs were {_text_of(case)}.",
-            "endless": f"Your answer had not returned after {outcome.message}. Look for a loop "
-            f"that does not end. Its inputs were {_text_of(case)}.",
-            "foreign": "Expected numbers (a tensor, an array or a number), but your answer gave a "
+    def _name(self, i: int, n: int) -> str:
+        return self.results[i] if len(self.results) == n else ""
+
+    def _shown(self, case: Case) -> Case:
+        """What the answer was given, by the names of its own arguments."""
+        return SHOWN.get(self.call, dict)(case)
+
+    def _unfit(self, triples, outcomes: Sequence[Outcome]) -> str:
+        """What later cells would lack; empty if nothing, or if the types are not known."""
+        returns = self.returns
+        if not returns and self.call in ("slope", "gradient"):
+            returns = WITH_GRADIENT
+        for (case, right, _), outcome in zip(triples, outcomes, strict=True):
+            if not returns or not outcome.form:
+                continue
+            several = isinstance(right, tuple) and self.call not in ADDS
+            top, *inside = outcome.form
+            found = inside if several and inside else [top]
+            if returns.startswith(WITH_GRADIENT):
+                given = next((form for form in found if not form.startswith("tensor")), None)
+                if not given and self.call == "numbers":
+                    wanted = gradient_inputs(returns, case)
+                    if lost := [name for name in wanted if name not in outcome.reached]:
+                        return _no_gradient(", ".join(lost), outcome.message)
+                elif not given and any(form != WITH_GRADIENT for form in found):
+                    return _no_gradient("", "")
+            elif returns == "tensor":
+                given = next((form for form in found if not form.startswith("tensor")), None)
+            elif returns == "tensor without gradient":
+                if WITH_GRADIENT in found:
+                    return (
+                        "The numbers are right. But your tensor still asks for gradients, and a "
+                        "later cell calls .numpy(), which then fails. Nothing is trained here: "
+                        "compute it inside `with torch.no_grad():`."
+                    )
+                given = next((form for form in found if form != "tensor"), None)
+            else:
+                given = next((form for form in found if form != returns), None)
+            if given:
+                kind = "numpy array" if returns == "array" else "torch tensor"
+                needed = "numpy's" if returns == "array" else "torch's"
+                given = f"{'an' if given[0] in 'aeiou' else 'a'} {given}"
+                why = ", through which gradients flow back" if "with gr" in returns else ""
+                return (
+                    f"The numbers are right. But your answer gave {given}, and later cells need a "
+                    f"{kind}{why}. Compute it with {needed} functions."
+                )
+        return ""
+
+    def _difference(self, triples, first: int) -> str:
+        """A sentence on the smallest part of a case that shows the difference."""
+        inputs = [self._shown(case) for case, _, _ in triples]
+        case, expected, got = triples[first]
+        single = _is_single((*case.values(), got))
+        if not isinstance(expected, tuple) and not isinstance(got, tuple):
+            rows = _rows(inputs, [right for _, right, _ in triples])
+            return self._sentence(inputs[first], rows, expected, got, single, self._name(0, 1))
+        n_expected, n_got = (len(d) if isinstance(d, tuple) else 1 for d in (expected, got))
+        if n_expected != n_got:
+            many = f"{n_expected} results" if n_expected > 1 else "one result"
+            return f"Expected {many}, but your answer returned {n_got}."
+        for i, (e, g) in enumerate(zip(expected, got, strict=True)):
+            rows = _rows(inputs, [right[i] for _, right, _ in triples])
+            name = self._name(i, n_expected)
+            part = self._sentence(inputs[first], rows, e, g, single, name)
+            if part:
+                lead = name[:1].upper() + name[1:] if name else f"Result {i + 1} of {n_expected}"
+                return f"{lead}: {part}"
+        return ""
+
+    def _sentence(
+        self, shown: Case, rows: set[str], expected, got, single: bool, name: str = ""
+    ) -> str:
+        """A sentence on one result; empty if it is right."""
+        if isinstance(expected, str) or isinstance(got, str):
+            if type(expected) is not type(got):
+                if isinstance(expected, str):
+                    return f"Expected a word, but your answer gave {got!r}."
+                return f"Expected numbers, but your answer gave the word {got!r}."
+            if self._same(expected, got, single):
+                return ""
+            return f"For {_text_of(shown)} {got!r} is not the right word. Look again."
+        expected, got = np.asarray(expected), np.asarray(got)
+        if expected.shape != got.shape:
+            return (
+                f"Your answer has shape {got.shape}; it should have {expected.shape}. Its inputs "
+                f"were {_text_of(shown)}."
+            )
+        wrong = ~self._close(expected, got, single, name)
+        if not wrong.any():
+            return ""
+        n_nan = int((~np.isfinite(got) & np.isfinite(expected)).sum())
+        at = _smallest(shown, rows, wrong)
+        here = {k: _part(v, at, k in rows, wrong.shape) for k, v in shown.items()}
+        lead = f"{n_nan} of {got.size} values are NaN or infinite. " if n_nan else ""
+        many = f" ({int(wrong.sum())} of {wrong.size} differ.)" if wrong.size > 1 else ""
+        alone = wrong.size == 1 or (wrong.ndim == 1 and rows)
+        entry = "" if alone else f"entry {list(map(int, at))} of "
+        right, yours = _apart(expected[at], got[at])
+        if name in self.at_most:
+            said = f"{entry}yours is {yours}; allowed is {right} at most"
+        else:
+            said = f"{entry}the answer should be {right}; yours is {yours}"
+        return f"{lead}For {_text_of(here)} {said}.{many}"
+
+    def _message_without_value(self, outcome: Outcome, case: Case, done: int) -> str:
+        inputs = f"Its inputs were {_text_of(self._shown(case))}."
+        if outcome.kind == "undone":
+            return (
+                "This exercise is still to be done: write your answer in place of the line that "
+                "raises NotImplementedError."
+            )
+        if outcome.kind == "raised":
+            return f"Your answer raised {outcome.message}. {inputs}"
+        if outcome.kind == "endless":
+            # Nobody can tell in general. But an answer that ended before most likely ends.
+            slow = (
+                "compute all cells in one tensor operation instead of a Python loop over cells, "
+                "draws or pairs"
+            )
+            before = "inputs" if done == 1 else f"{done} inputs"
+            which = (
+                f"It was in time for the {before} before, so it is probably too slow: {slow}."
+                if done
+                else f"Either it is too slow (then {slow}), or a loop in it never ends."
+            )
+            return f"Your answer was still running after {outcome.message}. {which} {inputs}"
+        return (
+            "Expected numbers (a tensor, an array or a number), but your answer gave a "
             f"{outcome.message}."
-            + (" Is the return missing?" if outcome.message == "NoneType" else ""),
-        }[outcome.kind]
+            + (" Is the return missing?" if outcome.message == "NoneType" else "")
+        )
 
 
 @dataclass(frozen=True)
@@ -186,6 +343,8 @@ class Verdict:
         The name of the mistake that fits, if any.
     case, expected, got
         The first case that went wrong, its right outcome and the answer's.
+    undone
+        True if the answer's stub is still there.
     """
 
     exercise: Exercise = field(repr=False)
@@ -195,6 +354,7 @@ class Verdict:
     case: Case | None = None
     expected: Data | None = None
     got: Data | None = None
+    undone: bool = False
 
     @property
     def comparable(self) -> bool:
@@ -207,61 +367,109 @@ class Verdict:
     def points(self) -> int:
         return self.exercise.points if self.passed else 0
 
-    def __str__(self) -> str:
-        mark = "✔" if self.passed else "✘"
+    @property
+    def heading(self) -> str:
+        mark = "✔" if self.passed else "○" if self.undone else "✘"
         points = "1 point" if self.exercise.points == 1 else f"{self.exercise.points} points"
         worth = f" ({points})" if self.passed else ""
-        return f"{mark} {self.exercise.name} {self.exercise.title}{worth}\n{self.message}"
+        return f"{mark} {self.exercise.name} {self.exercise.title}{worth}"
+
+    def __str__(self) -> str:
+        return f"{self.heading}\n{plain(self.message)}"
 
 
-def _difference(case: Case, expected: Data, got: Data, close: Callable) -> str:
-    """A sentence on the smallest part of a case that shows the difference; empty if none does."""
-    if isinstance(expected, tuple) or isinstance(got, tuple):
-        n_expected, n_got = (len(d) if isinstance(d, tuple) else 1 for d in (expected, got))
-        if n_expected != n_got:
-            return f"Expected {n_expected} results, but your answer returned {n_got}."
-        for i, (e, g) in enumerate(zip(expected, got, strict=True), start=1):
-            part = _difference(case, e, g, close)
-            if part:
-                return f"Result {i} of {n_expected}: {part}"
-        return ""
-    if isinstance(expected, str) or isinstance(got, str):
-        if type(expected) is not type(got):
-            if isinstance(expected, str):
-                return f"Expected a word, but your answer gave {got!r}."
-            return f"Expected numbers, but your answer gave the word {got!r}."
-        return "" if got == expected else f"{got!r} is not the right word. Look again."
-    expected, got = np.asarray(expected), np.asarray(got)
-    if expected.shape != got.shape:
+EMPHASIS = re.compile(r"(?<!\w)\*(\w[\w ,-]*\w|\w)\*(?!\w)")
+
+
+def plain(message: str) -> str:
+    """A message without Markdown's marks of emphasis and code."""
+    parts = message.split("`")
+    return "".join(p if i % 2 else EMPHASIS.sub(r"\1", p) for i, p in enumerate(parts))
+
+
+def _like(right: Data, got: Data) -> Data:
+    """An answer in the build of the right one: several results as one array, or the reverse."""
+    if isinstance(right, tuple):
+        if isinstance(got, np.ndarray) and got.shape[:1] == (len(right),):
+            got = tuple(got)
+        if isinstance(got, tuple) and len(got) == len(right):
+            return tuple(_like(r, g) for r, g in zip(right, got, strict=True))
+    elif isinstance(got, tuple) and got and not isinstance(right, str) and np.ndim(right):
+        shape = np.shape(right)[1:]
+        if all(isinstance(part, np.ndarray) and part.shape == shape for part in got):
+            return np.stack(got)
+    return got
+
+
+def _own(call: str, right: Data, got: Data) -> tuple[Data, Data]:
+    """The result that the answer gave, without those that the call added."""
+    both = isinstance(right, tuple) and isinstance(got, tuple)
+    return (right[0], got[0]) if call in ADDS and both else (right, got)
+
+
+def _is_single(value) -> bool:
+    """True if anything in it is in single precision: then so may all be that was computed."""
+    if isinstance(value, tuple):
+        return any(map(_is_single, value))
+    return getattr(value, "dtype", None) == np.float32
+
+
+def _no_gradient(names: str, error: str) -> str:
+    to = f" to {names}" if names else ""
+    if error:
         return (
-            f"Your answer has shape {got.shape}; it should have {expected.shape}. Its inputs were "
-            f"{_text_of(case)}."
+            "The numbers are right. But later cells train through this function, and with inputs "
+            f"that ask for a gradient it raised {error}. Use torch's functions instead of numpy's."
         )
-    wrong = ~close(expected, got)
-    if not wrong.any():
-        return ""
-    n_nan = int((~np.isfinite(got) & np.isfinite(expected)).sum())
-    at = _smallest(case, wrong)
-    here = {
-        name: v[at] if isinstance(v, np.ndarray) and v.shape == wrong.shape else v
-        for name, v in case.items()
-    }
-    lead = f"{n_nan} of {got.size} values are NaN or infinite. " if n_nan else ""
-    many = f" ({int(wrong.sum())} of {wrong.size} differ.)" if wrong.size > 1 else ""
     return (
-        f"{lead}For {_text_of(here)} the answer should be {expected[at]:.6g}; yours is "
-        f"{got[at]:.6g}.{many}"
+        f"The numbers are right. But no gradient flows back{to}, and later cells need one. Look "
+        "for a detach, item, float, no_grad, or a torch.tensor(…) around a tensor."
     )
 
 
-def _smallest(case: Case, wrong: np.ndarray) -> tuple[int, ...]:
+def _rows(inputs: Sequence[Case], right: Sequence) -> set[str]:
+    """The inputs that have a row for each row of the result, in every case."""
+
+    def of(case: Case, result) -> set[str]:
+        n = np.shape(result)[:1]
+        return {k for k, v in case.items() if n and isinstance(v, np.ndarray) and v.shape[:1] == n}
+
+    return set.intersection(*map(of, inputs, right))
+
+
+def _part(value, at: tuple[int, ...], is_row: bool, shape: tuple[int, ...]):
+    """What of an input belongs to an entry of the result: its row, or the entry in a long one."""
+    if not is_row:
+        return value
+    row = value[at[0]]
+    return value[at] if row.size > MOST_SHOWN and value.shape == shape else row
+
+
+def _smallest(shown: Case, rows: set[str], wrong: np.ndarray) -> tuple[int, ...]:
     """The index of the wrong entry with the smallest inputs."""
     size = np.zeros(wrong.shape)
-    for value in case.values():
-        numbers = isinstance(value, np.ndarray) and value.dtype.kind in "buif"
-        if numbers and value.shape == wrong.shape:
+    for name in rows:
+        value = shown[name]
+        if value.dtype.kind not in "buif":
+            continue
+        with np.errstate(all="ignore"):
+            if value.shape != wrong.shape:  # the whole row
+                value = np.abs(value.reshape(len(value), -1)).sum(1)
+                value = value.reshape(-1, *[1] * (wrong.ndim - 1))
             size = size + np.abs(value)
     return np.unravel_index(np.argmin(np.where(wrong, size, np.inf)), wrong.shape)
+
+
+def _apart(right, got) -> tuple[str, str]:
+    """Two numbers as text, with as many digits as it takes to tell them apart."""
+    for digits in range(6, 18):
+        texts = f"{right:.{digits}g}", f"{got:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+MOST_SHOWN = 12  # numbers of an array in a message
 
 
 def _text_of(case: Case) -> str:
@@ -269,12 +477,20 @@ def _text_of(case: Case) -> str:
     if not case:
         return "no inputs"
     parts = []
+    many = sum(np.size(value) for value in case.values()) > 4 * MOST_SHOWN
     for name, value in case.items():
-        if isinstance(value, np.ndarray) and value.size > 6:
-            value = f"an array of shape {value.shape}"
-        elif isinstance(value, np.ndarray):
-            value = np.array2string(value, precision=4, separator=", ")
-        elif isinstance(value, (float, np.floating)):
-            value = f"{value:.6g}"
-        parts.append(f"{name} = {value}")
+        if isinstance(value, np.ndarray) and value.size > (3 if many else MOST_SHOWN):
+            parts.append(f"{name}, an array of shape {value.shape}")
+            continue
+        if isinstance(value, np.ndarray) and value.ndim:
+            shorter = {"float_kind": "{:.6g}".format}
+            value = np.array2string(value, separator=", ", max_line_width=10**6, formatter=shorter)
+            value = re.sub(r"\s*\n\s*", " ", value)
+        elif isinstance(value, (float, np.floating)) or _is_float(value):
+            value = f"{float(value):.6g}"
+        parts.append(f"`{name} = {value}`")
     return ", ".join(parts)
+
+
+def _is_float(value) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"

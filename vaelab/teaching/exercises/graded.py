@@ -29,12 +29,14 @@ def check(name: str, answer) -> None:
         for case in exercise[kind]:
             case = {key: unpack(value) for key, value in case.items()}
             try:
-                outcome = apply(answer, case, exercise["call"], exercise["seconds"])
+                how = (exercise[key] for key in ("call", "seconds", "returns"))
+                outcome = apply(answer, case, *how)
             except KeyboardInterrupt:
                 outcome = Outcome("endless", message="the time limit of a cell")
             except BaseException as error:  # exit() is not an Exception
                 outcome = Outcome("raised", message=type(error).__name__)
-            outcomes[kind].append([outcome.kind, pack(outcome.value), outcome.message])
+            value, form, reached = pack(outcome.value), list(outcome.form), list(outcome.reached)
+            outcomes[kind].append([outcome.kind, value, outcome.message, form, reached])
             if outcome.kind != "value":
                 break
         if outcomes[kind][-1:] and outcomes[kind][-1][0] == "endless":

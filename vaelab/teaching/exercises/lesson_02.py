@@ -84,14 +84,6 @@ def with_slope(f):
     return both
 
 
-def without_slope(f):
-    def both(**case):
-        values, slope = with_slope(f)(**case)
-        return values, np.full_like(slope, np.nan)
-
-    return both
-
-
 # 02.2: the KL to the prior
 
 
@@ -387,12 +379,6 @@ EXERCISES = {
                     "A KL is never negative. The bound subtracts it, but here the KL itself is "
                     "asked for.",
                 ),
-                Misconception(
-                    "no gradient",
-                    without_slope(kl_by_quadrature),
-                    "The numbers are right, but no gradient flows back to std, and later cells "
-                    "need it. Return a tensor that was computed from mean and std by torch alone.",
-                ),
             ),
         ),
         Exercise(
@@ -585,12 +571,6 @@ EXERCISES = {
                     slope_without_constant,
                     "The numbers are right, but no gradient flows through the logarithm of sigma. "
                     "Was it taken by math or numpy, or is there a float() or detach()?",
-                ),
-                Misconception(
-                    "no gradient",
-                    without_slope(linear_bound),
-                    "The numbers are right, but no gradient flows back to sigma. Return a tensor "
-                    "that was computed by torch alone, without detach and no_grad.",
                 ),
             ),
         ),

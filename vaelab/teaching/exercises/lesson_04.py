@@ -267,6 +267,7 @@ EXERCISES = {
             draw=draw_encoders,
             oracle=embedded,
             call="encoder",
+            returns="tensor without gradient",
             verified="Agrees with matrix products for 104 cells, and leaves the encoder's mode as "
             "it was.",
             misconceptions=(
@@ -431,6 +432,7 @@ EXERCISES = {
             points=2,
             draw=draw_molecules,
             oracle=multinomial,
+            returns="tensor with gradient in logits",
             rtol32=1e-4,
             verified="Agrees with products of 50 digits for 16 cells, down to shares of e^−900.",
             misconceptions=(
