@@ -156,8 +156,8 @@ rate = np.array([2.0, 9.0, 5.0])  # p(x | z) is Poisson: each type's mean count
 
 counts = np.arange(22)
 joint = prior[:, None] * stats.poisson.pmf(counts, rate[:, None])  # p(x, z): (types, counts)
-evidence = joint.sum(0)  # p(x), whatever the type
-posterior = joint / evidence  # p(z | x), by Bayes
+p_of_x = joint.sum(0)  # the evidence: p(x), whatever the type
+posterior = joint / p_of_x  # p(z | x), by Bayes
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.3), layout="constrained")
 bottom = np.zeros(len(counts))
@@ -194,7 +194,7 @@ plotting.show(
 
 # %%
 named = prior * stats.poisson.pmf(60, rate)
-print(f"x = 8:  log p(x) = {np.log(evidence[8]):6.1f}   {types[posterior[:, 8].argmax()]}")
+print(f"x = 8:  log p(x) = {np.log(p_of_x[8]):6.1f}   {types[posterior[:, 8].argmax()]}")
 print(f"x = 60: log p(x) = {np.log(named.sum()):6.1f}   {types[named.argmax()]}, and quite sure: "
       f"p(z|x) = {named.max() / named.sum():.4f}")  # fmt: skip
 z = rng.choice(3, size=4, p=prior)
@@ -320,7 +320,7 @@ print(f"from 20,000 draws:     {estimate:9,.0f}")
 #
 # (c). None of 20,000 draws came near a z that explains this cell.
 # Over five sets of twenty such models and cells, log p(x) is −177 ± 1, and the estimate −879 ± 94
-# (mean ± standard deviation;[E02.prior_draws](evidence/02_elbo.py)).
+# (mean ± standard deviation; [E02.prior_draws](evidence/02_elbo.py)).
 #
 # </details>
 #
@@ -523,7 +523,7 @@ def E(f):
 
 print(f"E_q[log p(x|z)] = {E(log_likelihood):.4f}")
 print(f"KL(q‖p(z))      = {E(lambda z: log_q(z) - log_prior(z)):.4f}")
-print(f"log p(x)        = {np.log(evidence[x]):.4f}, known here because there are 3 types")
+print(f"log p(x)        = {np.log(p_of_x[x]):.4f}, known here because there are 3 types")
 
 # %% [markdown]
 # ### Exercise 02.3 · First derivation: Jensen
@@ -602,7 +602,7 @@ reconstruction, kl, gap = by_kl(
 )
 bound = reconstruction - kl
 print(f"bound:    {reconstruction:.4f} − {kl:.4f} = {bound:.4f}")
-print(f"log p(x): {bound:.4f} + {gap:.4f} = {bound + gap:.4f}, and {np.log(evidence[x]):.4f}")
+print(f"log p(x): {bound:.4f} + {gap:.4f} = {bound + gap:.4f}, and {np.log(p_of_x[x]):.4f}")
 
 # %% [markdown]
 # Now we know what was given up: **the gap is the KL from q to the posterior**. And two of the three
@@ -1087,9 +1087,9 @@ with torch.no_grad():
 # ## What the claims rest on
 
 # %% tags=["nbval-ignore-output"]
-from vaelab.teaching import evidence as claims
+from vaelab.teaching import evidence
 
-claims.table("02")
+evidence.table("02")
 
 # %% [markdown]
 # **Next.** [Lesson 03](03_gaussian_reparametrization.ipynb): the decoder becomes a network, no average
