@@ -240,15 +240,15 @@ plotting.film(
     range(25),
     alt="A film: m moves right. With fresh dice the draws jump, and their average with them. With "
     "the same ε they slide along f, and the average is a smooth curve. With the same z the draws "
-    "stand still and their weights change; the average is smooth, and drifts away.",
+    "stand still and their weights change; the average is smooth, and rests on few draws.",
 )
 
 # %% [markdown]
 # Left, with fresh dice, the average jumps, and a slope is lost in the noise. In the middle the noise
 # is kept, each $z$ *slides*, and the average is a smooth curve: it has a slope. On the right $z$ is
-# kept and its *weight* changes, by how probable $z$ becomes: again a smooth curve. The middle is
-# the **pathwise** way, the subject of this section. The right one is the **score function**,
-# section 3.
+# kept and its *weight* changes, by how probable $z$ becomes: again a smooth curve, though in the end
+# a few dots carry all the weight. The middle is the **pathwise** way, the subject of this section. The
+# right one is the **score function**, section 3.
 #
 # ### z = m + s·ε
 #
