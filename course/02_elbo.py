@@ -213,13 +213,13 @@ print("new cells:", [f"{types[k]} {n}" for k, n in zip(z, rng.poisson(rate[z]), 
 # $$p(x) = \frac{p(x \mid \lambda)\;p(\lambda)}{p(\lambda \mid x)}$$
 
 # %%
-a, b, x = 2.0, 0.5, 7
+a_λ, b_λ, x = 2.0, 0.5, 7
 for λ in (0.5, 4.0, 20.0):
     log_likelihood_at = stats.poisson.logpmf(x, λ)
-    log_prior_at = stats.gamma.logpdf(λ, a, scale=1 / b)
-    log_posterior_at = stats.gamma.logpdf(λ, a + x, scale=1 / (b + 1))
+    log_prior_at = stats.gamma.logpdf(λ, a_λ, scale=1 / b_λ)
+    log_posterior_at = stats.gamma.logpdf(λ, a_λ + x, scale=1 / (b_λ + 1))
     print(f"λ = {λ:4.1f}: log p(x) = {log_likelihood_at + log_prior_at - log_posterior_at:.6f}")
-print(f"negative binomial:   {stats.nbinom.logpmf(x, a, b / (b + 1)):.6f}")
+print(f"negative binomial:   {stats.nbinom.logpmf(x, a_λ, b_λ / (b_λ + 1)):.6f}")
 
 # %% [markdown]
 # The same each time: the right-hand side depends on $\lambda$ in each factor, the left-hand side
@@ -973,8 +973,8 @@ plotting.interactive(
 
 # %%
 train, n_genes = slice(0, 600), 20
-centre, scale = expression[train].mean(0), expression[train].std(0)
-x = torch.as_tensor((expression - centre) / scale)  # each gene: mean 0, variance 1
+gene_mean, gene_std = expression[train].mean(0), expression[train].std(0)
+x_blood = torch.as_tensor((expression - gene_mean) / gene_std)  # each gene: mean 0, variance 1
 
 torch.manual_seed(1)
 θ = {"W": 0.1 * torch.randn(20, 2), "b": torch.zeros(20), "log_sigma": torch.zeros(())}
@@ -991,10 +991,12 @@ optimiser = torch.optim.Adam([*θ.values(), *φ.values()], lr=0.05)
 smaller_steps = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.997)
 history = []
 for i in range(1501):  # 2. optimise
-    bound = linear_bound(x[train], θ["W"], θ["b"], *encode(x[train]), θ["log_sigma"].exp()).mean()
+    bound = linear_bound(
+        x_blood[train], θ["W"], θ["b"], *encode(x_blood[train]), θ["log_sigma"].exp()
+    ).mean()
     if i % 10 == 0:
         with torch.no_grad():
-            log_p_x = exact_evidence(x[train], θ["W"], θ["b"], θ["log_sigma"].exp()).mean()
+            log_p_x = exact_evidence(x_blood[train], θ["W"], θ["b"], θ["log_sigma"].exp()).mean()
         history.append([i, bound.item(), log_p_x.item()])
     optimiser.zero_grad()
     (-bound).backward()
@@ -1007,7 +1009,7 @@ for i in range(1501):  # 2. optimise
 
 # %%
 steps, bounds, evidences = np.array(history).T
-λ = np.linalg.eigvalsh(np.cov(x[train].numpy(), rowvar=False, bias=True))[::-1]
+λ = np.linalg.eigvalsh(np.cov(x_blood[train].numpy(), rowvar=False, bias=True))[::-1]
 log_det = np.log(λ[:2]).sum() + (n_genes - 2) * np.log(λ[2:].mean())
 most = -0.5 * (n_genes * np.log(2 * np.pi) + log_det + n_genes)
 coarse = {"CD14+ Monocyte": "monocyte", "Dendritic": "dendritic", "CD19+ B": "B cell",
@@ -1021,7 +1023,7 @@ left.set(xlabel="step", ylabel="nats per cell below the highest", yscale="log", 
 left.set_title("What is missing")
 left.legend(frameon=False, fontsize=9)
 with torch.no_grad():
-    means = encode(x)[0].numpy()  # 3. use q
+    means = encode(x_blood)[0].numpy()  # 3. use q
 plotting.embedding(means, groups, ax=right, title="The mean of q for each cell")
 right.set(xlabel="z₁", ylabel="z₂")
 print(f"bound {bounds[-1]:.2f}, log p(x) {evidences[-1]:.2f}, the most possible {most:.2f}")
@@ -1046,15 +1048,19 @@ plotting.show(
 # %%
 with torch.no_grad():
     fitted = θ["W"], θ["b"], θ["log_sigma"].exp()
-    real = x[600:]
+    real = x_blood[600:]
     mixed = torch.stack([gene[torch.randperm(100)] for gene in real.T], 1)  # gene by gene
     for name, log_p in {
         "two latent dimensions": lambda rows: exact_evidence(rows, *fitted),
         "each gene by itself": lambda rows: Normal(0.0, 1.0).log_prob(rows).sum(-1),
     }.items():
         wins = (log_p(real) > log_p(mixed)).double().mean().item()
-        a, b_row = (log_p(torch.tensor((rows[r] - centre) / scale)[None]).item() for r in "AB")
-        print(f"{name:22s} real wins {wins:4.0%};  log p(A) = {a:6.1f}, log p(B) = {b_row:6.1f}")
+        log_a, log_b = (
+            log_p(torch.tensor((rows[r] - gene_mean) / gene_std)[None]).item() for r in "AB"
+        )
+        print(
+            f"{name:22s} real wins {wins:4.0%};  log p(A) = {log_a:6.1f}, log p(B) = {log_b:6.1f}"
+        )
 
 # %% [markdown]
 # <details><summary>Answer</summary>

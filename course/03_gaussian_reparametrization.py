@@ -532,14 +532,14 @@ vaelab.check("03.3", score_estimates)
 
 # %%
 torch.manual_seed(3)
-m, s = torch.tensor([0.3]), torch.tensor([0.8])
+m0, s0 = torch.tensor([0.3]), torch.tensor([0.8])
 R = 200_000
 ε = torch.randn(R, 1)
-z = (m + s * ε).requires_grad_()
-f_z = f(z.squeeze())
-(slope,) = torch.autograd.grad(f_z.sum(), z)
+z0 = (m0 + s0 * ε).requires_grad_()
+f_z = f(z0.squeeze())
+(slope,) = torch.autograd.grad(f_z.sum(), z0)
 by_path = slope, slope * ε
-by_score = score_estimates(f_z.detach(), z.detach(), m, s)
+by_score = score_estimates(f_z.detach(), z0.detach(), m0, s0)
 
 print("                  mean   right   within 4 standard errors   standard deviation")
 for name, pair in {"pathwise": by_path, "score": by_score}.items():
@@ -576,7 +576,7 @@ def spread_of_means(estimates):
 fig, (left, right_panel) = plt.subplots(1, 2, figsize=(9.5, 3.6), layout="constrained")
 left.loglog(draws, spread_of_means(by_path[0]), "o-", color=BLUE, label="pathwise, any constant")
 for level, colour, marker in ((0, ORANGE, "^"), (-50, PINK, "s"), (-500, RED, "D")):
-    scores = score_estimates(f_z.detach() + level, z.detach(), m, s)[0]
+    scores = score_estimates(f_z.detach() + level, z0.detach(), m0, s0)[0]
     left.loglog(
         draws,
         spread_of_means(scores),
@@ -627,7 +627,7 @@ plotting.show(
 
 # %%
 torch.manual_seed(4)
-z = torch.randn(500_000, 1, requires_grad=True)  # m = 0, s = 1
+z_n = torch.randn(500_000, 1, requires_grad=True)  # m = 0, s = 1
 functions = {
     "z": lambda z: z,
     "z + ripple": lambda z: z + 0.01 * torch.sin(1000 * z),
@@ -636,9 +636,9 @@ functions = {
 exact = {"z": 1.0, "z + ripple": 1.0, "1 if z > 0": 1 / np.sqrt(2 * np.pi)}
 print("f             right |  pathwise: mean, sd |  score: mean, sd")
 for name, function in functions.items():
-    values = function(z).squeeze()
-    (slope,) = torch.autograd.grad(values.sum(), z)
-    scores, _ = score_estimates(values.detach(), z.detach(), torch.zeros(1), torch.ones(1))
+    values = function(z_n).squeeze()
+    (slope,) = torch.autograd.grad(values.sum(), z_n)
+    scores, _ = score_estimates(values.detach(), z_n.detach(), torch.zeros(1), torch.ones(1))
     row = [v.item() for v in (slope.mean(), slope.std(), scores.mean(), scores.std())]
     print(
         f"{name:12s} {exact[name]:6.1f} | {row[0]:12.1f}, {row[1]:4.1f}  | {row[2]:9.1f}, {row[3]:4.1f}"
@@ -962,14 +962,14 @@ vaelab.check("03.6", drawn_twice)
 
 # %%
 torch.manual_seed(9)
-x_one, sigma, m, s = torch.tensor(2.5), 1.0, torch.tensor(1.25), torch.tensor(0.9)
-z, z_again = gaussian(m, s, 100_000), gaussian(m, s, 100_000)
-price = Normal(0.0, 1.0).log_prob(z) - Normal(m, s).log_prob(z)
-once = price + Normal(z, sigma).log_prob(x_one)
-twice = price + Normal(z_again, sigma).log_prob(x_one)
+x_one, noise_sd, m_q, s_q = torch.tensor(2.5), 1.0, torch.tensor(1.25), torch.tensor(0.9)
+z_first, z_again = gaussian(m_q, s_q, 100_000), gaussian(m_q, s_q, 100_000)
+price = Normal(0.0, 1.0).log_prob(z_first) - Normal(m_q, s_q).log_prob(z_first)
+once = price + Normal(z_first, noise_sd).log_prob(x_one)
+twice = price + Normal(z_again, noise_sd).log_prob(x_one)
 S = torch.arange(1, 100_001)
 truth = Normal(0.0, 2**0.5).log_prob(x_one).item()
-limit = drawn_twice(x_one[None], sigma, m[None], s[None]).item()
+limit = drawn_twice(x_one[None], noise_sd, m_q[None], s_q[None]).item()
 
 fig, ax = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
 ax.semilogx(S, torch.logcumsumexp(once, 0) - S.log(), color=BLUE, label="the same z")
