@@ -61,7 +61,7 @@ plotting.show(
 )
 
 # %% [markdown]
-# Over five seeds the KL to the prior is FREE nats with `gaussian`, and BLOCKED with
+# Over five seeds the KL to the prior is 5.4 ± 0.1 nats with `gaussian`, and 0.007 with
 # `replaced` ([E03.one_line](evidence/03_gaussian_reparametrization.py)). Both functions draw from the
 # same normal distribution. What is different?
 #
@@ -856,7 +856,8 @@ plotting.show(
 # %% [markdown]
 # <details><summary>Answer</summary>
 #
-# Pathwise, score with baseline, score, blocked. Over five seeds the bounds are BOUNDS
+# Pathwise, score with baseline, score, blocked. Over five seeds the bounds
+# are −120.3 ± 0.2, −121.3 ± 0.6, −130 ± 2 and −147.88 ± 0.04 nats
 # ([E03.four_gradients](evidence/03_gaussian_reparametrization.py)). With the gradient blocked the KL
 # is zero in the end: the decoder has learned the mean of each gene and nothing else, the second map
 # of the opening again. The baseline nearly keeps up here, in two dimensions with two draws per cell.
@@ -903,7 +904,7 @@ plotting.show(
 # <details><summary>Answer</summary>
 #
 # A hundred cells. More draws of the same cells flatten out at what the choice of cells leaves. At 100
-# decodings, ten cells with ten draws have RATIO times the variance of 100 cells with one draw
+# decodings, ten cells with ten draws have 1.91 ± 0.07 times the variance of 100 cells with one draw
 # ([E03.cells_or_draws](evidence/03_gaussian_reparametrization.py)).
 #
 # </details>
