@@ -972,8 +972,8 @@ plotting.interactive(
 # and Adam is a rule for taking steps along them.)
 
 # %%
-train, n_genes = slice(0, 600), 20
-gene_mean, gene_std = expression[train].mean(0), expression[train].std(0)
+seen, n_genes = slice(0, 600), 20
+gene_mean, gene_std = expression[seen].mean(0), expression[seen].std(0)
 x_blood = torch.as_tensor((expression - gene_mean) / gene_std)  # each gene: mean 0, variance 1
 
 torch.manual_seed(1)
@@ -987,29 +987,31 @@ def encode(x):
     return x @ φ["A"].T + φ["c"], φ["log_s"].exp().expand(len(x), 2)
 
 
-optimiser = torch.optim.Adam([*θ.values(), *φ.values()], lr=0.05)
-smaller_steps = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.997)
-history = []
-for i in range(1501):  # 2. optimise
-    bound = linear_bound(
-        x_blood[train], θ["W"], θ["b"], *encode(x_blood[train]), θ["log_sigma"].exp()
-    ).mean()
-    if i % 10 == 0:
-        with torch.no_grad():
-            log_p_x = exact_evidence(x_blood[train], θ["W"], θ["b"], θ["log_sigma"].exp()).mean()
-        history.append([i, bound.item(), log_p_x.item()])
-    optimiser.zero_grad()
-    (-bound).backward()
-    optimiser.step()
-    smaller_steps.step()
+def train():
+    """2. optimise; every tenth step's number, bound and evidence."""
+    optimiser = torch.optim.Adam([*θ.values(), *φ.values()], lr=0.05)
+    smaller_steps = torch.optim.lr_scheduler.ExponentialLR(optimiser, 0.997)
+    history, x = [], x_blood[seen]
+    for i in range(1501):
+        bound = linear_bound(x, θ["W"], θ["b"], *encode(x), θ["log_sigma"].exp()).mean()
+        if i % 10 == 0:
+            with torch.no_grad():
+                log_p_x = exact_evidence(x, θ["W"], θ["b"], θ["log_sigma"].exp()).mean()
+            history.append([i, bound.item(), log_p_x.item()])
+        optimiser.zero_grad()
+        (-bound).backward()
+        optimiser.step()
+        smaller_steps.step()
+    return np.array(history).T
+
 
 # %% [markdown]
 # How good can it get? For this model the highest possible evidence is known from the eigenvalues of
 # the data's covariance (Tipping and Bishop 1999, section 3). We draw how far below it we are.
 
 # %%
-steps, bounds, evidences = np.array(history).T
-λ = np.linalg.eigvalsh(np.cov(x_blood[train].numpy(), rowvar=False, bias=True))[::-1]
+steps, bounds, evidences = train()
+λ = np.linalg.eigvalsh(np.cov(x_blood[seen].numpy(), rowvar=False, bias=True))[::-1]
 log_det = np.log(λ[:2]).sum() + (n_genes - 2) * np.log(λ[2:].mean())
 most = -0.5 * (n_genes * np.log(2 * np.pi) + log_det + n_genes)
 coarse = {"CD14+ Monocyte": "monocyte", "Dendritic": "dendritic", "CD19+ B": "B cell",

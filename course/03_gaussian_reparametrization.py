@@ -832,9 +832,9 @@ styles = {
     "score": {"color": ORANGE, "ls": "-."},
     "blocked": {"color": RED, "ls": ":"},
 }
-trained = {way: train(way) for way in styles}
 
 # %% tags=["not-in-grading"]
+trained = {way: train(way) for way in styles}
 fig, (left, right_panel) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
 for way, style in styles.items():
     left.plot(np.arange(10, 401, 10), trained[way][1], lw=2, label=way, **style)
@@ -876,8 +876,8 @@ plotting.show(
 
 
 # %% tags=["not-in-grading"]
-def gradient_variance(L, M, repeats):
-    encoder, *decoder = trained["pathwise"][0]
+def gradient_variance(weights, L, M, repeats):
+    encoder, *decoder = weights
     gradients = []
     for _ in range(repeats):
         batch = x_blood[torch.randint(len(x_blood), (M,))]
@@ -886,11 +886,12 @@ def gradient_variance(L, M, repeats):
     return torch.stack(gradients).var(0).sum().item()
 
 
+weights_now, _ = train("pathwise")
 torch.manual_seed(8)
 L_values = np.array([1, 2, 5, 10, 30])
 fig, ax = plt.subplots(figsize=(7, 3.5), layout="constrained")
 for M, colour, marker in ((1, ORANGE, "o"), (10, GREEN, "^"), (100, BLUE, "s")):
-    variance = [gradient_variance(L, M, repeats=int(400 / M**0.4)) for L in L_values]
+    variance = [gradient_variance(weights_now, L, M, repeats=int(400 / M**0.4)) for L in L_values]
     ax.loglog(M * L_values, variance, marker + "-", color=colour, label=f"M = {M} cells")
 ax.set(xlabel="M·L, decodings per step", ylabel="variance of the gradient")
 ax.set_title("Draws or cells?")
