@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from nbval.plugin import IPyNbCell
 
 TOLERANCE = 1
-PICTURE = 'src="data:image/png;base64,'
+PICTURE = 'src="data:image/'
 
 # A number stands alone: in z1, CD8, #1f77b4, 0x7f and 1.2.3 every digit is text. A minus belongs to
 # the number unless a word or a bracket stands before it, as in 2015-2016.

@@ -91,7 +91,7 @@ def colour_bar(ax):
 
 
 def test_every_figure_is_tried_here():
-    others = {"interactive", "look", "readable", "show"}
+    others = {"film", "interactive", "look", "readable", "show"}
     assert set(DRAWN) | others == set(plotting.__all__)
 
 
@@ -856,6 +856,40 @@ def test_a_figure_is_shown_once_sharp_with_its_text_and_closed(displayed):
     picture = picture_in(data["text/html"])
     assert picture.width in (2 * width, 2 * width + 1)
     assert picture.mode == "P"
+
+
+def test_a_film_has_its_frames_its_text_and_its_pauses(displayed):
+    def draw(value):
+        figure, ax = plt.subplots(figsize=(4, 2))
+        ax.bar(0, value)
+        ax.set_ylim(0, 4)
+        return figure
+
+    plotting.film(draw, [1, 2, 2, 3], alt='A bar < 4, that "fills".', seconds=0.1, pause=1.5)
+    assert not plt.get_fignums()
+    (data,) = displayed
+    assert data["text/plain"] == 'A bar < 4, that "fills".'
+    assert 'alt="A bar &lt; 4, that &quot;fills&quot;." width="400"' in data["text/html"]
+    assert 'src="data:image/gif;base64,' in data["text/html"]
+    film = picture_in(data["text/html"])
+    assert film.size == (800, 400) and film.info["loop"] == 0
+    times, looks = [], []
+    for i in range(film.n_frames):
+        film.seek(i)
+        times.append(film.info["duration"])
+        looks.append(np.asarray(film.convert("RGB")).tobytes())
+    assert sum(times) == 1500 + 100 + 100 + 1500
+    assert times[0] == times[-1] == 1500
+    assert len({*looks}) == 3
+
+
+@pytest.mark.parametrize(
+    ("alt", "width", "said"), [("", 4, "alternative text"), ("A bar.", 12, "inches wide")]
+)
+def test_a_film_without_text_or_too_wide_is_refused(alt, width, said, displayed):
+    with pytest.raises(ValueError, match=said):
+        plotting.film(lambda value: plt.figure(figsize=(width, 2)), [1], alt=alt)
+    assert not displayed and not plt.get_fignums()
 
 
 def test_nothing_beside_the_axes_is_cut_off(displayed):

@@ -18,6 +18,7 @@ __all__ = [
     "confusion_matrix",
     "count_histogram",
     "embedding",
+    "film",
     "graphical_model",
     "interactive",
     "latent_covariance",
@@ -570,6 +571,55 @@ def look(groups) -> dict[str, dict]:
 def readable(group: str) -> str:
     """The name of a group as a reader would write it: "quiescent stellate"."""
     return str(group).replace("_", " ")
+
+
+def film(draw, values, alt: str, seconds: float = 0.12, pause: float = 2.0) -> None:
+    """Put a moving picture into the notebook; it needs no kernel and no JavaScript.
+
+    Parameters
+    ----------
+    draw
+        Function that takes one of ``values`` and returns a Figure; all figures have one size.
+    values
+        One value per frame. The same value several times holds the picture still.
+    alt
+        What moves, and what it shows, in one or two sentences that replace the film.
+    seconds
+        Time per frame.
+    pause
+        Time for which the first and the last frame stand still. Then the film begins again.
+
+    Raises
+    ------
+    ValueError
+        ``alt`` is empty or long, or a figure is too wide.
+    """
+    import base64
+    import io
+    from html import escape
+
+    import matplotlib.pyplot as plt
+    from IPython.display import display
+    from PIL import Image
+
+    _check_alt(alt)
+    frames = []
+    for value in values:
+        figure = draw(value)
+        try:
+            png = _png(figure)
+        finally:
+            plt.close(figure)
+        frames.append(Image.open(io.BytesIO(png)).convert("RGB").quantize(64))
+    times, buffer = [1000 * seconds] * len(frames), io.BytesIO()
+    times[0] = times[-1] = 1000 * pause
+    frames[0].save(
+        buffer, format="gif", save_all=True, append_images=frames[1:], duration=times, loop=0
+    )
+    data = base64.b64encode(buffer.getvalue()).decode()
+    html = f'<img alt="{escape(alt)}" width="{_shown_width(png)}" style="max-width: 100%" '
+    picture = {"text/html": f'{html}src="data:image/gif;base64,{data}">', "text/plain": alt}
+    display(picture, raw=True)
 
 
 def _figure(*shape, figsize):

@@ -242,15 +242,17 @@ def _estimates(answer, case: dict):
     The estimator gets f, "mean" and "std" as (n_cells, n_latent), and "n_samples", where f(z) =
     constant − ½ (x − w·z)². It returns one array of that shape, or several. If the case has a limit
     "most" for the variances, f gives values without a gradient, and variances below "most" come
-    back as "most". A mean with a standard error above 0.005 comes back as NaN.
+    back as "most". With a "spread", the constants of the cells go up from "constant" by so much. A
+    mean with a standard error above 0.005 comes back as NaN.
     """
     import torch
 
     w, *moments = (torch.from_numpy(case[name].copy()) for name in ("w", "mean", "std"))
     black_box, shape = "most" in case, (100_000, len(w))
+    constant = case["constant"] + case.get("spread", 0.0) * torch.linspace(0, 1, shape[0]).to(w)
 
     def f(z):
-        value = case["constant"] - 0.5 * (case["x"] - z @ w) ** 2
+        value = constant - 0.5 * (case["x"] - z @ w) ** 2
         return value.detach() if black_box else value
 
     with torch.random.fork_rng(devices=[]):
@@ -296,7 +298,10 @@ def _shown_encoder(case: dict) -> dict:
 
 def _shown_estimates(case: dict) -> dict:
     w = np.array2string(case["w"], precision=6, separator=", ")
-    f = f"{case['constant']:g} − ½ ({case['x']:.6g} − {w}·z)²"
+    level = f"{case['constant']:g}"
+    if "spread" in case:
+        level += f" to {case['constant'] + case['spread']:g} (per cell)"
+    f = f"{level} − ½ ({case['x']:.6g} − {w}·z)²"
     return {"f(z)": f, **{name: case[name] for name in ("mean", "std", "n_samples")}}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .core import Exercise, Misconception
+from .lesson_02 import kl_terms
 
 __all__ = ["EXERCISES"]
 
@@ -47,7 +48,7 @@ def drawn_with(scale, slope):
     return wrong
 
 
-# 03.2 and 03.5: estimators, judged by mean and variance. f(z) = constant − ½ (x − w·z)²
+# 03.2 and 03.4: estimators, judged by mean and variance. f(z) = constant − ½ (x − w·z)²
 
 N_CELLS = 100_000  # as many as calls._estimates has
 
@@ -155,34 +156,7 @@ def score_with(in_mean, in_std):
     return wrong
 
 
-# 03.4: variances in closed form
-
-
-def draw_dimensions(rng: np.random.Generator) -> list[dict]:
-    cases = [{"n_latent": 1, "n_samples": 1}, {"n_latent": 2, "n_samples": 1}]
-    n_latent = rng.integers(3, 200, 8)
-    return cases + [{"n_latent": int(d), "n_samples": int(rng.integers(2, 60))} for d in n_latent]
-
-
-def three_variances(n_latent, n_samples):
-    """By symmetry E[f² ε₁²] = E[f³]/d, and f = |z|² is chi-squared."""
-    from scipy import stats
-
-    of_score = stats.chi2(n_latent).moment(3) / n_latent
-    of_slope = 4 * stats.norm.moment(2)
-    return np.asarray(0.0), np.asarray(of_score / n_samples), np.asarray(of_slope / n_samples)
-
-
-def three_with(expectation=lambda d, n: 0.0, score=lambda d: (d + 2) * (d + 4), divide=True):
-    def wrong(n_latent, n_samples):
-        n = n_samples if divide else 1
-        three = expectation(n_latent, n_samples), score(n_latent) / n, 4 / n
-        return tuple(np.asarray(float(v)) for v in three)
-
-    return wrong
-
-
-# 03.5: a baseline
+# 03.4: a baseline
 
 
 def covariance_moments(n_samples, x, w, constant, mean, std):
@@ -207,7 +181,7 @@ def variance_with_baseline(n_samples, **case):
 def draw_black_boxes(rng: np.random.Generator) -> list[dict]:
     """One dimension, then two and three; with a right baseline standard deviations are below 1."""
     one = np.ones(1)
-    cases = [{"x": 2.0, "w": one, "constant": -50.0, "mean": 0 * one, "std": one, "n_samples": 4}]
+    cases = [{"x": 2.0, "w": one, "constant": -100.0, "mean": 0 * one, "std": one, "n_samples": 4}]
     for n_latent, n_samples in ((2, 4), (3, 6)):
         case = {"x": rng.uniform(2, 4), "w": rng.uniform(0.5, 1.5, n_latent)}
         case |= {"constant": rng.uniform(-400, -100), "mean": rng.normal(0, 0.2, n_latent)}
@@ -216,20 +190,30 @@ def draw_black_boxes(rng: np.random.Generator) -> list[dict]:
         scale = variance_with_baseline(**case).max() ** 0.25  # the constant needs no scale
         case["x"], case["w"] = case["x"] / scale, case["w"] / scale
         case["most"] = 2 * variance_with_baseline(**case)
+        case["spread"] = 50.0  # each cell has its own level, which a baseline of all cells misses
         case["seed"] = int(rng.integers(2**31))
     return cases
 
 
-def with_baseline(n_samples, seed, most, x, w, mean, **case):
+def with_baseline(x, w, mean, most, **case):
     return reported([most], [(x - w @ mean) * w], most)
 
 
 def baseline_with(change):
-    """An estimator with the mean and variance that ``change(case, n_samples, moments)`` gives."""
+    """An estimator with the mean and variance that ``change(case, n_samples, moments)`` gives.
 
-    def wrong(seed, most, **case):
-        mean, variance = change(case, case["n_samples"], covariance_moments(**case))
-        return reported([variance], [mean], most)
+    The variance, a parabola in f's constant, is averaged over the cells' constants. The mean does
+    not depend on them.
+    """
+
+    def wrong(seed, most, spread, **case):
+        at, weights = np.polynomial.legendre.leggauss(3)
+        total = 0.0
+        for u, weight in zip((1 + at) / 2, weights / 2, strict=True):
+            there = case | {"constant": case["constant"] + spread * u}
+            mean, variance = change(there, there["n_samples"], covariance_moments(**there))
+            total = total + weight * variance
+        return reported([total], [mean], most)
 
     return wrong
 
@@ -255,6 +239,74 @@ def no_baseline(case, n, moments):
         **{k: v for k, v in case.items() if k != "n_samples"}, estimator="score"
     )
     return means[0], variances[0] / n
+
+
+def of_all_cells(seed, most, spread, **case):
+    """The level of all cells together as baseline: E[f] and half the spread are subtracted."""
+    _, weight, z = nodes(case["mean"], case["std"])
+    level = weight @ f_of(z, case["x"], case["w"], 0.0)
+    case |= {"constant": -level - spread / 2}
+    return baseline_with(no_baseline)(seed=seed, most=most, spread=spread, **case)
+
+
+# 03.5: AEVB
+
+
+def draw_minibatches(rng: np.random.Generator) -> list[dict]:
+    """One cell and one gene, then several; the last input is the weight of the gradient's call."""
+    cases = []
+    sizes = ((1, 1, 1, 1, 1), (3, 4, 2, 5, 1), (6, 5, 2, 3, 4))
+    for n_cells, n_genes, n_latent, n_hidden, n_draws in sizes:
+        case = {
+            "encoder": rng.normal(0, 0.4, (n_genes, 2 * n_latent)),
+            "W1": rng.normal(0, 1, (n_latent, n_hidden)),
+            "b1": rng.normal(0, 1, n_hidden),
+            "W2": rng.normal(0, 1, (n_hidden, n_genes)),
+            "x": rng.normal(0, 1, (n_cells, n_genes)),
+            "noise": rng.standard_normal((n_draws, n_cells, n_latent)),
+            "sigma": float(rng.uniform(0.5, 1.5)),
+            "weight": np.array(1.0),
+        }
+        cases.append(case)
+    return cases
+
+
+def bound_of_minibatch(
+    encoder, W1, b1, W2, x, noise, sigma, weight, drawn_from=None, power=0.5, kl_power=0.5,
+    kl_of=np.sum, genes=np.sum, of_cells=np.mean, of_draws=np.mean, sign=-1.0,
+):  # fmt: skip
+    """The bound by scipy's densities; each option puts a mistake into one term."""
+    from scipy import stats
+
+    def m_and_v(encoder):
+        return np.split(x @ encoder, 2, axis=1)
+
+    m, v = m_and_v(encoder)
+    at, scale = m_and_v(encoder if drawn_from is None else drawn_from)
+    hidden = np.tanh((at + np.exp(power * scale) * noise) @ W1 + b1)
+    values = of_draws(genes(stats.norm.logpdf(x, hidden @ W2, sigma), axis=-1), axis=0)
+    bounds = values + sign * kl_of(kl_terms(m, np.exp(kl_power * v)), axis=-1)
+    return np.asarray(of_cells(bounds))
+
+
+def with_gradient(blocked=False, **mistake):
+    """What the call "gradient" finds: the bound, and its slopes in the encoder's entries."""
+
+    def both(**case):
+        if blocked:
+            mistake["drawn_from"] = case["encoder"]
+        gradient, h = np.zeros_like(case["encoder"]), 1e-3
+        for at in np.ndindex(gradient.shape):
+
+            def moved(k, at=at):
+                encoder = case["encoder"].copy()
+                encoder[at] += k * h
+                return bound_of_minibatch(**case | {"encoder": encoder}, **mistake)
+
+            gradient[at] = (8 * (moved(1) - moved(-1)) - (moved(2) - moved(-2))) / (12 * h)
+        return bound_of_minibatch(**case, **mistake), gradient
+
+    return both
 
 
 # 03.6: what is estimated if z is drawn twice
@@ -339,6 +391,12 @@ EXERCISES = {
             rtol=0.07,
             atol=0.017,
             seconds=20.0,
+            results=(
+                "variance of the gradient in mean",
+                "variance of the gradient in std",
+                "mean of the gradient in mean",
+                "mean of the gradient in std",
+            ),
             verified="For 100,000 equal cells, in three settings, the mean of your gradients is "
             "the derivative of the closed form, and their variance falls with the draws "
             "as it should.",
@@ -415,46 +473,6 @@ EXERCISES = {
         ),
         Exercise(
             name="03.4",
-            title="Spot the error: what has a high variance?",
-            points=2,
-            draw=draw_dimensions,
-            oracle=three_variances,
-            verified="Agrees with moments of the chi-squared distribution in 1 to 200 dimensions.",
-            misconceptions=(
-                Misconception(
-                    "the variance of f",
-                    three_with(expectation=lambda d, n: 2 * d / n),
-                    "The second and third result are right. The first is the variance of the mean "
-                    "of f over draws. The question is about the expectation.",
-                ),
-                Misconception(
-                    "the variance of f, of one draw",
-                    three_with(expectation=lambda d, n: 2 * d),
-                    "The second and third result are right. The first is the variance of f(z). "
-                    "The question is about its expectation.",
-                ),
-                Misconception(
-                    "of one draw",
-                    three_with(divide=False),
-                    "These are the variances of a single draw. What does an average over "
-                    "n_samples independent draws do to a variance?",
-                ),
-                Misconception(
-                    "f and ε taken as independent",
-                    three_with(score=lambda d: d * (d + 2)),
-                    "The first and third result are right. In the second you averaged f² and ε₁² "
-                    "separately. Are they independent?",
-                ),
-                Misconception(
-                    "cross terms forgotten",
-                    three_with(score=lambda d: d + 14),
-                    "The first and third result are right. In the second, f is a sum, and its "
-                    "square has cross terms.",
-                ),
-            ),
-        ),
-        Exercise(
-            name="03.5",
             title="Only values: an estimator with a baseline",
             points=3,
             draw=draw_black_boxes,
@@ -464,9 +482,21 @@ EXERCISES = {
             rtol=0.07,
             atol=0.024,
             seconds=20.0,
-            verified="For 100,000 equal cells, in three settings, your gradients have no bias, and "
-            "the level of f does not add to their variance.",
+            # Not at_most: a mistake with a larger variance would then fit every other one.
+            results=(
+                "variance of the gradient (the limit, if it is lower)",
+                "mean of the gradient",
+            ),
+            verified="For 100,000 cells of different levels, in three settings, your gradients "
+            "have no bias, and the level of f does not add to their variance.",
             misconceptions=(
+                Misconception(
+                    "the mean over draws and cells",
+                    of_all_cells,
+                    "There is no bias. But your baseline is the same number for all cells, and "
+                    "each cell has its own level. Over which dimension of the values may you "
+                    "average?",
+                ),
                 Misconception(
                     "no baseline",
                     baseline_with(no_baseline),
@@ -514,6 +544,71 @@ EXERCISES = {
                     ),
                     "Your gradients are off by a factor of std. Look at the score again: which "
                     "power of std divides z − mean?",
+                ),
+            ),
+        ),
+        Exercise(
+            name="03.5",
+            title="AEVB, steps 2 to 5",
+            points=3,
+            draw=draw_minibatches,
+            oracle=with_gradient(),
+            call="gradient",
+            rtol=1e-6,  # the oracle's slopes are good to 1e-9
+            atol=1e-8,
+            results=("the bound", "its gradient in the encoder"),
+            verified="For three minibatches the bound, and its gradient in the encoder, agree with "
+            "scipy's densities and their differences.",
+            misconceptions=(
+                Misconception(
+                    "blocked gradient",
+                    with_gradient(blocked=True),
+                    "The bound is right, but the gradient reaches the encoder by way of the KL "
+                    "alone: it is blocked between z and the encoder. Section 1 has what does that.",
+                ),
+                Misconception(
+                    "variance for standard deviation",
+                    with_gradient(power=1.0),
+                    "Your noise is multiplied by the variance. The encoder's second half is the "
+                    "logarithm of the variance, as in exercise 03.1.",
+                ),
+                Misconception(
+                    "log-variance for log standard deviation",
+                    with_gradient(power=1.0, kl_power=1.0),
+                    "You treat the encoder's second half as the logarithm of the standard "
+                    "deviation. It is the logarithm of the variance.",
+                ),
+                Misconception(
+                    "the KL added",
+                    with_gradient(sign=1.0),
+                    "The KL has the wrong sign: it is what z costs.",
+                ),
+                Misconception(
+                    "the loss",
+                    lambda **case: tuple(-v for v in with_gradient()(**case)),
+                    "This is minus the bound, the loss that an optimiser would lower. The bound "
+                    "itself is asked for.",
+                ),
+                Misconception(
+                    "mean over genes",
+                    with_gradient(genes=np.mean),
+                    "Genes are independent given z: is their log-probability a sum or a mean?",
+                ),
+                Misconception(
+                    "mean over latent dimensions",
+                    with_gradient(kl_of=np.mean),
+                    "The KL is averaged over latent dimensions. Dimensions are independent: is "
+                    "their KL a sum or a mean?",
+                ),
+                Misconception(
+                    "sum over cells",
+                    with_gradient(of_cells=np.sum),
+                    "This is the bound of all cells together; the average over cells is asked for.",
+                ),
+                Misconception(
+                    "sum over draws",
+                    with_gradient(of_draws=np.sum),
+                    "This is right for one draw. With several, log p(x|z) is averaged over them.",
                 ),
             ),
         ),
