@@ -271,7 +271,7 @@ def _spreads(entry: Mapping) -> list[str]:
 
 def _rounded(mean: float, sd: float) -> str:
     """The standard deviation with two significant digits, and the mean with as many decimals."""
-    if sd == 0:
+    if sd <= 1e-9 * abs(mean):  # a constant, up to rounding
         return f"{mean:.4g} ± 0"
     decimals = max(0, 1 - math.floor(math.log10(sd)))
     if decimals > 6:
