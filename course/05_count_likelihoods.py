@@ -35,10 +35,14 @@
 #
 # **You need** [PyTorch tensors](https://docs.pytorch.org/tutorials/beginner/basics/tensorqs_tutorial.html)
 # with their [broadcasting](https://docs.pytorch.org/docs/stable/notes/broadcasting.html), and the idea
-# of a [log-likelihood](https://en.wikipedia.org/wiki/Likelihood_function). No biology, and no earlier
-# lesson.
-# **Time:** about 80 minutes to a marked stop, and 40 more after it. Nearly half of this is for six
-# exercises (16 points).
+# of a [log-likelihood](https://en.wikipedia.org/wiki/Likelihood_function). For section 7 and the last
+# exercise you also need to know how PyTorch computes
+# [gradients](https://docs.pytorch.org/tutorials/beginner/basics/autogradqs_tutorial.html) (*autograd*)
+# and follows them with an
+# [optimizer](https://docs.pytorch.org/tutorials/beginner/basics/optimization_tutorial.html) such as
+# Adam. You need no biology.
+# **Time:** about 100 minutes to a marked stop, and 55 more after it. The six exercises (16 points) take
+# about 40 of these 155 minutes.
 # **Data:** 1.5 MB, Baron et al. (2016), mouse 1.
 
 # %%
@@ -61,7 +65,9 @@ MARK = {"Poisson": "o", "NB": "s", "ZINB": "^"}
 
 # %% [markdown]
 # Here are 343 cells of one kind, the **beta cells** of a mouse, which make insulin. For each we know
-# how many RNA molecules of the gene *Xist* were caught:
+# how many RNA molecules of the gene *Xist* were caught. The table is an
+# [AnnData](https://anndata.readthedocs.io): `adata.X` holds the counts, with a row per cell and a column
+# per gene, and `adata.obs` holds what is known of each cell.
 
 # %%
 adata = vaelab.datasets.pancreas(mouse=1)
@@ -235,9 +241,10 @@ plotting.interactive(
 )
 
 # %% [markdown]
-# > **Spot the error.** A well-known assignment writes *w ~ Gamma(f, θ)* and says that θ is an inverse
-# > dispersion and that averaging over w gives a negative binomial. Gamma(a, b) is read in two ways. What
-# > is the mean of w in each, and which one is meant?
+# > **Spot the error.** In a well-known assignment a network predicts a mean f for each gene of a cell.
+# > The assignment writes *w ~ Gamma(f, θ)*. It says that θ is an inverse dispersion and that averaging
+# > over w gives a negative binomial. Gamma(a, b) is read in two ways. What is the mean of w in each, and
+# > which one is meant?
 # >
 # > <details><summary>Hint</summary>The second number is a <i>rate</i> for some (mean a/b), a
 # > <i>scale</i> for others (mean ab). Which of f and θ should be the mean?</details>
@@ -251,7 +258,9 @@ plotting.interactive(
 # $$p(x;r,p) = \frac{\Gamma(x+r)}{\Gamma(r)\,x!}\;p^{\,r}\,(1-p)^x,\qquad \text{mean} = \frac{r(1-p)}{p}$$
 #
 # If you toss a coin that succeeds with probability $p$ until it has succeeded $r$ times, $x$ is the
-# number of failures on the way. Here $r = \theta$ needn't be whole, and no coin is meant.
+# number of failures on the way. Here $r = \theta$ needn't be whole, and no coin is meant. The function
+# $\Gamma$ extends the factorial: $\Gamma(n+1) = n!$ for whole $n$, and it has a value for every positive
+# number. `torch.lgamma` is its logarithm.
 
 
 # %%
@@ -269,13 +278,15 @@ print("p(0), p(1), … for r = 2, p = 0.25:", first.numpy().round(3))
 # ★★☆ · 6 minutes · 3 points
 #
 # A model wants to say *how much* and *how spread*, $\mu$ and $\theta$, instead of $r$ and $p$. Write
-# $\log p(x;\mu,\theta)$ for tensors of one shape. Find $p$ from the two expressions for the mean. The check
-# also goes to means near $10^{-9}$.
+# $\log p(x;\mu,\theta)$ for tensors of one shape, in natural logarithms (their unit is the *nat*). Find
+# $p$ from the two expressions for the mean. The check also goes to means near $10^{-9}$, and there too it
+# tries float32, in which networks are trained.
 #
 # <details><summary>Hint</summary>
 #
 # $r = \theta$, and $\mu = \theta(1-p)/p$; solve for $p$. For the logarithm of $p$ think of `torch.log1p`: it
-# knows $\log(1 + a)$ where $a$ is so small that $1 + a$ is 1 to the computer.
+# knows $\log(1 + a)$ where $a$ is so small that $1 + a$ is 1 to the computer. Where $p$ rounds to 1, the
+# subtraction $1 - p$ gives 0: write $1-p$ as a fraction.
 # </details>
 
 
@@ -323,8 +334,8 @@ print(f"torch with probs = 1 − p: {right_one.mean:.1f};  with probs = p: {wron
 # ### Exercise 05.2 · From (r, p) to everybody else's
 # ★☆☆ · 4 minutes · 2 points
 #
-# **Spot the error.** A tutorial prints $p^r(1-p)^x$ on its slide. A reader's decoder puts out $r$ and $p$,
-# and passes them to torch as `NegativeBinomial(r, probs=p)`. Write the conversion that was
+# **Spot the error.** A tutorial prints $p^r(1-p)^x$ on its slide. A reader's network puts out $r$ and $p$,
+# and the reader passes them to torch as `NegativeBinomial(r, probs=p)`. Write the conversion that was
 # needed: from $r$ and $p$ *of the slide* to three results, the mean, the inverse dispersion, and what
 # torch calls `probs`.
 #
@@ -357,7 +368,8 @@ vaelab.check("05.2", convert)
 #
 # Each gene has its own mean in a cell of average depth, and each cell has its own depth. Write the
 # share of zeros, one number, that NBs with one common $\theta$ expect in the whole table. Some genes were
-# never seen: their mean is 0, and so is every count.
+# never seen: their mean is 0, and so is every count. `depth` and `mean` are tensors; `theta` is a Python
+# number, which `torch.log` does not take.
 #
 # <details><summary>Hint</summary>
 #
@@ -446,7 +458,8 @@ plotting.show(
 #
 # $$p(0) = \pi + (1-\pi)\,\mathrm{base}(0),\qquad p(x) = (1-\pi)\,\mathrm{base}(x)\ \text{ for } x>0$$
 #
-# (Some papers write $\rho$ for $\pi$; in others $\rho$ is the share of a gene in a cell's molecules.)
+# (Some papers write $\rho$ for $\pi$. Other papers use $\rho$ for something else: the part of a cell's
+# molecules that comes from one gene.)
 
 
 # %%
@@ -503,12 +516,15 @@ g, big = torch.tensor([-10.0, -50.0, -120.0]), torch.tensor(400.0)
 for dtype in (torch.float64, torch.float32):
     log_p = zip_log_prob(torch.zeros(3, dtype=dtype), big.to(dtype), torch.sigmoid(g.to(dtype)))
     print(f"{str(dtype)[6:]}, log p(0):             ", *(f"{v:9.2f}" for v in log_p))
+single = g.float().requires_grad_()
+zip_log_prob(torch.zeros(3).float(), big.float(), torch.sigmoid(single)).sum().backward()
+print("float32, its gradient in g:      ", *(f"{v:9.2f}" for v in single.grad))
 with_epsilon = torch.log(torch.sigmoid(g) + torch.exp(-big) + 1e-8)
 print("float64 with 1e-8 inside the log:", *(f"{v:9.2f}" for v in with_epsilon))
 
 # %% [markdown]
-# In float32, in which networks are trained, $e^{-120}$ is 0 and its logarithm $-\infty$, with NaN for a
-# gradient. The usual patch, + 1e-8 inside the logarithm, turns $-\infty$ into −18 and makes the middle
+# In float32, in which networks are trained, $e^{-120}$ is 0 and its logarithm $-\infty$. The gradient
+# there is NaN. The usual patch, + 1e-8 inside the logarithm, turns $-\infty$ into −18 and makes the middle
 # value, which was right, wrong by 32 nats.
 #
 # The cure is never to leave the logarithms. We know $\log\pi = \log\sigma(g)$ and
@@ -593,7 +609,9 @@ for by_hand in [(6.0, 2.0, 0.0), (6.0, 0.5, 0.0), (8.2, 2.0, 0.27)]:
 # ## 7 · Does a real gene need it?
 #
 # Now let the computer turn the sliders, for many genes at once. Each gene has its own $\mu$, $\theta$ and
-# $g$, and Adam climbs the likelihood. Nothing joins the genes, so their sum is largest when each of them is.
+# $g$, and Adam climbs the likelihood: it follows the gradient, with a step size of its own for each
+# parameter. (`OneCycleLR` lets the steps first grow and then shrink.) No parameter belongs to two genes.
+# So we can add up the log-likelihoods of all genes: the sum is largest where each gene's own is largest.
 
 
 # %%
@@ -853,8 +871,8 @@ plotting.show(
 #
 # $$\mathbb E[u\,|\,x] = \frac{x+\theta}{\mu+\theta}$$
 #
-# With $x = 0$ it is below 1, with $x > \mu$ above. For a zero-inflated model, a dropped count has
-# rate 0.
+# With $x = 0$ it is below 1, with $x > \mu$ above. In a zero-inflated model the rate
+# itself is 0 with probability $\pi$ (the count is dropped); otherwise it is $\lambda = \mu u$.
 #
 # ### Exercise 05.5 · Spot the error: denoising
 # ★★★ · 8 minutes · 3 points
@@ -969,7 +987,7 @@ for name, best_lam in [("BCE", lams[bce(values[:, None], lams).mean(0).argmin()]
 
 # %% [markdown]
 # BCE finds the $\lambda$ that *equals* the mean; as the parameter of a density it is a poor one. If you train
-# a decoder with BCE and then sample from the density, the values are too near to a half.
+# a network with BCE and then sample from the density, the values are too near to a half.
 #
 # ### Exercise 05.6 · Spot the error: the constant that is undefined at ½
 # ★★☆ · 7 minutes · 2 points
@@ -977,7 +995,9 @@ for name, best_lam in [("BCE", lams[bce(values[:, None], lams).mean(0).argmin()]
 # A tutorial prints $C(\lambda)$ as above, for $\lambda\in[0, 1]$. At $\lambda = \tfrac12$, where every untrained sigmoid
 # starts, it is 0/0, and at 0 and 1 there is no density. Write the log-density for $\lambda$ in the open
 # interval, right at ½ too, in PyTorch. **The check looks at the value and at the gradient in $\lambda$ that
-# autograd finds.** With $u = 1 - 2\lambda$, near $u = 0$
+# autograd finds, in float64 and float32.** It tries $\lambda = 10^{-6}$ from 0 and 1, and $\lambda$ next to
+# ½: there the slope of the closed form is a small difference of huge numbers, and float32 loses its
+# digits. With $u = 1 - 2\lambda$, near $u = 0$
 #
 # $$\log C = \log 2 + \frac{u^2}{3} + \frac{13\,u^4}{90} + \dots$$
 #
@@ -985,7 +1005,7 @@ for name, best_lam in [("BCE", lams[bce(values[:, None], lams).mean(0).argmin()]
 #
 # `torch.where(near, series, closed)`; but autograd goes through both branches, and NaN times 0 is
 # NaN. Let the closed form see some other number wherever `near` is true. With the two terms above,
-# "near" may reach as far as $|u| < 0.02$.
+# "near" may reach as far as $|u| < 0.02$. It should reach to $|u| < 0.01$ at least, for float32's sake.
 # </details>
 
 
@@ -1051,7 +1071,7 @@ evidence.table("05")
 # | the five likelihoods, as a tutorial has them | H. Gangloff (2023), the slides headed "likelihood": mind exercises 05.2 and 05.6 |
 # | Gamma, Poisson, dropout as steps of one model | R. Lopez (2018), the SCANVI assignment, its generative model of w, y, h, x; R. Lopez et al., *scVI*, Nature Methods 15 (2018) 1053–1058, Methods |
 # | NB against ZINB in a picture | MCB128 (2026), the section on scVI, its figure 15: mind "everything else being equal" |
-# | random effects u, denoising | A. Sarkar (2019), *Variational autoencoders for scRNA-seq data*, first display of the introduction; A. Sarkar and M. Stephens, Nature Genetics 53 (2021) 770–777; H. Robbins (1956), whose formula is the oracle of 05.5 |
+# | random effects u, denoising | A. Sarkar (2019), *Variational autoencoders for scRNA-seq data*, first display of the introduction; A. Sarkar and M. Stephens, Nature Genetics 53 (2021) 770–777; H. Robbins (1956), for the formula $\mathbb E[\lambda \mid x] = (x+1)\,p(x+1)/p(x)$, by which the check of 05.5 computes |
 # | are there too many zeros? | V. Svensson, *Droplet scRNA-seq is not zero-inflated*, Nature Biotechnology 38 (2020) 147–150 |
 # | messenger RNA that stays in the nucleus, in mouse tissues | K. Bahar Halpern et al., *Nuclear retention of mRNA in mammalian tissues*, Cell Reports 13 (2015) 2653–2662 |
 # | given the total: multinomial | F. W. Townes et al., Genome Biology 20 (2019) 295 |

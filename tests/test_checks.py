@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 from collections import namedtuple
+from dataclasses import replace
 from functools import wraps
 
 import nbformat
@@ -124,7 +125,8 @@ def test_a_right_answer_passes_in_every_form_that_later_cells_can_use(name, form
         usable = "array" in form
     assert verdict.passed == usable, str(verdict)
     if not usable and not verdict.misconception:  # some exercises have a hint of their own
-        assert "later cells need a" in verdict.message, verdict
+        who = "later cells need a" if exercise.returns else "this exercise needs a"
+        assert who in verdict.message, verdict
 
 
 @every_exercise
@@ -256,8 +258,11 @@ def test_a_missing_gradient_is_not_called_a_wrong_number(call):
 
     assert checked(exercise, right).passed
     for cut in (lambda t: t.detach(), lambda t: t.detach().numpy(), lambda t: t.tolist()):
-        verdict = checked(exercise, lambda *given, cut=cut: cut(right(*given)))
-        assert not verdict.passed and "The numbers are right" in verdict.message, verdict
+        for returns, who in (("", "this exercise needs"), (GRADIENT, "later cells need")):
+            asked = replace(exercise, returns=returns)
+            verdict = checked(asked, lambda *given, cut=cut: cut(right(*given)))
+            assert not verdict.passed and "The numbers are right" in verdict.message, verdict
+            assert re.findall("this exercise needs|later cells need", verdict.message) == [who]
     assert "should be" in checked(exercise, lambda *given: 3 * right(*given).detach()).message
 
 
@@ -284,6 +289,55 @@ def test_the_failing_row_is_shown_with_its_own_inputs():
     x, w = ([float(f"{v:.6g}") for v in row] for row in (case["x"][2], case["w"]))
     assert plain(verdict.message).startswith(f"For x = {x}, w = {w} the answer should be")
     assert "(1 of 9 differ.)" in verdict.message
+
+
+def of_rows(rows) -> Exercise:
+    """y = 1 where x is −∞, else x²; x is a tensor of the given numbers."""
+    return made_up(
+        draw=lambda rng: [{"x": np.array(rows)}, {"x": np.array(rows[:2])}],
+        oracle=lambda x: np.where(np.isfinite(x), x**2, 1.0),
+    )
+
+
+def test_the_row_shown_is_one_that_differs():
+    """Where every wrong row has an infinite input, no row is the smallest."""
+    exercise = of_rows([3.0, 2.0, -np.inf, -np.inf])
+    off = checked(exercise, lambda x: torch.where(x.isfinite(), x**2, 1.001))
+    assert plain(off.message).startswith("For x = -inf the answer should be 1; yours is 1.001")
+    assert "(2 of 4 differ.)" in off.message
+
+
+def test_where_values_are_nan_such_a_row_is_shown():
+    def off(x):
+        return torch.where(x > 3, torch.nan, x**2 + 0.5)
+
+    said = plain(checked(of_rows([1.0, 5.0, 4.0, 2.0]), off).message)
+    assert said.startswith("2 of 4 values are NaN or infinite. For x = 4 the answer should be 16")
+    assert "yours is nan" in said and "(4 of 4 differ.)" in said
+
+
+def test_a_mistake_is_named_even_if_it_rounds_differently_in_an_extreme_case():
+    exercise = made_up(
+        draw=lambda rng: [{"x": rng.normal(size=3)}, {"x": np.full(2, 1e-300)}],
+        oracle=lambda x: np.log(np.abs(x)),
+        misconceptions=(Misconception("halved", lambda x: np.log(np.abs(x)) / 2, "Halved."),),
+    )
+
+    def halved(x):
+        return (x**2).log() / 4  # −∞ for 1e-300
+
+    assert checked(exercise, halved).misconception is None
+    assert checked(replace(exercise, extreme=1), halved).misconception == "halved"
+
+    def raises(x):
+        if (x**2 == 0).any():
+            raise ValueError("by hand")
+        return halved(x)
+
+    assert "by hand" in checked(exercise, raises).message
+    assert checked(replace(exercise, extreme=1), raises).misconception == "halved"
+    right_but_there = checked(replace(exercise, extreme=1), lambda x: (x**2).log() / 2)
+    assert not right_but_there.passed and right_but_there.misconception is None
 
 
 def test_an_input_that_is_only_as_long_as_the_result_by_chance_is_not_cut():
@@ -340,7 +394,9 @@ def test_a_message_is_no_wall_of_numbers():
         oracle=lambda **given: sum(table.sum() for table in given.values()),
     )
     said = checked(exercise, lambda *given: 0.0).message
-    assert len(said) < 500 and "a, an array of shape (2, 5)" in said
+    assert len(said) < 500 and "a, a tensor of shape (2, 5)" in said
+    in_numpy = checked(replace(exercise, call="arrays"), lambda *given: 0.0).message
+    assert "a, an array of shape (2, 5)" in in_numpy
 
 
 def test_a_slow_answer_is_told_from_one_that_never_ended():

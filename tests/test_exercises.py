@@ -305,7 +305,7 @@ DIFFERENT = {
     "05.1": [
         nb_by_products,
         lambda x, m, t: vaelab.distributions.NegativeBinomial(m, t).log_prob(x),
-        lambda x, m, t: torch.distributions.NegativeBinomial(t, (m / (m + t))).log_prob(x),
+        lambda x, m, t: torch.distributions.NegativeBinomial(t, logits=(m / t).log()).log_prob(x),
     ],
     "05.2": [
         lambda r, p: (r / p - r, r * 1, 1 - p),

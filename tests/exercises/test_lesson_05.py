@@ -70,6 +70,12 @@ def zinb_of_probabilities(x, mean, theta, g, epsilon=0.0):
     return torch.log(torch.where(x == 0, pi + (1 - pi) * base, (1 - pi) * base) + epsilon)
 
 
+def zinb_of_rounded_sigmoid(x, mean, theta, g):
+    pi = torch.sigmoid(g)
+    kept = (1 - pi).log() + NegativeBinomial(mean, theta).log_prob(x)
+    return torch.where(x == 0, torch.logaddexp(pi.log(), kept), kept)
+
+
 def posterior(x, mean, theta, g):
     """E[λ|x], by probabilities."""
     pi, zero = torch.sigmoid(g), (theta / (theta + mean)) ** theta
@@ -139,12 +145,13 @@ def closed(lam):
 
 RIGHT = {
     "05.1": [
-        nb_of_p,
         nb_in_python,
         lambda x, m, t: nb_of_p(x, m, t, m / (t + m)),
         lambda x, m, t: NegativeBinomial(m, t).log_prob(x).numpy(),
         lambda x, m, t: torch.distributions.NegativeBinomial(t, logits=(m / t).log()).log_prob(x),
-        lambda x, m, t: stats.nbinom.logpmf(x.numpy(), t.numpy(), (t / (t + m)).double().numpy()),
+        lambda x, m, t: stats.nbinom.logpmf(
+            x.numpy(), t.numpy(), t.double() / (t.double() + m.double())
+        ),
         lambda x, m, t: (
             torch.lgamma(x + t) - torch.lgamma(t) - torch.lgamma(x + 1)
             + t * t.log() + x * m.log() - (x + t) * (t + m).log()
@@ -172,8 +179,7 @@ RIGHT = {
     "05.5": [posterior, posterior_of_zinb, posterior_entry_by_entry, robbins,
              lambda *case: posterior(*case).numpy()],
     "05.6": [cb_of_two_wheres, cb_by_index, cb_of_squares, cb_entry_by_entry, cb_of_logits,
-             lambda x, lam: cb_of_two_wheres(x, lam, limit=0.02, terms=2),
-             lambda x, lam: cb_of_two_wheres(x, lam, limit=1e-6, terms=0)],
+             lambda x, lam: cb_of_two_wheres(x, lam, limit=0.02, terms=2)],
 }  # fmt: skip
 
 OTHER = None  # no mistake that has a name: the message shows numbers
@@ -187,7 +193,11 @@ WRONG = {
         (lambda x, m, t: torch.distributions.NegativeBinomial(t, t / (t + m)).log_prob(x),
          "p for 1 − p"),
         (lambda x, m, t: nb_of_p(x, m, t) + torch.lgamma(x + 1), "no factorial"),
-        (lambda x, m, t: -nb_of_p(x, m, t), OTHER),
+        (nb_of_p, "1 − p that rounds to 0"),
+        (lambda x, m, t: torch.distributions.NegativeBinomial(t, m / (t + m)).log_prob(x),
+         "clamped probs"),
+        (lambda x, m, t: -nb_of_p(x, m, t), "negated"),
+        (lambda x, m, t: nb_of_p(x, m, t) / np.log(2), "bits for nats"),
         (lambda x, m, t: nb_of_p(x, m, t).sum(), OTHER),
         (lambda x, m, t: torch.distributions.Poisson(m).log_prob(x), OTHER),
     ],
@@ -196,7 +206,8 @@ WRONG = {
         (lambda r, p: (r * (1 - p) / p, r, p), "probs passed on"),
         (lambda r, p: (r * (1 - p) / p, 1 / r, 1 - p), "dispersion for inverse dispersion"),
         (lambda r, p: (r / p, r, 1 - p), "trials for failures"),
-        (lambda r, p: (r, r * (1 - p) / p, 1 - p), OTHER),
+        (lambda r, p: (r, r * (1 - p) / p, 1 - p), "order of the results"),
+        (lambda r, p: (r * p / (1 - p), r, 1 - p), "mean of the other outcome"),
         (lambda r, p: (r * (1 - p) / p, r), OTHER),
     ],
     "05.3": [
@@ -224,7 +235,14 @@ WRONG = {
             x == 0, zinb(x, m, t, g), NegativeBinomial(m, t).log_prob(x)),
          "positive counts not scaled"),
         (lambda x, m, t, g: torch.logaddexp(
-            logsigmoid(g), logsigmoid(-g) + NegativeBinomial(m, t).log_prob(x)), OTHER),
+            logsigmoid(g), logsigmoid(-g) + NegativeBinomial(m, t).log_prob(x)),
+         "positive counts inflated"),
+        (lambda x, m, t, g: torch.where(
+            x == 0, torch.logaddexp(logsigmoid(g), NegativeBinomial(m, t).log_prob(x)),
+            zinb(x, m, t, g)), "zeros not scaled"),
+        (lambda x, m, t, g: torch.where(x == 0, logsigmoid(g), 0.0)
+         + logsigmoid(-g) + NegativeBinomial(m, t).log_prob(x), "logs added at zero"),
+        (zinb_of_rounded_sigmoid, "a sigmoid that underflows"),
         (lambda x, m, t, g: zinb(x, m, t, torch.sigmoid(g)), OTHER),
     ],
     "05.5": [
@@ -233,9 +251,12 @@ WRONG = {
         (lambda x, m, t, g: torch.sigmoid(-g) * m * (x + t) / (m + t), "positive counts dropped"),
         (lambda x, m, t, g: torch.where(x > 0, 1, torch.sigmoid(-g)) * m * (x + t) / (m + t),
          "prior for posterior"),
-        (lambda x, m, t, g: posterior(x, m, t, -g), OTHER),
-        (lambda x, m, t, g: m * (x + t) / (m + t), OTHER),
-        (lambda x, m, t, g: torch.where(x > 0, posterior(x, m, t, g), 0.0), OTHER),
+        (lambda x, m, t, g: posterior(x, m, t, -g), "sign of the logits"),
+        (lambda x, m, t, g: m * (x + t) / (m + t), "no dropout"),
+        (lambda x, m, t, g: torch.where(x > 0, posterior(x, m, t, g), 0.0), "0 at zero"),
+        (lambda x, m, t, g: torch.where(
+            x > 0, 0.0, m * t / (m + t)) + posterior(x, m, t, g) * (1 - 2.0 * (x == 0)),
+         "dropped for kept"),
     ],
     "05.6": [
         (lambda x, lam: cb(x, lam, 0.0), "binary cross-entropy"),
@@ -246,6 +267,10 @@ WRONG = {
         (lambda x, lam: 2 * cb(x, lam, 0.0) - cb_of_logits(x, lam), "constant divided"),
         (lambda x, lam: cb_of_two_wheres(x, lam, limit=0.2, terms=0), OTHER),
         (lambda x, lam: cb_of_two_wheres(x, lam, limit=0.5, terms=2), OTHER),
+        (lambda x, lam: cb_of_two_wheres(x, lam, limit=1e-6, terms=0), OTHER),
+        (lambda x, lam: cb_of_two_wheres(x, lam, limit=1e-10, terms=1), OTHER),
+        (lambda x, lam: cb_of_two_wheres(x, lam.clamp(0.01, 0.99)), OTHER),
+        (lambda x, lam: cb_of_two_wheres(x, lam.clamp(1e-4, 1 - 1e-4)), OTHER),
         (lambda x, lam: cb_of_two_wheres(x, lam).detach(), OTHER),
         (lambda x, lam: cb_of_two_wheres(x, lam).exp(), OTHER),
     ],

@@ -287,6 +287,7 @@ CALLS = {
     "densities": _densities,
     "gradient": _gradient,
 }
+GIVES_ARRAYS = {"arrays", "densities"}  # all others give the answer tensors
 ADDS = {"encoder", "slope", "gradient"}  # these add results to the one that the answer gives
 
 

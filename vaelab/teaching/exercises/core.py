@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .calls import ADDS, SHOWN, WITH_GRADIENT, Data, Outcome, apply, gradient_inputs
+from .calls import ADDS, GIVES_ARRAYS, SHOWN, WITH_GRADIENT, Data, Outcome, apply, gradient_inputs
 
 __all__ = ["Exercise", "Misconception", "Verdict", "plain"]
 
@@ -62,6 +62,9 @@ class Exercise:
         What a passed check has shown, for example "Agrees with … at 200 points".
     misconceptions
         The known mistakes, in the order in which they are tried.
+    extreme
+        How many of the last cases are extreme for the computer. A mistake that fits all other
+        cases is named even if it rounds in another way there.
     rtol, atol
         An answer agrees if it is within atol + rtol · |right|.
     rtol32, atol32
@@ -78,8 +81,9 @@ class Exercise:
         - "tensor without gradient": later cells call ``.numpy()``;
         - "array".
 
-        The calls "slope" and "gradient" imply "tensor with gradient". Of several results each has
-        to be so.
+        The calls "slope" and "gradient" imply "tensor with gradient", because the check compares
+        the gradient; that later cells need it is said only if ``returns`` says so. Of several
+        results each has to be so.
     results
         Names of the results for messages, for example ("mean of the gradient", …).
     at_most
@@ -98,6 +102,7 @@ class Exercise:
     oracle: Callable[..., Data]
     verified: str
     misconceptions: tuple[Misconception, ...] = ()
+    extreme: int = 0
     rtol: float = 1e-6
     atol: float = 1e-9
     rtol32: float = 1e-3
@@ -138,28 +143,42 @@ class Exercise:
             return Verdict(self, False, "There is no answer.")
         for done, (case, outcome) in enumerate(zip(cases, outcomes, strict=False)):
             if outcome.kind != "value":
-                message = _without_value(outcome, self._shown(case), done)
+                usual = outcome.kind == "raised" and 0 < len(cases) - self.extreme <= done
+                if usual and (
+                    known := self._known(self._triples(cases[:done], outcomes), len(cases))
+                ):
+                    return Verdict(self, False, known.hint, known.name, case)
+                message = _without_value(outcome, self._inputs(self._shown(case)), done)
                 return Verdict(self, False, message, case=case, undone=outcome.kind == "undone")
         if len(outcomes) != len(cases):
             return Verdict(self, False, "Some of the inputs have no answer.")
-        right = [self.oracle(**case) for case in cases]
-        got = [_like(r, o.value) for r, o in zip(right, outcomes, strict=True)]
-        triples = list(zip(cases, right, got, strict=True))
+        triples = self._triples(cases, outcomes)
         agree = [self._agree(*triple) for triple in triples]
         unfit = _lacking(self, triples, outcomes)
         if all(agree):
             return Verdict(self, not unfit, unfit or self.verified)
         first = agree.index(False)
         case, expected, answered = triples[first]
-        for misconception in self.misconceptions:
-            if self._fits(misconception, triples):
-                return Verdict(
-                    self, False, misconception.hint, misconception.name, case, expected, answered
-                )
+        if known := self._known(triples, len(cases)):
+            return Verdict(self, False, known.hint, known.name, case, expected, answered)
         if unfit and all(self._agree(c, *_own(self.call, r, g)) for c, r, g in triples):
             return Verdict(self, False, unfit, None, case, expected, answered)
         message = self._difference(triples, first)
         return Verdict(self, False, message, None, case, expected, answered)
+
+    def _triples(self, cases: Sequence[Case], outcomes: Sequence[Outcome]) -> list[tuple]:
+        """Each case with the right outcome and the answer's."""
+        right = [self.oracle(**case) for case in cases]
+        got = [_like(r, o.value) for r, o in zip(right, outcomes, strict=False)]
+        return list(zip(cases, right, got, strict=True))
+
+    def _known(self, triples, n_cases: int) -> Misconception | None:
+        """The mistake that fits, if any: everywhere, or else in all cases that are not extreme."""
+        for part in (triples, triples[: n_cases - self.extreme]):
+            for known in self.misconceptions:
+                if self._fits(known, part):
+                    return known
+        return None
 
     def _fits(self, misconception: Misconception, triples) -> bool:
         """True if the answer agrees with the mistake in all cases, and the mistake is not right."""
@@ -201,6 +220,9 @@ class Exercise:
     def _shown(self, case: Case) -> Case:
         """What the answer was given, by the names of its own arguments."""
         return SHOWN.get(self.call, dict)(case)
+
+    def _inputs(self, shown: Case) -> str:
+        return _text_of(shown, "an array" if self.call in GIVES_ARRAYS else "a tensor")
 
     def _difference(self, triples, first: int) -> str:
         """A sentence on the smallest part of a case that shows the difference."""
@@ -255,18 +277,19 @@ class Exercise:
                 return f"Expected numbers, but your answer gave the word {got!r}."
             if self._same(expected, got, single):
                 return ""
-            return f"For {_text_of(shown)} {got!r} is not the right word. Look again."
+            return f"For {self._inputs(shown)} {got!r} is not the right word. Look again."
         expected, got = np.asarray(expected), np.asarray(got)
         if expected.shape != got.shape:
             return (
                 f"Your answer has shape {got.shape}; it should have {expected.shape}. Its inputs "
-                f"were {_text_of(shown)}."
+                f"were {self._inputs(shown)}."
             )
         wrong = ~self._close(expected, got, single, name)
         if not wrong.any():
             return ""
-        n_nan = int((~np.isfinite(got) & np.isfinite(expected)).sum())
-        at = _smallest(shown, rows, wrong)
+        lost = wrong & ~np.isfinite(got) & np.isfinite(expected)
+        n_nan = int(lost.sum())
+        at = _smallest(shown, rows, lost if n_nan else wrong)
         rows = rows if rows and alone(expected, at[0]) else set()
         here = {k: _part(v, at, k in rows, wrong.shape) for k, v in shown.items()}
         lead = f"{n_nan} of {got.size} values are NaN or infinite. " if n_nan else ""
@@ -278,7 +301,7 @@ class Exercise:
             said = f"{entry}yours is {yours}; allowed is {right} at most"
         else:
             said = f"{entry}the answer should be {right}; yours is {yours}"
-        return f"{lead}For {_text_of(here)} {said}.{many}"
+        return f"{lead}For {self._inputs(here)} {said}.{many}"
 
 
 @dataclass(frozen=True)
@@ -334,10 +357,10 @@ EMPHASIS = re.compile(r"(?<!\w)\*(\w[\w ,-]*\w|\w)\*(?!\w)")
 
 
 def _lacking(exercise: Exercise, triples, outcomes: Sequence[Outcome]) -> str:
-    """What later cells would lack; empty if nothing, or if the types are not known."""
-    returns = exercise.returns
+    """What later cells, or the check, would lack; empty if nothing or if no types are known."""
+    returns, who = exercise.returns, "later cells need"
     if not returns and exercise.call in ("slope", "gradient"):
-        returns = WITH_GRADIENT
+        returns, who = WITH_GRADIENT, "this exercise needs"
     for (case, right, _), outcome in zip(triples, outcomes, strict=True):
         if not returns or not outcome.form:
             continue
@@ -349,9 +372,9 @@ def _lacking(exercise: Exercise, triples, outcomes: Sequence[Outcome]) -> str:
             if not given and exercise.call == "numbers":
                 wanted = gradient_inputs(returns, case)
                 if lost := [name for name in wanted if name not in outcome.reached]:
-                    return _no_gradient(", ".join(lost), outcome.message)
+                    return _no_gradient(", ".join(lost), outcome.message, who)
             elif not given and any(form != WITH_GRADIENT for form in found):
-                return _no_gradient("", "")
+                return _no_gradient("", "", who)
         elif returns == "tensor":
             given = next((form for form in found if not form.startswith("tensor")), None)
         elif returns == "tensor without gradient":
@@ -370,15 +393,15 @@ def _lacking(exercise: Exercise, triples, outcomes: Sequence[Outcome]) -> str:
             given = f"{'an' if given[0] in 'aeiou' else 'a'} {given}"
             why = ", through which gradients flow back" if "with gr" in returns else ""
             return (
-                f"The numbers are right. But your answer gave {given}, and later cells need a "
-                f"{kind}{why}. Compute it with {needed} functions."
+                f"The numbers are right. But your answer gave {given}, and {who} a {kind}{why}. "
+                f"Compute it with {needed} functions."
             )
     return ""
 
 
-def _without_value(outcome: Outcome, shown: Case, done: int) -> str:
+def _without_value(outcome: Outcome, inputs: str, done: int) -> str:
     """A sentence on an answer that gave no numbers, after so many cases that it answered."""
-    inputs = f"Its inputs were {_text_of(shown)}."
+    inputs = f"Its inputs were {inputs}."
     if outcome.kind == "undone":
         return (
             "This exercise is still to be done: write your answer in place of the line that "
@@ -438,7 +461,7 @@ def _is_single(value) -> bool:
     return getattr(value, "dtype", None) == np.float32
 
 
-def _no_gradient(names: str, error: str) -> str:
+def _no_gradient(names: str, error: str, who: str) -> str:
     to = f" to {names}" if names else ""
     if error:
         return (
@@ -446,7 +469,7 @@ def _no_gradient(names: str, error: str) -> str:
             f"that ask for a gradient it raised {error}. Use torch's functions instead of numpy's."
         )
     return (
-        f"The numbers are right. But no gradient flows back{to}, and later cells need one. Look "
+        f"The numbers are right. But no gradient flows back{to}, and {who} one. Look "
         "for a detach, item, float, no_grad, or a torch.tensor(…) around a tensor."
     )
 
@@ -481,7 +504,8 @@ def _smallest(shown: Case, rows: set[str], wrong: np.ndarray) -> tuple[int, ...]
                 value = np.abs(value.reshape(len(value), -1)).sum(1)
                 value = value.reshape(-1, *[1] * (wrong.ndim - 1))
             size = size + np.abs(value)
-    return np.unravel_index(np.argmin(np.where(wrong, size, np.inf)), wrong.shape)
+    found = np.flatnonzero(wrong)  # not the least of all sizes: where inputs are −∞, all are ∞
+    return np.unravel_index(found[size.ravel()[found].argmin()], wrong.shape)
 
 
 def _apart(right, got) -> tuple[str, str]:
@@ -496,15 +520,15 @@ def _apart(right, got) -> tuple[str, str]:
 MOST_SHOWN = 12  # numbers of an array in a message
 
 
-def _text_of(case: Case) -> str:
-    """The inputs of a case as text."""
+def _text_of(case: Case, kind: str) -> str:
+    """The inputs of a case as text; ``kind`` is what the answer got in place of an array."""
     if not case:
         return "no inputs"
     parts = []
     many = sum(np.size(value) for value in case.values()) > 4 * MOST_SHOWN
     for name, value in case.items():
         if isinstance(value, np.ndarray) and value.size > (3 if many else MOST_SHOWN):
-            parts.append(f"{name}, an array of shape {value.shape}")
+            parts.append(f"{name}, {kind} of shape {value.shape}")
             continue
         if isinstance(value, np.ndarray) and value.ndim:
             shorter = {"float_kind": "{:.6g}".format}

@@ -50,9 +50,8 @@ def nb_pmf(x, mean, theta):
 
 
 def draw_counts(rng: np.random.Generator) -> list[dict]:
-    """One gene's counts from 0 to 10; 200 entries in both precisions; 40 with means near 1e-9.
-
-    These tiny means are above the size at which 1 − p loses its digits in float64.
+    """One gene's counts from 0 to 10; 200 entries in both precisions; 40 with means near 1e-9 in
+    both. There 1 − p keeps its digits in float64, and is 0 in float32.
     """
     cases = [{"x": np.arange(11.0), "mean": np.full(11, 3.0), "theta": np.full(11, 2.0)}]
     for dtype in PRECISIONS:
@@ -62,7 +61,8 @@ def draw_counts(rng: np.random.Generator) -> list[dict]:
         values = {"x": x, "mean": mean, "theta": theta}
         cases.append({name: value.astype(dtype) for name, value in values.items()})
     tiny, theta = 10 ** rng.uniform(-9.5, -8.5, 40), rng.uniform(0.5, 5, 40)
-    return [*cases, {"x": rng.integers(0, 4, 40).astype(float), "mean": tiny, "theta": theta}]
+    values = {"x": rng.integers(0, 4, 40).astype(float), "mean": tiny, "theta": theta}
+    return cases + [{k: v.astype(dtype) for k, v in values.items()} for dtype in PRECISIONS]
 
 
 def nb(x, mean, theta):
@@ -83,6 +83,21 @@ def nb_with_epsilon(x, mean, theta, before_division):
     x, mean, theta = (np.asarray(v, dtype=float) for v in (x, mean, theta))
     added = 1e-8 / mean * (1 if before_division else theta + mean)
     return nb(x, mean, theta) + x * np.log1p(added)
+
+
+def nb_of_rounded_p(x, mean, theta):
+    """1 − p by subtraction, in the precision of the inputs."""
+    rounded = 1 - theta / (theta + mean)
+    return np.where(rounded > 0, nb(x, mean, theta), np.where(x == 0, np.nan, -np.inf))
+
+
+def nb_of_clamped_probs(x, mean, theta):
+    """As torch.distributions does: probs are at least the precision of their type."""
+    x, theta, eps = x.astype(float), theta.astype(float), np.finfo(mean.dtype).eps
+    probs = mean / (theta + mean)
+    clamped = np.clip(probs, eps, 1 - eps)
+    moved = x * np.log(clamped / probs) + theta * (np.log1p(-clamped) - np.log1p(-probs))
+    return nb(x, mean, theta) + moved
 
 
 def nb_without_factorial(x, mean, theta):
@@ -179,6 +194,31 @@ def zinb_with_epsilon_at_zero(x, mean, theta, logits):
     return np.where(x == 0, at_zero, zinb(x, mean, theta, logits))
 
 
+def zinb_of_rounded_sigmoid(x, mean, theta, logits):
+    """The logarithms of σ(g) and 1 − σ(g), in the precision of the inputs."""
+    from scipy.special import expit
+
+    pi = expit(logits)
+    with np.errstate(divide="ignore"):
+        dropped, kept = np.log(pi), np.log(1 - pi) + nb(x, mean, theta)
+    return np.where(x == 0, np.logaddexp(dropped, kept), kept)
+
+
+def zinb_with(at_zero=None, above=None):
+    """A mistake at zero or above it: a function of log π, log(1 − π) and log NB(x)."""
+
+    def wrong(x, mean, theta, logits):
+        from scipy.special import log_expit
+
+        g, right = np.asarray(logits, dtype=float), zinb(x, mean, theta, logits)
+        parts = log_expit(g), log_expit(-g), nb(x, mean, theta)
+        return np.where(
+            x == 0, at_zero(*parts) if at_zero else right, above(*parts) if above else right
+        )
+
+    return wrong
+
+
 def zinb_not_scaled(x, mean, theta, logits):
     return np.where(x == 0, zinb(x, mean, theta, logits), nb(x, mean, theta))
 
@@ -206,6 +246,19 @@ def denoised(x, mean, theta, logits):
     return (x + 1) * np.exp(ratio)
 
 
+def denoised_with(at_zero):
+    """A mistake at zero: a factor of the NB's rate in place of the probability of no dropout."""
+
+    def wrong(x, mean, theta, logits):
+        from scipy.special import expit
+
+        x, mean, theta, g = (np.asarray(v, dtype=float) for v in (x, mean, theta, logits))
+        factor = at_zero(expit, nb(0, mean, theta), g)
+        return np.where(x > 0, 1.0, factor) * mean * (x + theta) / (mean + theta)
+
+    return wrong
+
+
 def kept(logits):
     from scipy.special import expit
 
@@ -216,16 +269,23 @@ def kept(logits):
 
 
 def draw_unit_interval(rng: np.random.Generator) -> list[dict]:
-    """One entry; λ = ½; anything; near ½; and float32, where 1 − 2λ is 0 or above 0.05."""
+    """One entry; λ = ½; anything; near ½; near 0 and 1; float32 with 1 − 2λ either 0 or above 0.05;
+    float32 near ½, where the closed form loses the digits of the slope.
+    """
     x, lam = rng.random(200), rng.uniform(0.02, 0.98, 200)
     near = 0.5 + rng.choice([-1, 1], 50) * 10 ** rng.uniform(-4, -2, 50)
+    nearer = 0.5 + rng.choice([-1, 1], 50) * 10 ** rng.uniform(-6.5, -3.5, 50)
+    end = np.concatenate([[1e-6, 1e-3], 10 ** rng.uniform(-6, -2, 48)])
+    end = np.where(np.arange(50) < 25, end, 1 - end[::-1])
     single = np.where(np.abs(lam - 0.5) < 0.025, 0.5, lam)
     return [
         {"x": np.array([0.5]), "lam": np.array([0.25])},
         {"x": np.array([0.0, 0.3, 1.0]), "lam": np.array([0.5, 0.5, 0.5])},
         {"x": x, "lam": lam},
         {"x": x[:50], "lam": near},
+        {"x": x[50:100], "lam": end},
         {"x": x.astype(np.float32), "lam": single.astype(np.float32)},
+        {"x": x[:50].astype(np.float32), "lam": nearer.astype(np.float32)},
     ]
 
 
@@ -273,9 +333,34 @@ EXERCISES = {
             points=3,
             draw=draw_counts,
             oracle=nb,
-            verified="Agrees with scipy at 451 points, down to means of 1e-9.",
+            verified="Agrees with scipy at 491 points, down to means of 1e-9, also in float32.",
             atol32=5e-3,
+            extreme=1,
             misconceptions=(
+                Misconception(
+                    "1 − p that rounds to 0",
+                    nb_of_rounded_p,
+                    "Right in float64. But in float32, at a mean near 1e-9, p rounds to 1, so that "
+                    "1 − p is 0 and its logarithm −∞. Which fraction is 1 − p? Take the logarithm "
+                    "of that.",
+                ),
+                Misconception(
+                    "clamped probs",
+                    nb_of_clamped_probs,
+                    "Right except at tiny means in float32: `torch.distributions` moves `probs` to "
+                    "at least 1.2e-7 there. Which other argument does it take?",
+                ),
+                Misconception(
+                    "negated",
+                    lambda **case: -nb(**case),
+                    "This is minus the log-probability. A loss has this sign; the exercise asks "
+                    "for the log-probability itself.",
+                ),
+                Misconception(
+                    "bits for nats",
+                    lambda **case: nb(**case) / np.log(2),
+                    "These are logarithms to base 2, in bits. Nats need the natural logarithm.",
+                ),
                 Misconception(
                     "p for 1 − p",
                     nb_of_1_minus_p,
@@ -321,6 +406,18 @@ EXERCISES = {
             results=("mean", "inverse dispersion", "probs"),
             verified="Mean, inverse dispersion and torch's probs fit scipy's moments, 101 times.",
             misconceptions=(
+                Misconception(
+                    "mean of the other outcome",
+                    lambda r, p: (r * p / (1 - p), r, 1 - p),
+                    "Inverse dispersion and probs are right. But your mean grows with p. In the "
+                    "formula here a large p means small counts.",
+                ),
+                Misconception(
+                    "order of the results",
+                    lambda r, p: (r, r * (1 - p) / p, 1 - p),
+                    "All three numbers are right, in another order: the mean comes first, then "
+                    "the inverse dispersion.",
+                ),
                 Misconception(
                     "torch's p",
                     lambda r, p: (r * p / (1 - p), r, p),
@@ -424,6 +521,7 @@ EXERCISES = {
             oracle=zinb,
             verified="Agrees with scipy at 291 points, down to probabilities of e^−4000.",
             atol32=5e-3,
+            extreme=2,
             misconceptions=(
                 Misconception(
                     "epsilon in the logarithm",
@@ -446,8 +544,29 @@ EXERCISES = {
                     "logs: which function adds two probabilities that are given as logs?",
                 ),
                 Misconception(
+                    "a sigmoid that underflows",
+                    zinb_of_rounded_sigmoid,
+                    "Right for logits of usual size. But for large logits σ(g) rounds to 0 or 1, "
+                    "and you take the logarithm after that. `logsigmoid` gives log σ(g) without "
+                    "computing σ(g).",
+                ),
+                Misconception(
+                    "zeros not scaled",
+                    zinb_with(at_zero=lambda log_pi, log_rest, base: np.logaddexp(log_pi, base)),
+                    "Positive counts are right. At zero you add π and NB(0). How often does the "
+                    "base get a chance to give its zero?",
+                ),
+                Misconception(
+                    "logs added at zero",
+                    zinb_with(at_zero=lambda log_pi, log_rest, base: log_pi + log_rest + base),
+                    "Positive counts are right. At zero you added logarithms, which multiplies the "
+                    "probabilities. There p(0) is a sum.",
+                ),
+                Misconception(
                     "positive counts inflated",
-                    lambda **case: zinb_of_probabilities(**case, everywhere=True),
+                    zinb_with(
+                        above=lambda log_pi, log_rest, base: np.logaddexp(log_pi, log_rest + base)
+                    ),
                     "You gave π to every count. Dropout makes zeros: which counts can it explain?",
                 ),
                 Misconception(
@@ -471,7 +590,8 @@ EXERCISES = {
             points=3,
             draw=draw_observed,
             oracle=denoised,
-            verified="Agrees with Robbins' formula (x+1) p(x+1)/p(x) at 209 points.",
+            verified="Agrees at 209 points with (x+1) p(x+1)/p(x), which is E[λ|x] for every "
+            "mixture of Poissons.",
             misconceptions=(
                 Misconception(
                     "as published",
@@ -501,6 +621,30 @@ EXERCISES = {
                     "Positive counts are right. At zero you use π, the probability of dropout "
                     "before the count was seen. A zero changes it, by Bayes' rule.",
                 ),
+                Misconception(
+                    "no dropout",
+                    denoised_with(lambda expit, log_zero, g: 1.0),
+                    "Positive counts are right. At zero this is the mean under the NB, as if no "
+                    "count were ever dropped: the logits do not occur in it.",
+                ),
+                Misconception(
+                    "dropped for kept",
+                    denoised_with(lambda expit, log_zero, g: expit(g - log_zero)),
+                    "Positive counts are right. At zero you multiply the rate by the probability "
+                    "that the count *was* dropped. Which part of the zeros tells of the rate?",
+                ),
+                Misconception(
+                    "0 at zero",
+                    denoised_with(lambda expit, log_zero, g: 0.0),
+                    "Positive counts are right. But you give every zero a rate of 0, and some "
+                    "zeros were not dropped: they were counted.",
+                ),
+                Misconception(
+                    "sign of the logits",
+                    denoised_with(lambda expit, log_zero, g: expit(log_zero + g)),
+                    "Positive counts are right. At zero, your rate rises with the logits. π is the "
+                    "probability of dropout, and π = σ(g).",
+                ),
             ),
             picture=by_count("E[λ|x] (counts)"),
         ),
@@ -510,8 +654,10 @@ EXERCISES = {
             points=2,
             draw=draw_unit_interval,
             oracle=cb,
-            verified="Value and slope agree with quadrature at 454 points, λ = ½ among them.",
+            verified="Value and slope agree with numerical integration at 554 points: at λ = ½, "
+            "next to it in float32, and at 1e-6 from 0 and 1.",
             call="slope",
+            extreme=1,
             results=("log-density", "gradient in lam"),
             atol=1e-7,
             misconceptions=(
