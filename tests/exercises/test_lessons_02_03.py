@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from vaelab.teaching.exercises import find
 
-from .test_exercises import DIFFERENT, checked, solution_of
+from ..test_exercises import DIFFERENT, checked, solution_of
 
 RIGHT, WRONG = {}, {}  # by exercise: answers, and for wrong ones a part of the message
 
