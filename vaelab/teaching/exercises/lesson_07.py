@@ -82,18 +82,19 @@ def bound_with(kl):
 def draw_uniforms(rng: np.random.Generator) -> list[dict]:
     """One draw of two classes, many of four, u close to 0 and to 1, and races that are close.
 
-    In a close race the first two waits differ by 0.01 to 1 %.
+    In a close race the first two waits differ by 0.2 to 1 %. There u is not close to 0 or 1: then
+    an epsilon of any size fails in the same draws, those made for it.
     """
-    many = {"logits": rng.normal(3, 1.5, 4), "u": rng.uniform(1e-9, 1, (300, 4))}
     low = {"logits": np.array([0.0, -6.7]), "u": np.array([[1e-300, 0.5], [0.5, 0.5]])}
-    high = {"logits": np.array([0.0, -14.0]), "u": np.array([[0.5, 1 - 1e-8], [0.5, 0.9]])}
-    highest = {"logits": np.array([0.0, -36.0]), "u": np.full((3, 2), 0.5)}
-    highest["u"][:, 1] = 1 - np.array([2.0**-53, 1e-15, 1e-12])
-    logits, u = rng.normal(3, 1.5, 4), rng.uniform(1e-9, 1, (30_000, 4))
+    high = {"logits": np.array([0.0, -36.0]), "u": np.full((3, 2), 0.5)}
+    high["u"][:, 1] = 1 - np.array([2.0**-53, 1e-15, 1e-12])
+    logits, u = rng.uniform(20, 21.5, 4), rng.uniform(0.05, 0.95, (100_000, 4))
     first, second, *_ = np.sort(waits(logits, u)).T
-    close = {"logits": logits, "u": u[(second > 1.0001 * first) & (second < 1.01 * first)]}
+    is_close = (second > 1.002 * first) & (second < 1.01 * first) & (u.max(1) < 0.6)
+    many = {"logits": logits, "u": u[second > 1.05 * first][:300]}
+    close = {"logits": logits, "u": u[is_close]}
     one = {"logits": np.log([0.2, 0.8]), "u": np.array([[0.9, 0.3]])}
-    return [one, many, low, high, highest, close]
+    return [one, many, low, high, close]
 
 
 def waits(logits, u):
@@ -113,11 +114,6 @@ def race_with(inner=0.0, outer=0.0, low=0.0, high=1.0):
         return (logits - np.log(wait + outer)).argmax(-1)
 
     return wrong
-
-
-def kept_away(name, hint, *ways):
-    """The same mistake at several sizes."""
-    return tuple(Misconception(name, race_with(**way), hint) for way in ways)
 
 
 # 07.3: the mean of a relaxed draw
@@ -365,53 +361,41 @@ EXERCISES = {
                     lambda logits, u: (logits + np.log(-np.log(u))).argmax(-1),
                     "A short wait should give a high score. Which sign does log e get?",
                 ),
-                *kept_away(
+                Misconception(
                     "u kept away from 0",
+                    race_with(inner=1e-20),
                     "Almost. It goes wrong where u is close to 0. What was added to u, or was u "
                     "clamped?",
-                    {"inner": 1e-20},
-                    {"inner": 1e-10},
                 ),
-                *kept_away(
+                Misconception(
+                    "u raised above 1",
+                    race_with(inner=1e-10),
+                    "Almost. It goes wrong where u is close to 0, and where it is close to 1. What "
+                    "was added to u, and where is u then?",
+                ),
+                Misconception(
                     "u kept away from 1",
+                    race_with(outer=1e-10),
                     "Almost. It goes wrong where u is close to 1. What was added to −log u, or was "
                     "u clamped?",
-                    {"outer": 1e-10},
-                    {"outer": 1e-5},
-                    {"outer": 1e-3},
-                    {"high": 1 - 1e-3},
                 ),
-                *kept_away(
+                Misconception(
                     "u kept away from 0 and 1",
+                    race_with(low=1e-10, high=1 - 1e-10),
                     "Almost. It goes wrong where u is close to 0, and where it is close to 1. What "
                     "was added in the logarithms, or was u clamped?",
-                    {"inner": 1e-10, "outer": 1e-10},
-                    {"inner": 1e-8, "outer": 1e-8},
-                    {"inner": 1e-5, "outer": 1e-5},
-                    {"low": 1e-10, "high": 1 - 1e-10},
-                    {"low": 1e-5, "high": 1 - 1e-5},
                 ),
-                *(
-                    Misconception(
-                        "something added to q",
-                        lambda logits, u, added=added: first_of_the_race(
-                            np.log(softmax(logits) + added), u
-                        ),
-                        "Almost. It goes wrong for a class with a very small q. What was added to "
-                        "q? The logits are log q but for a constant, and need no logarithm.",
-                    )
-                    for added in (1e-10, 1e-6, 1e-4)
+                Misconception(
+                    "something added to q",
+                    lambda logits, u: first_of_the_race(np.log(softmax(logits) + 1e-8), u),
+                    "Almost. It goes wrong for a class with a very small q. What was added to q? "
+                    "The logits are log q but for a constant, and need no logarithm.",
                 ),
                 Misconception(
                     "the last of the race",
                     lambda logits, u: waits(logits, u).argmax(-1),
                     "This is the clock that rings last. Which score belongs to the shortest wait: "
                     "the largest, or the smallest?",
-                ),
-                Misconception(
-                    "counted from 1",
-                    lambda logits, u: first_of_the_race(logits, u) + 1,
-                    "Your numbers are too large by 1: types are counted from 0.",
                 ),
                 Misconception(
                     "1 − u for u",
