@@ -54,6 +54,16 @@ def kl_by_xlogy(logits):
     return torch.xlogy(q, q * logits.shape[-1]).sum(-1)
 
 
+def kl_less(log_p):
+    """The KL with this logarithm of 1/K."""
+
+    def answer(logits):
+        log_q = logits.log_softmax(-1)
+        return (log_q.exp() * (log_q - log_p(logits.shape[1]))).sum(-1)
+
+    return answer
+
+
 def rloo_by_two_sums(logits, drawn, f):
     terms, q = [], logits.softmax(0)
     for s, y in enumerate(drawn):
@@ -111,6 +121,8 @@ RIGHT = {
         ).argmax(-1),
         as_arrays(lambda logits, u: np.argmax(logits - np.log(-np.log(u)), axis=1)),
         lambda logits, u: [int((logits - (-row.log()).log()).argmax()) for row in u],
+        lambda logits, u: (logits - (-u.log()).log()).float().argmax(-1),
+        lambda logits, u: (logits.float() - (-u.log()).float().log()).argmax(-1),
     ],
     "07.3": [
         lambda d, t: integrate.quad(
@@ -136,6 +148,8 @@ RIGHT = {
         lambda logits, drawn, f: torch.outer(f - (f.sum() - f) / (len(f) - 1), torch.ones(
             len(logits), dtype=f.dtype
         )) * (torch.eye(len(logits))[drawn] - torch.exp(logits - logits.logsumexp(0))),
+        lambda *inputs: list(rloo_by_two_sums(*inputs)),
+        lambda *inputs: tuple(rloo_by_two_sums(*inputs)),
     ],
     "07.5": [
         st_with_where,
@@ -157,6 +171,17 @@ RIGHT = {
             reduction="none",
         ).sum(-1),
         lambda logits: kl_by_xlogy(logits).tolist(),
+        # the constant in float32
+        kl_less(lambda k: torch.log(torch.tensor(1 / k))),
+        kl_less(lambda k: -torch.log(torch.tensor(float(k)))),
+        kl_less(lambda k: -torch.tensor(k).log()),
+        kl_less(lambda k: torch.full((k,), 1 / k).log()),
+        kl_less(lambda k: (torch.ones(k) / k).log()),
+        kl_less(lambda k: torch.zeros(k).log_softmax(0)),
+        kl_less(lambda k: -np.float32(np.log(k))),
+        lambda logits: torch.distributions.kl_divergence(
+            Categorical(logits=logits), Categorical(probs=torch.ones(logits.shape[1]))
+        ),
     ],
 }  # fmt: skip
 
@@ -180,6 +205,16 @@ def bound_as_printed(logits, log_p_x, log_prior):
     return (q * (log_p_x - q * (log_q - log_prior))).sum(-1)
 
 
+def race(inner=0.0, outer=0.0, low=0.0, high=1.0, of=lambda logits: logits):
+    """Gumbel-max with epsilons, with u clamped, or with something else done to the logits."""
+
+    def answer(logits, u):
+        wait = -(u.clamp(low, high) + inner).log()
+        return (of(logits) - (wait + outer).log()).argmax(-1)
+
+    return answer
+
+
 def rloo_with(score):
     def terms(logits, drawn, f):
         others = (f.sum() - f) / (len(f) - 1)
@@ -195,6 +230,18 @@ def reinforce(logits, drawn, f):
 def st_without_detach(logits, e, temperature):
     y = ((logits - e.log()) / temperature).softmax(-1)
     return torch.eye(y.shape[-1], dtype=y.dtype)[y.argmax(-1)]
+
+
+def st_by_product(logits, e, temperature):
+    y = ((logits - e.log()) / temperature).softmax(-1)
+    return st_with_where(logits, e, temperature).detach() * y / y.detach()
+
+
+def mean_on_a_wide_grid(difference, temperature):
+    s = np.linspace(-1000, 1000, 200_001)
+    with np.errstate(all="ignore"):
+        density = np.exp(-s) / (1 + np.exp(-s)) ** 2
+    return (special.expit((difference + s) / temperature) * density).sum() * (s[1] - s[0])
 
 
 def st_warm(logits, e, temperature):
@@ -213,8 +260,27 @@ WRONG = {
     "07.2": [
         (lambda logits, u: (logits.softmax(0) - (-u.log()).log()).argmax(-1),
          "noise on probabilities"),
-        (lambda logits, u: (logits - ((-(u + 1e-20).log()) + 1e-20).log()).argmax(-1),
-         "an epsilon in the logarithms"),
+        (race(inner=1e-20, outer=1e-20), "u kept away from 0"),
+        (race(inner=1e-10), "u raised above 1"),
+        (race(inner=1e-5), "u raised above 1"),
+        (race(inner=1e-30), "u kept away from 0"),
+        (race(low=1e-10), "u kept away from 0"),
+        (race(outer=1e-3), "u kept away from 1"),
+        (race(outer=1e-5), "u kept away from 1"),
+        (race(outer=1e-10), "u kept away from 1"),
+        (race(outer=1e-15), "u kept away from 1"),
+        (race(high=1 - 1e-3), "u kept away from 1"),
+        (race(inner=1e-5, outer=1e-5), "u kept away from 0 and 1"),
+        (race(low=1e-6, high=1 - 1e-6), "u kept away from 0 and 1"),
+        (race(of=lambda logits: (logits.softmax(-1) + 1e-4).log()), "something added to q"),
+        (race(of=lambda logits: (logits.softmax(-1) + 1e-8).log()), "something added to q"),
+        (race(of=lambda logits: 1.03 * logits), None),
+        (race(of=lambda logits: 0.99 * logits), None),
+        (race(of=lambda logits: logits.half()), None),
+        (lambda logits, u: race()(logits.half(), u.half()), None),
+        (lambda logits, u: (logits - (-u.log()).log()).argmin(-1), "the last of the race"),
+        (lambda logits, u: race()(logits, u) + 1, None),
+        (lambda logits, u: race()(logits, 1 - u), "1 − u for u"),
         (lambda logits, u: (logits + (-u.log()).log()).argmax(-1), "the noise upside down"),
         (lambda logits, u: (logits - (-u.log()).log()).max(-1).values, None),
         (lambda logits, u: (logits - (-u.log()).log()).argmax(0), None),
@@ -228,6 +294,9 @@ WRONG = {
         (lambda d, t: integrate.quad(lambda s: special.expit((d + s) / t), -30, 30)[0], None),
         (lambda d, t: special.expit((d + stats.logistic.ppf(np.random.default_rng(0).random(
             100))) / t).mean(), None),
+        (lambda d, t: integrate.quad(lambda s: special.expit((d + s) / t) * stats.logistic.pdf(s),
+            -30, 30), "the integral and its error"),
+        (mean_on_a_wide_grid, "the density overflows"),
     ],
     "07.4": [
         (rloo_with(lambda one_hot, logits: one_hot), "no −q in the gradient of log q"),
@@ -236,6 +305,7 @@ WRONG = {
          "the gradient with respect to q"),
         (rloo_with(lambda one_hot, logits: one_hot * (1 - logits.softmax(0))), None),
         (reinforce, "no baseline"),
+        (lambda *inputs: -rloo_by_backward(*inputs), "the sign turned"),
         (lambda a, y, f: reinforce(a, y, f - f.mean()), "a draw in its own baseline"),
         (lambda a, y, f: rloo_by_backward(a, y, f).mean(0), "the mean over draws"),
     ],
@@ -247,13 +317,25 @@ WRONG = {
         (lambda a, e, t: st_with_scatter(a, e, t).detach(), "the gradient is lost"),
         (lambda a, e, t: st_with_scatter(a, e, t).detach().numpy(), "the gradient is lost"),
         (lambda a, e, t: torch.nn.functional.gumbel_softmax(a, t, hard=True), None),
+        (lambda a, e, t: 2 * st_with_where(a, e, t).detach() - st_with_where(a, e, t),
+         "the gradient with a minus"),
+        (st_by_product, "the winner's entry alone"),
     ],
     "07.6": [
         (lambda a: (a.softmax(-1) * a.log_softmax(-1)).sum(-1) - np.log(0.1),
          "ten classes, always"),
         (lambda a: (a.softmax(-1) * (a.softmax(-1) + 1e-8).log()).sum(-1) + math.log(a.shape[1]),
          None),
-        (lambda a: (a.softmax(-1) * a.softmax(-1).log()).sum(-1) + math.log(a.shape[1]), None),
+        (lambda a: (a.softmax(-1) * a.softmax(-1).log()).sum(-1) + math.log(a.shape[1]),
+         "the logarithm of a softmax"),
+        (lambda a: (a.softmax(-1) * (a.softmax(-1) * a.shape[1]).log()).sum(-1),
+         "the logarithm of a softmax"),
+        (lambda a: -kl_by_xlogy(a), "minus the KL"),
+        (lambda a: torch.nn.functional.kl_div(
+            a.log_softmax(-1), torch.full_like(a, 1 / a.shape[1]), reduction="none").sum(-1),
+         "the KL from the prior to q"),
+        (lambda a: kl_by_xlogy(a) / math.log(2), "bits"),
+        (lambda a: kl_by_xlogy(a) + 1e-5, None),
         (lambda a: Categorical(logits=a).entropy(), "the entropy"),
         (lambda a: kl_by_xlogy(a).mean(), None),
         (lambda a: kl_by_xlogy(a).abs() / 2, None),
@@ -305,3 +387,14 @@ def test_a_difference_in_a_term_is_shown_with_all_draws_and_without_a_warning():
         message = verdict_on("07.4", answer).message
     assert "drawn = [0, 1, 1]" in message and "f = [1, 2, 4]" in message
     assert not seen, seen
+
+
+def test_rows_in_a_list_have_their_gradient_and_are_asked_to_be_one_tensor():
+    verdict = verdict_on("07.5", lambda *inputs: list(st_with_where(*inputs)))
+    assert not verdict.passed and verdict.misconception is None
+    assert "a list, and later cells need a torch tensor" in verdict.message
+
+
+def test_the_undecided_cell_is_shown_with_its_logits():
+    message = verdict_on("07.6", lambda logits: kl_by_xlogy(logits) - 1).message
+    assert "logits = [0, 0, 0" in message, message

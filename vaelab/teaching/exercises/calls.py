@@ -204,6 +204,9 @@ def _gradient(answer, case: dict):
     *inputs, weight = _tensors(case).values()
     first = inputs[0].requires_grad_()
     value = answer(*inputs)
+    rows = value if isinstance(value, (list, tuple)) else ()
+    if rows and all(isinstance(r, torch.Tensor) and r.shape == rows[0].shape for r in rows):
+        value = torch.stack([*rows])
     if not isinstance(value, torch.Tensor) or not value.requires_grad:
         return value, torch.zeros_like(first)
     return value, *torch.autograd.grad((weight * value).sum(), first, materialize_grads=True)

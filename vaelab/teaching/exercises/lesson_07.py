@@ -80,15 +80,40 @@ def bound_with(kl):
 
 
 def draw_uniforms(rng: np.random.Generator) -> list[dict]:
-    """One draw of two classes, many of four, and one with u close to 0."""
-    many = {"logits": rng.normal(3, 1.5, 4), "u": rng.uniform(1e-9, 1, (300, 4))}
-    tail = {"logits": np.array([0.0, -4.5]), "u": np.array([[1e-300, 0.5], [0.5, 0.5]])}
-    return [{"logits": np.log([0.2, 0.8]), "u": np.array([[0.9, 0.3]])}, many, tail]
+    """One draw of two classes, many of four, u close to 0 and to 1, and races that are close.
+
+    In a close race the first two waits differ by 0.2 to 1 %. There u is not close to 0 or 1: then
+    an epsilon of any size fails in the same draws, those made for it.
+    """
+    low = {"logits": np.array([0.0, -6.7]), "u": np.array([[1e-300, 0.5], [0.5, 0.5]])}
+    high = {"logits": np.array([0.0, -36.0]), "u": np.full((3, 2), 0.5)}
+    high["u"][:, 1] = 1 - np.array([2.0**-53, 1e-15, 1e-12])
+    logits, u = rng.uniform(20, 21.5, 4), rng.uniform(0.05, 0.95, (100_000, 4))
+    first, second, *_ = np.sort(waits(logits, u)).T
+    is_close = (second > 1.002 * first) & (second < 1.01 * first) & (u.max(1) < 0.6)
+    many = {"logits": logits, "u": u[second > 1.05 * first][:300]}
+    close = {"logits": logits, "u": u[is_close]}
+    one = {"logits": np.log([0.2, 0.8]), "u": np.array([[0.9, 0.3]])}
+    return [one, many, low, high, close]
+
+
+def waits(logits, u):
+    """The waits of the clocks: −log u_k / q_k for class k, but for a unit."""
+    return -np.log(u) / np.exp(logits - logits.max())
 
 
 def first_of_the_race(logits, u):
-    """The class with the shortest wait, where class k waits −log u_k / q_k."""
-    return (-np.log(u) / np.exp(logits - logits.max())).argmin(-1)
+    return waits(logits, u).argmin(-1)
+
+
+def race_with(inner=0.0, outer=0.0, low=0.0, high=1.0):
+    """Gumbel-max with an epsilon in each logarithm, and with u clamped."""
+
+    def wrong(logits, u):
+        wait = -np.log(np.clip(u, low, high) + inner)
+        return (logits - np.log(wait + outer)).argmax(-1)
+
+    return wrong
 
 
 # 07.3: the mean of a relaxed draw
@@ -229,12 +254,15 @@ def soft_value(logits, e, temperature, weight):
 
 
 def draw_logits_of_many(rng: np.random.Generator) -> list[dict]:
-    """An undecided cell of twenty classes, then cells of 3, 10, 14, some of them certain."""
-    cases = [{"logits": np.zeros((1, 20))}]
+    """An undecided cell of 12 classes, cells of 3, 10, 14, some certain, and one of 1,000.
+
+    With 1,000 classes an epsilon of 1e-8 in the logarithm changes more than rounding does.
+    """
+    cases = [{"logits": np.zeros((1, 12))}]
     for n_classes in (3, 10, 14):
         scale = np.where(rng.random((20, 1)) < 0.2, 800, 1.5)
         cases.append({"logits": rng.normal(0, 1, (20, n_classes)) * scale})
-    return cases
+    return [*cases, {"logits": np.zeros((1, 1000))}]
 
 
 def kl_to_uniform(logits):
@@ -242,6 +270,12 @@ def kl_to_uniform(logits):
 
     q = softmax(logits)
     return np.maximum(stats.entropy(q, np.ones_like(q), axis=-1), 0)  # rounding gives −3e-16
+
+
+def kl_with_logarithm_of_softmax(logits):
+    """The KL with log(softmax): NaN where a probability is rounded to 0."""
+    q = softmax(logits)
+    return (q * np.log(q)).sum(-1) + np.log(q.shape[-1])
 
 
 def negative_entropy(logits):
@@ -308,7 +342,8 @@ EXERCISES = {
             points=2,
             draw=draw_uniforms,
             oracle=first_of_the_race,
-            verified="Names the winner of the same race of clocks in 303 draws.",
+            verified="Names the winner of the same race of clocks: in 300 draws, where u is close "
+            "to 0 or to 1, and where the race is close.",
             misconceptions=(
                 Misconception(
                     "noise on probabilities",
@@ -327,9 +362,46 @@ EXERCISES = {
                     "A short wait should give a high score. Which sign does log e get?",
                 ),
                 Misconception(
-                    "an epsilon in the logarithms",
-                    lambda logits, u: (logits - np.log(-np.log(u + 1e-20) + 1e-20)).argmax(-1),
-                    "Almost. It goes wrong where u is close to 0. What did you add to u?",
+                    "u kept away from 0",
+                    race_with(inner=1e-20),
+                    "Almost. It goes wrong where u is close to 0. What was added to u, or was u "
+                    "clamped?",
+                ),
+                Misconception(
+                    "u raised above 1",
+                    race_with(inner=1e-10),
+                    "Almost. It goes wrong where u is close to 0, and where it is close to 1. What "
+                    "was added to u, and where is u then?",
+                ),
+                Misconception(
+                    "u kept away from 1",
+                    race_with(outer=1e-10),
+                    "Almost. It goes wrong where u is close to 1. What was added to −log u, or was "
+                    "u clamped?",
+                ),
+                Misconception(
+                    "u kept away from 0 and 1",
+                    race_with(low=1e-10, high=1 - 1e-10),
+                    "Almost. It goes wrong where u is close to 0, and where it is close to 1. What "
+                    "was added in the logarithms, or was u clamped?",
+                ),
+                Misconception(
+                    "something added to q",
+                    lambda logits, u: first_of_the_race(np.log(softmax(logits) + 1e-8), u),
+                    "Almost. It goes wrong for a class with a very small q. What was added to q? "
+                    "The logits are log q but for a constant, and need no logarithm.",
+                ),
+                Misconception(
+                    "the last of the race",
+                    lambda logits, u: waits(logits, u).argmax(-1),
+                    "This is the clock that rings last. Which score belongs to the shortest wait: "
+                    "the largest, or the smallest?",
+                ),
+                Misconception(
+                    "1 − u for u",
+                    lambda logits, u: first_of_the_race(logits, 1 - u),
+                    "You took 1 − u for u. That too gives draws from q, but it is another race: "
+                    "here the waits are −log u.",
                 ),
                 Misconception(
                     "no noise",
@@ -359,6 +431,22 @@ EXERCISES = {
                         1 / (1 + np.exp(-difference / temperature))
                     ),
                     "This is softmax(log q / τ), without any noise. What is the mean of y over s?",
+                ),
+                Misconception(
+                    "the integral and its error",
+                    lambda difference, temperature: (
+                        mean_by_quadrature(difference, temperature),
+                        np.asarray(0.0),
+                    ),
+                    "The mean is right, but you returned two numbers. `quad` gives the integral "
+                    "and an estimate of its error. Only the first is asked for.",
+                ),
+                Misconception(
+                    "the density overflows",
+                    lambda difference, temperature: np.asarray(np.nan),
+                    "Your mean is NaN. Most often an exponential has overflowed: for s = −1,000, "
+                    "exp(−s) is infinite, and ∞/∞ is NaN. How far out is there any mass? And "
+                    "which sigmoid does not overflow?",
                 ),
                 Misconception(
                     "one Gumbel in place of a difference of two",
@@ -421,6 +509,12 @@ EXERCISES = {
                     "is subtracted from each f?",
                 ),
                 Misconception(
+                    "the sign turned",
+                    lambda logits, drawn, f: -rloo_terms(logits, drawn, f),
+                    "Your terms have the wrong sign. Which is subtracted from which: the baseline "
+                    "from f, and q from the one-hot draw?",
+                ),
+                Misconception(
                     "the mean over draws",
                     lambda logits, drawn, f: rloo_terms(logits, drawn, f).mean(0),
                     "Your answer is the mean over draws. Return the terms before it is taken, one "
@@ -441,13 +535,37 @@ EXERCISES = {
             oracle=one_hot_and_gradient,
             call="gradient",
             results=("one-hot draws", "gradient in the logits"),
-            verified="One-hot forward; backward the Jacobian of the softmax, at 91 draws.",
+            verified="One-hot forward; backward the gradient of the softmax, at 91 draws.",
             misconceptions=(
                 Misconception(
                     "the gradient is lost",
                     with_gradient(lambda logits, *_: np.zeros_like(logits)),
                     "The value is right, but no gradient flows back. Does anything in your result "
                     "still depend on the logits?",
+                ),
+                Misconception(
+                    "the gradient with a minus",
+                    with_gradient(
+                        lambda logits, e, temperature, weight: (
+                            -pulled_back(relaxed(logits, e, temperature), temperature, weight)
+                        )
+                    ),
+                    "The value is right, but the gradient has the wrong sign. Which of y and its "
+                    "detached copy is subtracted?",
+                ),
+                Misconception(
+                    "the winner's entry alone",
+                    with_gradient(
+                        lambda logits, e, temperature, weight: pulled_back(
+                            relaxed(logits, e, temperature),
+                            temperature,
+                            weight
+                            * one_hot_and_gradient(logits, e, temperature, weight)[0]
+                            / relaxed(logits, e, temperature),
+                        )
+                    ),
+                    "The value is right, but the gradient passes through the winner's entry of y "
+                    "alone. A product with one-hot removes the others: can you add instead?",
                 ),
                 Misconception(
                     "soft forward",
@@ -478,9 +596,35 @@ EXERCISES = {
             points=2,
             draw=draw_logits_of_many,
             oracle=kl_to_uniform,
-            verified="Agrees with scipy's relative entropy for 3, 10, 14 and 20 classes, and for "
-            "cells that are certain.",
+            atol=2e-6,  # log K, or a row of 1/K, in float32
+            verified="Agrees with scipy's KL (`scipy.stats.entropy`) for 3 to 1,000 classes, and "
+            "for cells that are certain.",
             misconceptions=(
+                Misconception(
+                    "the logarithm of a softmax",
+                    kl_with_logarithm_of_softmax,
+                    "Some cells give NaN. They are certain: a probability is so small that it is "
+                    "rounded to 0, and 0 · log 0 is NaN. Can you get log q without going through "
+                    "q?",
+                ),
+                Misconception(
+                    "minus the KL",
+                    lambda logits: -kl_to_uniform(logits),
+                    "This is minus the KL: it is never above 0, and a KL is never below. Which "
+                    "logarithm is subtracted?",
+                ),
+                Misconception(
+                    "the KL from the prior to q",
+                    lambda logits: -np.log(logits.shape[-1]) - log_softmax(logits).mean(-1),
+                    "This is KL(prior ‖ q). Which of the two distributions is the mean taken over "
+                    "in KL(q ‖ prior)?",
+                ),
+                Misconception(
+                    "bits",
+                    lambda logits: kl_to_uniform(logits) / np.log(2),
+                    "This KL is in bits. The lesson counts in nats: which logarithm belongs to "
+                    "them?",
+                ),
                 Misconception(
                     "ten classes, always",
                     lambda logits: negative_entropy(logits) - np.log(0.1),
