@@ -1094,7 +1094,7 @@ pd.DataFrame({score: {words: frame[f"{score}, {way}"].mean() for way, words in w
 # full model are still between 0.7 and 1.4. Of the learned ones, 95 % are between 1/30 and 30. Moving
 # $\theta$ alone gains 0.6 ± 0.1 nats (full) and 0.9 ± 0.2 (simplified), against 0.2 and 0.1. And the
 # verdict on zeros turns: the full model makes 0.4 ± 0.4 percentage points too many, and after moving
-# $\theta$ alone 0.5 ± 0.5 too few, the same as from the learned $\theta$
+# $\theta$ alone 0.5 ± 0.3 too few, the same as from the learned $\theta$
 # ([E10.stuck](evidence/10_scvi.py)). The simplified model makes too few in every state, and no
 # $\theta$ cures it. So the old lesson saw a starting value, and blamed the dropout network. With
 # *all* of the old settings, and 2,000 genes, moving $\theta$ gained 2.6 to 3.8 nats:

@@ -260,8 +260,8 @@ def checked(model, cells, seed):
         p = model.decode(model.encode(part).sample(), model.infer_library(part, draw=True))
     log_θ = getattr(p, "base", p).inverse_dispersion[0].log().clone().requires_grad_()
     start = log_θ.detach().clone()
-    optimizer = torch.optim.Adam([log_θ], lr=0.2)
-    for _ in range(50):
+    optimizer = torch.optim.Adam([log_θ], lr=0.3)
+    for _ in range(30):
         optimizer.zero_grad()
         (-moved(p, log_θ).log_prob(part.x).sum() / len(cells)).backward()
         optimizer.step()
@@ -292,7 +292,7 @@ def stuck(seed: int) -> dict[str, float]:
     found = {}
     for way in ("simplified", "full"):
         for words, slow in (("", False), (", slow", True)):
-            model, cells, bound = trained(way, seed, slow)
+            model, cells, bound = trained(way, seed, True) if slow else trained(way, seed)
             numbers = checked(model, cells, seed) | {"bound": bound}
             found |= {f"{name}, {way}{words}": n for name, n in numbers.items()}
     return found
