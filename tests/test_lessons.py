@@ -14,7 +14,7 @@ from jupytext.compare import compare_notebooks
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "course").glob("[0-9]*.py"))
-TO_REVISE = {"08", "10"}  # lessons whose form is still the old one
+TO_REVISE = {"08"}  # lessons whose form is still the old one
 UNCOMPARED = {"nbval-ignore-output", "nbval-skip"}
 A_MACHINES_OWN = re.compile(
     r"/(?:home|Users|root|tmp|private|var|opt|mnt)/|[A-Za-z]:\\|" + re.escape(str(ROOT))

@@ -150,37 +150,45 @@ def kl_by_quadrature(mean, variance, prior_mean, prior_variance):
 
 
 def draw_spaces(rng: np.random.Generator) -> list[dict]:
-    """Nine cells on a line, then three types in uneven batches, and one type that is too small."""
+    """Nine cells on a line; then three types in three uneven batches, and two that are too small.
+
+    The type "schwann" has fewer cells than k, and "immune" has k.
+    """
     line = {
         "latent": np.array([[0.0], [1.0], [2.1], [3.3], [4.6], [20.0], [21.0], [22.1], [23.3]]),
         "batch": np.array([0, 1, 0, 0, 0, 1, 1, 1, 0]),
         "cell_type": np.array(["alpha"] * 5 + ["beta"] * 4),
         "k": 2,
     }
-    cell_type = np.repeat(["alpha", "beta", "ductal", "schwann"], [30, 60, 25, 4])
-    other = {"alpha": 0.8, "beta": 0.4, "ductal": 0.15, "schwann": 0.5}
+    cell_type = np.repeat(["alpha", "beta", "ductal", "schwann", "immune"], [30, 60, 25, 4, 6])
+    other = {"alpha": 0.8, "beta": 0.4, "ductal": 0.15, "schwann": 0.5, "immune": 0.5}
     batch = np.array([int(rng.random() < other[name]) for name in cell_type])
-    batch[[0, 1, 30, 31, 90, 91, 115, 116]] = [0, 1] * 4
+    batch[rng.random(len(batch)) < 0.25] = 2
+    batch[[0, 1, 30, 31, 90, 91, 115, 116, 119, 120]] = [0, 1] * 5
     centre = {name: 0.7 * rng.standard_normal(3) for name in other}
-    latent = np.array([centre[name] for name in cell_type]) + rng.standard_normal((119, 3))
+    latent = np.array([centre[name] for name in cell_type]) + rng.standard_normal((125, 3))
     latent[:, 0] += 0.7 * batch
-    order = rng.permutation(119)
+    order = rng.permutation(125)
     return [
         line,
         {"latent": latent[order], "batch": batch[order], "cell_type": cell_type[order], "k": 6},
     ]
 
 
-def mixing_with(itself=False, any_type=False, chance=None, small=False, ratio_of="sums"):
+def mixing_with(
+    itself=False, any_type=False, chance=None, small=False, of_k=False, first=False, ratio_of="sums"
+):
     """The score by scikit-learn's neighbours; each argument puts a mistake in."""
 
     def score(latent, batch, cell_type, k):
         from sklearn.neighbors import NearestNeighbors
 
+        if first:
+            batch = (batch == np.unique(batch)[0]).astype(int)
         found, expected = [], []
         for name in np.unique(cell_type):
             own = np.flatnonzero(cell_type == name)
-            if len(own) <= k and not small:
+            if len(own) <= k and not small and not (of_k and len(own) == k):
                 continue
             among = np.arange(len(batch)) if any_type else own
             k_here = min(k, len(own) - 1)
@@ -358,6 +366,23 @@ EXERCISES = {
                     "density go?",
                 ),
                 Misconception(
+                    "the logarithms not halved",
+                    lambda mean, variance, prior_mean, prior_variance: (
+                        kl_by_quadrature(mean, variance, prior_mean, prior_variance)
+                        + 0.5 * np.log(prior_variance / variance)
+                    ),
+                    "The quadratic part is right. A normal density has 1/√v in front of it: what "
+                    "is its logarithm?",
+                ),
+                Misconception(
+                    "minus a half left out",
+                    lambda mean, variance, prior_mean, prior_variance: (
+                        kl_by_quadrature(mean, variance, prior_mean, prior_variance) + 0.5
+                    ),
+                    "Your KL is a half too large for every cell. What is the mean under q of "
+                    "(t − m)²/2v, the exponent of q itself?",
+                ),
+                Misconception(
                     "the prior of z",
                     lambda mean, variance, prior_mean, prior_variance: kl_by_quadrature(
                         mean, variance, np.zeros(1), np.ones(1)
@@ -382,8 +407,8 @@ EXERCISES = {
             draw=draw_spaces,
             oracle=mixing_with(),
             call="arrays",
-            verified="Agrees with scikit-learn's neighbours, with 3 types in uneven batches and "
-            "one that is too small.",
+            verified="Agrees with scikit-learn's neighbours, with 3 types in 3 uneven batches and "
+            "two that are too small.",
             misconceptions=(
                 Misconception(
                     "a cell is its own neighbour",
@@ -429,6 +454,18 @@ EXERCISES = {
                     mixing_with(small=True),
                     "In a type of k cells or fewer, all cells are neighbours of each other, so it "
                     "looks mixed in any space. Leave such types out.",
+                ),
+                Misconception(
+                    "types of k cells counted",
+                    mixing_with(of_k=True),
+                    "A type of exactly k cells is counted. Each of its cells has only k − 1 other "
+                    "cells of its type. From how many cells on does a type count?",
+                ),
+                Misconception(
+                    "one batch against the rest",
+                    mixing_with(first=True),
+                    "With two batches you are right. Here are three, and you count two of them as "
+                    "one. When is a neighbour from another batch?",
                 ),
                 Misconception(
                     "a mean of ratios",

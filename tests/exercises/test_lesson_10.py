@@ -1,0 +1,164 @@
+"""Lesson 10: right answers that learners write, and wrong ones, each with what it is told."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import special, stats
+
+from vaelab.teaching.exercises import SEED, find
+
+
+def verdict_on(name, answer, seed=SEED):
+    exercise = find(name)
+    cases = exercise.cases(seed)
+    return exercise.judge(cases, exercise.outcomes(answer, cases))
+
+
+# ------------------------------------------------------------------------------ right answers
+
+
+def dice_entry_by_entry(u_w, u_y, u_h, library, rho, theta, pi):
+    found = []
+    for uw, uy, uh, size, r, t, p in zip(u_w, u_y, u_h, library, rho, theta, pi, strict=True):
+        w = stats.gamma(t, scale=r / t).ppf(uw)
+        found.append(0.0 if uh < p else float(stats.poisson(size * w).ppf(uy)))
+    return found
+
+
+def dice_with_size_in_the_gamma(u_w, u_y, u_h, library, rho, theta, pi):
+    y = stats.poisson.ppf(u_y, stats.gamma.ppf(u_w, a=theta, scale=library * rho / theta))
+    return torch.tensor(y * (u_h >= pi))
+
+
+def dice_in_single_precision(*case):
+    return dice_with_size_in_the_gamma(*case).float()
+
+
+def prior_by_groups(library, batch, n_batches):
+    groups = pd.Series(np.log(library)).groupby(batch)
+    return groups.mean(), groups.var(ddof=0)
+
+
+def prior_as_lists(library, batch, n_batches):
+    logs = [np.log(library)[batch == b] for b in range(n_batches)]
+    return [float(a.mean()) for a in logs], [float((a**2).mean() - a.mean() ** 2) for a in logs]
+
+
+def prior_stacked(library, batch, n_batches):
+    return np.stack([np.asarray(v) for v in prior_by_groups(library, batch, n_batches)])
+
+
+def kl_of_log_normals(m, v, m0, v0):
+    q, p = (torch.distributions.LogNormal(a, b.sqrt()) for a, b in ((m, v), (m0, v0)))
+    return torch.distributions.kl_divergence(q, p)
+
+
+def kl_in_arrays(*case):
+    m, v, m0, v0 = map(np.asarray, case)
+    return 0.5 * (v / v0 + (m - m0) ** 2 / v0 - 1 - np.log(v / v0))
+
+
+def kl_as_a_list(*case):
+    return kl_in_arrays(*case).tolist()
+
+
+def mixing_by_cdist(latent, batch, cell_type, k):
+    z = torch.as_tensor(latent)
+    distance = torch.cdist(z, z)
+    distance[torch.as_tensor(cell_type[:, None] != cell_type)] = torch.inf
+    distance.fill_diagonal_(torch.inf)
+    same = (cell_type[:, None] == cell_type).sum(1)
+    rows = np.flatnonzero(same > k)
+    near = distance.topk(k, largest=False).indices.numpy()
+    found = (batch[near] != batch[:, None])[rows].mean()
+    chance = [
+        ((cell_type == cell_type[i]) & (batch != batch[i])).sum() / (same[i] - 1) for i in rows
+    ]
+    return float(found / np.mean(chance))
+
+
+def mixing_in_single_precision(*case):
+    return torch.tensor(mixing_by_cdist(*case), dtype=torch.float32)
+
+
+def shares_in_arrays(logits):
+    return special.softmax(np.asarray(logits), axis=-1).mean((0, 1))
+
+
+def shares_by_flattening(logits):
+    return torch.as_tensor(logits).flatten(0, 1).softmax(2).mean(0).float()
+
+
+RIGHT = [
+    ("10.1", dice_entry_by_entry),
+    ("10.1", dice_with_size_in_the_gamma),
+    ("10.1", dice_in_single_precision),
+    ("10.2", prior_by_groups),
+    ("10.2", prior_as_lists),
+    ("10.2", prior_stacked),
+    ("10.3", kl_of_log_normals),
+    ("10.3", kl_in_arrays),
+    ("10.3", kl_as_a_list),
+    ("10.4", mixing_by_cdist),
+    ("10.4", mixing_in_single_precision),
+    ("10.5", shares_in_arrays),
+    ("10.5", shares_by_flattening),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"), RIGHT, ids=lambda value: getattr(value, "__name__", value)
+)
+@pytest.mark.parametrize("seed", [SEED, 1])
+def test_right_answers_pass(name, answer, seed):
+    verdict = verdict_on(name, answer, seed)
+    assert verdict.passed, str(verdict)
+
+
+# ------------------------------------------------------------------------------ wrong answers
+
+
+def kl_without_halved_logarithms(m, v, m0, v0):
+    return 0.5 * ((v + (m - m0) ** 2) / v0 - 1) + v0.log() - v.log()
+
+
+def kl_without_minus_a_half(m, v, m0, v0):
+    return 0.5 * ((v + (m - m0) ** 2) / v0 + v0.log() - v.log())
+
+
+def mixing_where(counts, batches=lambda batch: batch):
+    def mixing(latent, batch, cell_type, k):
+        batch, found, chance = batches(batch), [], []
+        for name in np.unique(cell_type):
+            own = np.flatnonzero(cell_type == name)
+            if counts(len(own), k):
+                distance = np.linalg.norm(latent[own][:, None] - latent[own], axis=2)
+                np.fill_diagonal(distance, np.inf)
+                near = distance.argsort(1)[:, : min(k, len(own) - 1)]
+                other = batch[own][:, None] != batch[own]
+                found.append(np.take_along_axis(other, near, 1).mean(1))
+                chance.append(other.sum(1) / (len(own) - 1))
+        return np.concatenate(found).mean() / np.concatenate(chance).mean()
+
+    return mixing
+
+
+WRONG = [
+    ("10.3", kl_without_halved_logarithms, "what is its logarithm"),
+    ("10.3", kl_without_minus_a_half, "a half too large"),
+    ("10.4", mixing_where(lambda n, k: n >= k), "exactly k cells"),
+    ("10.4", mixing_where(lambda n, k: n > k, lambda b: b == b.min()), "Here are three"),
+    ("10.4", mixing_where(lambda n, k: n > 1), "Leave such types out"),
+]
+
+
+@pytest.mark.parametrize(("name", "answer", "said"), WRONG, ids=[said for _, _, said in WRONG])
+@pytest.mark.parametrize("seed", [SEED, 1])
+def test_wrong_answers_are_told_what_is_wrong(name, answer, said, seed):
+    verdict = verdict_on(name, answer, seed)
+    assert not verdict.passed and said in str(verdict), str(verdict)
+
+
+def test_the_right_mixing_of_this_file_passes():
+    assert verdict_on("10.4", mixing_where(lambda n, k: n > k)).passed
