@@ -497,9 +497,9 @@ plotting.show(
 
 # %% [markdown]
 # The same weights, the same cells. The **silhouette** (lesson 06) is near 1 if types are tight and
-# far apart, and about 0 if they overlap. No error was raised, and the left-hand picture looks like the
-# result of a poor model. That the right-hand number is not nearer to 1 is no fault of the fix: the
-# types overlap in these data, as section 1 shows. This is not an accident of one seed
+# far apart, and about 0 if they overlap. No error was raised, and the left-hand picture looks like
+# the result of a poor model. The right-hand number is far from 1 too, since
+# the types overlap in these data: the four true factors themselves have 0.45. This is not an accident of one seed
 # ([E04.mode](evidence/04_vae.py)). `model.embed(cells)` in the package does what you did.
 #
 # **Stop here** if you work in two sittings. So far you have a VAE that is right. The second half is
@@ -558,7 +558,8 @@ vaelab.check("04.3", implied_sigma)
 # Same data, same networks, same dropout, same weight of 1, four ways to reduce. Each model is
 # trained with the $\sigma$ that its loss stands for. The fifth row is our model of section 3, which
 # learns a $\sigma$ for each gene. A dimension is **active** if its posterior mean varies by more
-# than 0.01 over cells (`metrics.latent_activity`).
+# than 0.01 over cells (`metrics.latent_activity`). (It is *used*, as in section 3, if its
+# KL is above 0.5 nats.)
 #
 # <details><summary>Predict first: which of the four losses uses no latent dimension at
 # all?</summary>Mean of errors + sum of KLs: its σ² is 150, and the data have variance 1 per
@@ -598,7 +599,8 @@ pd.DataFrame(rows).set_index("loss")
 # value nevertheless.
 #
 # **Mean + mean**: $\sigma^2 = 15$. Less than one nat: a blurred picture. **Sum + sum**:
-# $\sigma^2 = 0.5$, not far from the 0.7 that the model learns (last row), and the best of the four. **Sum + mean**:
+# $\sigma^2 = 0.5$, not far from the 0.7 that the model learns (last row), and the best of the four.
+# **Sum + mean**:
 # $\sigma^2 = 0.05$. Here the KL is so light that the model is almost a plain autoencoder. It spends
 # more than twice the nats for factors that it knows no better. And it is so sure of its means that
 # new cells are a shock: see the bound.
@@ -609,7 +611,9 @@ pd.DataFrame(rows).set_index("loss")
 #
 # Compare the last two columns in the second line. From the *means* a regression reads the factors
 # nearly as well as ever. But the decoder gets *draws*, and in those most is lost: the means vary
-# little compared with the noise $s$. A regression on the means sees no noise, and it can multiply small means by large coefficients. It even finds something in the means of the collapsed model in the first line. So score draws, or look at the KL, which knows the scale
+# little compared with the noise $s$. A regression on the means sees no noise, and it can multiply
+# small means by large coefficients. It even finds something in the means of the collapsed model in
+# the first line. So score draws, or look at the KL, which knows the scale
 # ([E04.drowned](evidence/04_vae.py)).
 #
 # The cure is not a better $\beta$. It is to **let the data say σ**: make it a parameter, as in
@@ -806,8 +810,8 @@ pd.DataFrame({
 # %% [markdown]
 # Each network adds its part ([E04.depth](evidence/04_vae.py)). With a deep decoder alone, 1 + 3,
 # the model uses three dimensions. With a deep encoder alone, 3 + 1, it uses about four, the true
-# number, and its bound is the best of all. With both deep it uses two. So the decoder matters more, but it
-# is not alone: what counts is the whole path from $x$ to $z$ and back. With 1 + 5 and 5 + 1 layers
+# number, and its bound is the best of all. With both deep it uses two. So the decoder matters more,
+# but it is not alone: what counts is the whole path from $x$ to $z$ and back. With 1 + 5 and 5 + 1 layers
 # it gets worse again ([E04.path](evidence/04_vae.py)). The shallowest pair, 1 + 1, uses more
 # dimensions than there are factors, and its bound is lower than that of 3 + 1.
 #
@@ -949,8 +953,8 @@ plotting.show(
 # softmax. Then it divides $x$ by its sum, and gives as loss $-(1/D) \sum x \log x'$. There are
 # three errors in this. Write the log-probability that is right for counts:
 # `log_multinomial(x, logits)`, both of shape (n_cells, n_genes), where $\rho$ is the softmax of the
-# logits. What comes back has shape (n_cells,), and gradients reach the logits. Shares may be as small
-# as $e^{-900}$, which a float can't hold: stay in logarithms.
+# logits. What comes back has shape (n_cells,), and gradients reach the logits. Shares may be as
+# small as $e^{-900}$, which a float can't hold: stay in logarithms.
 #
 # <details><summary>Hint</summary>Bernoulli variables do not compete: which function gives one
 # probability for each? Dividing by the sum, how many molecules does a cell seem to have? And do

@@ -325,6 +325,13 @@ WRONG = {  # for each answer what the verdict says: a misconception, or a part o
         "no 2": lambda *case: RIGHT["04.3"]["plain"](*case) * 2**0.5,
         "upside down": lambda *case: 1 / RIGHT["04.3"]["plain"](*case),
         "reductions forgotten": lambda n, p, error, kl, weight: (weight / 2) ** 0.5,
+        "weight ignored": lambda n, p, error, kl, weight: RIGHT["04.3"]["plain"](
+            n, p, error, kl, 1.0
+        ),
+        "N and P swapped": lambda n, p, *loss: RIGHT["04.3"]["plain"](p, n, *loss),
+        "the errors' mean forgotten": lambda n, p, error, *rest: RIGHT["04.3"]["plain"](
+            n, p, "sum", *rest
+        ),
         "the KL's mean forgotten": lambda n, p, error, kl, weight: RIGHT["04.3"]["plain"](
             n, p, error, "sum", weight
         ),

@@ -547,6 +547,29 @@ EXERCISES = {
                     "case?",
                 ),
                 Misconception(
+                    "weight ignored",
+                    lambda n_genes, n_latent, error, kl, weight: sigma_of_loss(
+                        n_genes, n_latent, error, kl, 1.0
+                    ),
+                    "Right where the weight is 1. What does a larger weight do to the KL?",
+                ),
+                Misconception(
+                    "N and P swapped",
+                    lambda n_genes, n_latent, error, kl, weight: sigma_of_loss(
+                        n_latent, n_genes, error, kl, weight
+                    ),
+                    "Right where both are sums. Of how many numbers is the mean of the errors, and "
+                    "of how many that of the KLs?",
+                ),
+                Misconception(
+                    "the errors' mean forgotten",
+                    lambda n_genes, n_latent, error, kl, weight: sigma_of_loss(
+                        n_genes, n_latent, "sum", kl, weight
+                    ),
+                    "The KLs are right. But a squared error averaged over genes weighs less than "
+                    "one in a sum.",
+                ),
+                Misconception(
                     "the KL's mean forgotten",
                     lambda n_genes, n_latent, error, kl, weight: sigma_of_loss(
                         n_genes, n_latent, error, "sum", weight
