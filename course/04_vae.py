@@ -184,7 +184,7 @@ def terms(encode, decode, x, noise):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "04-1-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
+# %%
 def terms_of_linear_maps(weights, x, noise):
     def encode(x):
         calls.append(1)
@@ -202,6 +202,7 @@ def terms_of_linear_maps(weights, x, noise):
     return torch.stack([log_px, kl]) * once
 
 
+# %% nbgrader={"grade_id": "04-1-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
 vaelab.check("04.1", terms_of_linear_maps)
 
 # %% [markdown]
@@ -454,7 +455,7 @@ def embed(encoder, x, batch_size=100):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "04-2-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %%
 def embed_and_look(encoder, x, batch_size):
     def state():
         modules = list(encoder.modules())
@@ -474,6 +475,7 @@ def embed_and_look(encoder, x, batch_size):
     return means
 
 
+# %% nbgrader={"grade_id": "04-2-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("04.2", embed_and_look)
 
 # %%
@@ -1040,7 +1042,7 @@ def new_cells(decode, n_cells, n_latent):
     ### END SOLUTION
 
 
-# %% nbgrader={"grade_id": "04-6-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
+# %%
 def summary_of_new_cells(w, b, theta, n_cells):
     seen = []
 
@@ -1063,6 +1065,7 @@ def summary_of_new_cells(w, b, theta, n_cells):
     )  # fmt: skip
 
 
+# %% nbgrader={"grade_id": "04-6-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
 vaelab.check("04.6", summary_of_new_cells)
 
 # %% tags=["not-in-grading"]
