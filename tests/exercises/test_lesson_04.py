@@ -3,10 +3,10 @@
 Each answer is called through the lesson's own check cell.
 """
 
-import ast
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import jupytext
 import numpy as np
@@ -21,23 +21,40 @@ LESSON = Path(__file__).parents[2] / "course" / "04_vae.py"
 
 
 @cache
-def call_of(name: str) -> str:
-    """What the check cell hands to the check."""
+def check_cell(name: str) -> str:
+    """The check cell, with the cell of code before it if that is not the answer's."""
+    before = None
     for cell in jupytext.read(LESSON).cells:
         if cell.metadata.get("nbgrader", {}).get("grade_id") == f"{name.replace('.', '-')}-check":
-            return ast.unparse(ast.parse(cell.source).body[-1].value.args[1])
+            return cell.source if before is None else f"{before.source}\n\n\n{cell.source}"
+        before = None if "nbgrader" in cell.metadata or cell.cell_type != "code" else cell
     raise AssertionError(f"no check of {name}")
 
 
 def verdict_on(name: str, answer, seed: int = SEED):
-    function = call_of(name) if ":" not in call_of(name) else ANSWERED[name]
-    exercise = find(name)
-    cases = exercise.cases(seed)
-    handed = eval(call_of(name), {"torch": torch, function: answer})
-    return exercise.judge(cases, exercise.outcomes(handed, cases))
+    """The verdict on what the check cell hands to the check; float64, as in the lesson."""
+    handed = []
+    check = SimpleNamespace(check=lambda _, answer: handed.append(answer))
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        exec(check_cell(name), {"torch": torch, "np": np, "vaelab": check, ANSWERED[name]: answer})
+        exercise = find(name)
+        cases = exercise.cases(seed)
+        return exercise.judge(cases, exercise.outcomes(handed[0], cases))
+    finally:
+        torch.set_default_dtype(before)
+        torch.set_grad_enabled(True)
 
 
-ANSWERED = {"04.1": "terms", "04.6": "new_cells"}  # their checks wrap the answer
+ANSWERED = {
+    "04.1": "terms",
+    "04.2": "embed",
+    "04.3": "implied_sigma",
+    "04.4": "linear_rate",
+    "04.5": "log_multinomial",
+    "04.6": "new_cells",
+}
 
 
 # ------------------------------------------------------------------------------ 04.1: two terms
@@ -47,6 +64,10 @@ def terms(encode, decode, x, noise, s_power=1, over_genes="sum", over_latent="su
     m, s = encode(x)
     log_px = getattr(decode(m + s**s_power * noise).log_prob(x), over_genes)(-1)
     return log_px, getattr(0.5 * (m**2 + s**2 - 1 - log * torch.log(s)), over_latent)(-1)
+
+
+def changed(*case, factors):
+    return tuple(f * v for f, v in zip(factors, terms(*case), strict=True))
 
 
 def terms_by_torch(encode, decode, x, noise):
@@ -76,13 +97,14 @@ def terms_as_one_tensor(*inputs):
 
 def terms_of_independent_genes(encode, decode, x, noise):
     m, s = encode(x)
-    return Independent(decode(m + noise * s), 1).log_prob(x), terms(encode, decode, x, noise)[1]
+    kl = terms(lambda _: (m, s), decode, x, noise)[1]
+    return Independent(decode(m + noise * s), 1).log_prob(x), kl
 
 
 def detached(encode, decode, x, noise):
     m, s = encode(x)
     z = (m + s * noise).detach()
-    return decode(z).log_prob(x).sum(-1), terms(encode, decode, x, noise)[1]
+    return decode(z).log_prob(x).sum(-1), terms(lambda _: (m, s), decode, x, noise)[1]
 
 
 @torch.no_grad()
@@ -92,6 +114,32 @@ def without_gradient(*inputs):
 
 def of_a_new_draw(encode, decode, x, noise):
     return terms(encode, decode, x, torch.randn_like(noise))
+
+
+def encoded_twice(encode, decode, x, noise):
+    z = encode(x)[0] + encode(x)[1] * noise
+    m, s = encode(x)
+    return decode(z).log_prob(x).sum(-1), 0.5 * (m**2 + s**2 - 1 - 2 * s.log()).sum(-1)
+
+
+def with_a_fixed_sigma(encode, decode, x, noise):
+    def decode_fixed(z):
+        p = decode(z)
+        return Normal(p.mean, p.stddev.detach())
+
+    return terms(encode, decode_fixed, x, noise)
+
+
+def with_the_wrong_kl(encode, decode, x, noise):
+    m, s = encode(x)
+    return terms(lambda _: (m, s), decode, x, noise)[0], 0.5 * (
+        m**2 + s - 1 - 2 * torch.log(s)
+    ).sum(-1)
+
+
+def without_sums(encode, decode, x, noise):
+    m, s = encode(x)
+    return decode(m + s * noise).log_prob(x), 0.5 * (m**2 + s**2 - 1 - 2 * torch.log(s))
 
 
 # ------------------------------------------------------------------------------ 04.2: embedding
@@ -105,6 +153,34 @@ def embed(encoder, x, batch_size, inside=True, after=None, half=0, with_gradient
     encoder.train(mode if after is None else after)
     found = torch.cat(parts)
     return found if half is None else found.chunk(2, dim=-1)[half]
+
+
+def only_the_attribute(encoder, x, batch_size):
+    mode = encoder.training
+    encoder.eval()
+    means = embed(encoder, x, batch_size)
+    encoder.training = mode
+    return means
+
+
+def without_gradients_for_ever(encoder, x, batch_size):
+    torch.set_grad_enabled(False)
+    mode = encoder.training
+    means = torch.cat([encoder.eval()(part).chunk(2, -1)[0] for part in x.split(batch_size)])
+    encoder.train(mode)
+    return means
+
+
+def frozen(encoder, x, batch_size):
+    encoder.requires_grad_(False)
+    return embed(encoder, x, batch_size)
+
+
+def without_dropout_for_ever(encoder, x, batch_size):
+    for module in encoder.modules():
+        if hasattr(module, "p"):
+            module.p = 0.0
+    return embed(encoder, x, batch_size)
 
 
 # ---------------------------------------------------------------------------- 04.4: linear rate
@@ -137,6 +213,11 @@ def multinomial_cell_by_cell(x, logits):
 
 def batches(decode, n_cells, n_latent):
     return torch.cat([decode(torch.randn(n, n_latent)).sample() for n in (n_cells - 7, 7)])
+
+
+def shuffled_by_gene(decode, n, p):
+    x = decode(torch.randn(n, p)).sample()
+    return torch.stack([column[torch.randperm(n)] for column in x.T], dim=1)
 
 
 RIGHT = {
@@ -195,7 +276,7 @@ RIGHT = {
     },
     "04.6": {
         "plain": lambda decode, n, p: decode(torch.randn(n, p)).sample(),
-        "in two batches": batches,
+        "list": lambda decode, n, p: list(decode(torch.randn(n, p)).sample()),
         "normal": lambda decode, n, p: decode(Normal(0.0, 1.0).sample((n, p))).sample(),
         "double": lambda decode, n, p: decode(torch.randn(n, p, dtype=torch.float64)).sample(),
         "array": lambda decode, n, p: decode(torch.randn(n, p)).sample().numpy(),
@@ -215,7 +296,14 @@ WRONG = {  # for each answer what the verdict says: a misconception, or a part o
         "s as a variance": lambda *case: terms(*case, s_power=0.5),
         "s squared": lambda *case: terms(*case, s_power=2),
         "log s for log s²": lambda *case: terms(*case, log=1.0),
-        "minus the KL": lambda *case: (terms(*case)[0], -terms(*case)[1]),
+        "minus the KL": lambda *case: changed(*case, factors=(1, -1)),
+        "minus log p(x|z)": lambda *case: changed(*case, factors=(-1, 1)),
+        "no half in the KL": lambda *case: changed(*case, factors=(1, 2)),
+        "terms swapped": lambda *case: terms(*case)[::-1],
+        "s for s² in the KL": with_the_wrong_kl,
+        "encoded twice": encoded_twice,
+        "σ without a gradient": with_a_fixed_sigma,
+        "both should have": without_sums,
         "z without a gradient": detached,
         "no gradient": without_gradient,
         "should be": of_a_new_draw,
@@ -230,12 +318,23 @@ WRONG = {  # for each answer what the verdict says: a misconception, or a part o
         "left in training mode": lambda *case: embed(*case, after=True),
         "s for m": lambda *case: embed(*case, half=1),
         "both halves": lambda *case: embed(*case, half=None),
+        "the mode of some parts": only_the_attribute,
+        "is_grad_enabled": without_gradients_for_ever,
+        "requires_grad": frozen,
+        "the dropout rate": without_dropout_for_ever,
     },
     "04.3": {
         "σ² for σ": lambda *case: RIGHT["04.3"]["plain"](*case) ** 2,
         "no 2": lambda *case: RIGHT["04.3"]["plain"](*case) * 2**0.5,
         "upside down": lambda *case: 1 / RIGHT["04.3"]["plain"](*case),
         "reductions forgotten": lambda n, p, error, kl, weight: (weight / 2) ** 0.5,
+        "weight ignored": lambda n, p, error, kl, weight: RIGHT["04.3"]["plain"](
+            n, p, error, kl, 1.0
+        ),
+        "N and P swapped": lambda n, p, *loss: RIGHT["04.3"]["plain"](p, n, *loss),
+        "the errors' mean forgotten": lambda n, p, error, *rest: RIGHT["04.3"]["plain"](
+            n, p, "sum", *rest
+        ),
         "the KL's mean forgotten": lambda n, p, error, kl, weight: RIGHT["04.3"]["plain"](
             n, p, error, "sum", weight
         ),
@@ -248,6 +347,9 @@ WRONG = {  # for each answer what the verdict says: a misconception, or a part o
         "negative rates": lambda variance, sigma: 0.5 * torch.log(variance / sigma**2),
         "signal for total": lambda variance, sigma: 0.5 * torch.log1p(variance / sigma**2),
         "shape": lambda *case: rate(*case).sum(),
+        "should be": lambda *case: rate(*case).sort(descending=True).values,
+        "the answer": lambda *case: rate(*case).cummin(0).values,
+        "should have": lambda *case: rate(*case)[:10],
     },
     "04.5": {
         "Bernoulli": lambda x, logits: -functional.binary_cross_entropy_with_logits(
@@ -259,6 +361,20 @@ WRONG = {  # for each answer what the verdict says: a misconception, or a part o
         "shares that underflow": lambda x, logits: orders_of(x)
         + (x * torch.log(logits.softmax(-1))).sum(-1),
         "gradient": lambda x, logits: multinomial(x, logits.detach()),
+        "the softmax's sum without a gradient": lambda x, logits: orders_of(x)
+        + (x * (logits - logits.detach().logsumexp(-1, keepdim=True))).sum(-1),
+        "Its gradient in the logits": lambda x, logits: multinomial(
+            x, logits.detach() + 0.5 * (logits - logits.detach())
+        ),
+        "should be": lambda x, logits: orders_of(x)
+        + (x * (logits.softmax(-1) + 1e-10).log()).sum(-1),
+        "yours is": lambda x, logits: orders_of(x)
+        + (x * logits.softmax(-1).clamp(min=1e-8).log()).sum(-1),
+        "mean over genes, with the orders": lambda x, logits: orders_of(x)
+        + (x * logits.log_softmax(-1)).mean(-1),
+        "ℓ! forgotten": lambda x, logits: multinomial(x, logits) - torch.lgamma(x.sum(-1) + 1),
+        "no logarithm": lambda x, logits: orders_of(x) + (x * logits.softmax(-1)).sum(-1),
+        "minus": lambda x, logits: -multinomial(x, logits),
         "tensor": lambda x, logits: multinomial(x, logits).tolist(),
     },
     "04.6": {
@@ -270,7 +386,18 @@ WRONG = {  # for each answer what the verdict says: a misconception, or a part o
         "the same z for all cells": lambda decode, n, p: decode(torch.zeros(n, p)).sample(),
         "uniform z": lambda decode, n, p: decode(torch.rand(n, p)).sample(),
         "should be": lambda decode, n, p: decode(torch.ones(n, p)).sample(),
+        "s mean from the prior": lambda decode, n, p: decode(torch.randn(n, p) + 0.03).sample(),
+        "s variance from the prior": lambda decode, n, p: decode(0.95 * torch.randn(n, p)).sample(),
+        "variance from": lambda decode, n, p: decode(1.05 * torch.randn(n, p)).sample(),
+        "not whole": lambda decode, n, p: 1.02 * decode(torch.randn(n, p)).sample(),
+        "Mean of its product": shuffled_by_gene,
+        "too few": lambda decode, n, p: decode(torch.randn(n, p)).sample()[:-1],
+        "a NegativeBinomial": lambda decode, n, p: decode(torch.randn(n, p)),
+        "raised": lambda decode, n, p: decode(torch.randn(n, p, dtype=torch.float32)).sample(),
+        "Error": lambda decode, n, p: decode(np.random.randn(n, p)).sample(),
         "shape": lambda decode, n, p: decode(torch.randn(p)).sample(),
+        "z should have": lambda decode, n, p: decode(torch.randn(n // 2, p)).sample(),
+        "it has": batches,
     },
 }  # fmt: skip
 

@@ -21,10 +21,10 @@ def draw_vaes(rng: np.random.Generator) -> list[dict]:
         (4, 7, 3, np.float64),
         (5, 4, 2, np.float32),
     ):
+        weights = rng.normal(0, 0.5, (4, n_genes, n_latent))  # of m, log s, the decoder; log σ
+        weights[3] = np.log(rng.uniform(0.5, 2.0, (n_genes, 1)))
         case = {
-            "weights": rng.normal(0, 0.5, (2, n_genes, n_latent)),  # of m and of log s
-            "to_genes": rng.normal(0, 1, (n_latent, n_genes)),
-            "sigma": rng.uniform(0.5, 2.0, n_genes),
+            "weights": weights,
             "x": rng.normal(0, 1, (n_cells, n_genes)),
             "noise": rng.normal(0, 1, (n_cells, n_latent)),
             "weight": rng.uniform(0.5, 1.5, (2, n_cells)),  # of each number, in the gradient
@@ -33,8 +33,9 @@ def draw_vaes(rng: np.random.Generator) -> list[dict]:
     return cases
 
 
-def two_terms(weights, to_genes, sigma, x, noise, weight, over_genes=np.sum, over_latent=np.sum,
-              s_power=1, use_noise=True, log_s=2.0, kl_sign=1, z_of=None):  # fmt: skip
+def two_terms(weights, x, noise, weight, over_genes=np.sum, over_latent=np.sum, s_power=1,
+              use_noise=True, log_s=2.0, square_of_s=2, change=lambda terms: terms,
+              z_of=None):  # fmt: skip
     """Log-densities from scipy; the KL as cross-entropy minus entropy. z_of: weights that give z"""
     from scipy import stats
 
@@ -44,16 +45,17 @@ def two_terms(weights, to_genes, sigma, x, noise, weight, over_genes=np.sum, ove
     m, s = moments(weights)
     mean, std = moments(weights if z_of is None else z_of)
     z = mean + std**s_power * noise * use_noise
-    log_px = over_genes(stats.norm.logpdf(x, z @ to_genes, sigma), axis=1)
-    cross_entropy = 0.5 * np.log(2 * np.pi) + 0.5 * (m**2 + s**2)
+    sigma = np.exp(weights[3].mean(1))
+    log_px = over_genes(stats.norm.logpdf(x, z @ weights[2].T, sigma), axis=1)
+    cross_entropy = 0.5 * np.log(2 * np.pi) + 0.5 * (m**2 + s**square_of_s)
     kl = cross_entropy - stats.norm.entropy(m, s) + (1 - log_s / 2) * np.log(s)
-    return np.stack([log_px, kl_sign * over_latent(kl, axis=1)])
+    return change(np.stack([log_px, over_latent(kl, axis=1)]))
 
 
-def terms_and_gradient(detach=False, no_gradient=False, **case):
-    """The terms, and the gradient of their weighted sum in the encoder's weights, by differences.
+def terms_and_gradient(detach=False, cut=(), **case):
+    """The terms, and the gradient of their weighted sum in the weights, by differences.
 
-    With ``detach``, z does not move with the weights.
+    With ``detach``, z does not move with the weights. ``cut``: weights without a gradient.
     """
     case = {k: v.astype(float) if isinstance(v, np.ndarray) else v for k, v in case.items()}
     weights = case.pop("weights")
@@ -65,7 +67,13 @@ def terms_and_gradient(detach=False, no_gradient=False, **case):
             two_terms(weights + d, z_of=weights if detach else None, **case) for d in (step, -step)
         ]
         gradient[at] = (case["weight"] * (ends[0] - ends[1])).sum() / 2e-5
-    return value, gradient * (not no_gradient)
+    gradient[list(cut)] = 0.0
+    return value, gradient
+
+
+def in_terms(factors, **case):
+    """With each of the two terms times its factor."""
+    return terms_and_gradient(change=lambda terms: terms * np.array(factors)[:, None], **case)
 
 
 # 04.2: embedding in evaluation mode
@@ -167,11 +175,11 @@ def sigma_of_loss(n_genes, n_latent, error, kl, weight):
 
 
 def draw_spectrum(rng: np.random.Generator) -> list[dict]:
-    """Two variances, one on each side of σ²; then many, none within a tenth of it."""
+    """Two variances, one on each side of σ²; then many in any order, none within a tenth of it."""
     cases = [{"eigenvalues": np.array([4.0, 0.5]), "sigma": 1.0}]
-    for sigma in 10 ** rng.uniform(-1, 1, 3):
-        ratio = 10 ** np.concatenate([rng.uniform(0.05, 3, 6), rng.uniform(-2, -0.05, 4)])
-        cases.append({"eigenvalues": -np.sort(-ratio) * sigma**2, "sigma": float(sigma)})
+    for n, sigma in zip((5, 10, 15), 10 ** rng.uniform(-1, 1, 3), strict=True):
+        ratio = 10 ** np.concatenate([rng.uniform(0.05, 3, n), rng.uniform(-2, -0.05, n)])
+        cases.append({"eigenvalues": rng.permutation(ratio) * sigma**2, "sigma": float(sigma)})
     return cases
 
 
@@ -206,18 +214,44 @@ def rate_by_formula(eigenvalues, sigma, power=2, factor=0.5, least=1.0):
 
 
 def draw_molecules(rng: np.random.Generator) -> list[dict]:
-    """One molecule; a few cells of different depth; shares that underflow; and float32."""
-    cases = [{"x": np.array([[0.0, 1.0, 0.0]]), "logits": np.zeros((1, 3))}]
+    """One molecule; a few cells of different depth; shares that underflow; and float32.
+
+    In the third case, gene 6 has a share of about e^−40, and a count.
+    """
+    cases = [{"logits": np.zeros((1, 3)), "x": np.array([[0.0, 1.0, 0.0]])}]
     depth = rng.integers(2, 60, 5)
     logits = rng.normal(0, 1.5, (5, 7)) + rng.normal(0, 3, (5, 1))
     shares = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     x = np.array([rng.multinomial(n, p) for n, p in zip(depth, shares, strict=True)], dtype=float)
-    cases.append({"x": x, "logits": logits})
-    low = logits.copy()
+    cases.append({"logits": logits, "x": x})
+    low, rare = logits.copy(), x * (np.arange(7) < 6)
     low[:, -1] -= 900.0
-    cases.append({"x": x * (np.arange(7) < 6), "logits": low})
-    cases.append({"x": x.astype(np.float32), "logits": logits.astype(np.float32)})
+    low[:, 5] -= 40.0
+    rare[:, 5] = 2.0
+    cases.append({"logits": low, "x": rare})
+    cases.append({"logits": logits.astype(np.float32), "x": x.astype(np.float32)})
+    for case in cases:  # of each cell, in the gradient
+        case["weight"] = rng.uniform(0.5, 1.5, len(case["x"])).astype(case["x"].dtype)
     return cases
+
+
+def with_gradient(of, logits, x, weight):
+    """A log-probability, and the gradient of its weighted sum in the logits, by differences."""
+    logits, x, gradient = logits.astype(float), x.astype(float), np.zeros(logits.shape)
+    for g in range(logits.shape[1]):
+        step = 1e-4 * (np.arange(logits.shape[1]) == g)
+        gradient[:, g] = weight * (of(x, logits + step) - of(x, logits - step)) / 2e-4
+    return of(x, logits), gradient
+
+
+def log_factorial(n):
+    from scipy.special import gammaln
+
+    return gammaln(n + 1)
+
+
+def orders(x):
+    return log_factorial(x.sum(1)) - log_factorial(x).sum(1)
 
 
 def multinomial(x, logits):
@@ -278,8 +312,8 @@ def draw_decoders(rng: np.random.Generator) -> list[dict]:
     ]
 
 
-def summaries(w, b, theta, n_cells, given_mean=None, uniform=False, spread=1.0):
-    """Each gene's mean, variance and share of zeros, by quadrature over the log-mean.
+def summaries(w, b, theta, n_cells, given_mean=None, uniform=False, spread=1.0, not_whole=0.0):
+    """What the check computes of the new cells, by quadrature over z, and its limits.
 
     ``given_mean`` gives mean, variance and P(0) of what is returned for a cell of some mean.
     """
@@ -288,17 +322,19 @@ def summaries(w, b, theta, n_cells, given_mean=None, uniform=False, spread=1.0):
         def given_mean(mean, theta):
             return mean, mean + mean**2 / theta, (theta / (theta + mean)) ** theta
 
-    if uniform:  # z from 0 to 1 in each dimension
-        middle = (np.arange(40) + 0.5) / 40
-        z = np.stack(np.meshgrid(*[middle] * len(w)), -1).reshape(-1, len(w))
-        u, weights = z @ w, np.full((len(z), 1), 1 / len(z))
-    else:
-        at = np.linspace(-8, 8, 4001)[:, None]
-        u = at * spread * np.sqrt((w**2).sum(0))
-        weights = np.exp(-0.5 * at**2) / np.exp(-0.5 * at**2).sum()
-    mean, variance, zero = given_mean(np.exp(u + b), theta)
+    at = np.linspace(0, 1, 301) if uniform else np.linspace(-8, 8, 401)
+    one = np.ones_like(at) if uniform else np.exp(-0.5 * at**2)
+    z = np.stack(np.meshgrid(*[at] * len(w)), -1).reshape(-1, len(w))
+    weights = np.prod(np.stack(np.meshgrid(*[one] * len(w)), -1).reshape(-1, len(w)), 1)
+    weights = (weights / weights.sum())[:, None]
+    mean, variance, zero = given_mean(np.exp(spread * z @ w + b), theta)
     total = (weights * mean).sum(0)
-    return total, (weights * (variance + (mean - total) ** 2)).sum(0), (weights * zero).sum(0)
+    of_genes = total, (weights * (variance + (mean - total) ** 2)).sum(0), (weights * zero).sum(0)
+    with_first = (weights * mean[:, :1] * mean).sum(0)
+    with_first[0] += (weights * variance).sum(0)[0]
+    from_prior = not uniform and spread == 1.0
+    limit = np.full(len(w), 5.0 if from_prior else np.inf)
+    return *of_genes, with_first, np.asarray(not_whole), limit, limit, np.asarray(0.0)
 
 
 def of_means(change, **case):
@@ -308,7 +344,8 @@ def of_means(change, **case):
         value = change(mean)
         return value, 0 * value, (value == 0).astype(float)
 
-    return summaries(**case, given_mean=given_mean)
+    whole = (change(np.array([0.3, 1.6])) % 1 == 0).all()
+    return summaries(**case, given_mean=given_mean, not_whole=0.0 if whole else 1.0)
 
 
 EXERCISES = {
@@ -321,11 +358,14 @@ EXERCISES = {
             draw=draw_vaes,
             oracle=terms_and_gradient,
             call="gradient",
-            results=("log p(x|z) and the KL, stacked", "their gradient in the encoder's weights"),
+            results=(
+                "log p(x|z) and the KL, stacked",
+                "their gradient in the weights and in log σ",
+            ),
             rtol=1e-5,  # differences
             atol=1e-6,
-            verified="Agrees with scipy for 16 cells of four VAEs: both terms, and the gradient "
-            "that reaches the encoder.",
+            verified="Agrees with scipy for 16 cells of four VAEs: both terms, and their gradients "
+            "in the weights and in σ.",
             misconceptions=(
                 Misconception(
                     "mean over genes",
@@ -371,9 +411,43 @@ EXERCISES = {
                 ),
                 Misconception(
                     "minus the KL",
-                    lambda **case: terms_and_gradient(kl_sign=-1, **case),
+                    lambda **case: in_terms((1, -1), **case),
                     "The second number should be the KL itself, which is not below 0. The minus "
                     "comes later, in the bound.",
+                ),
+                Misconception(
+                    "minus log p(x|z)",
+                    lambda **case: in_terms((-1, 1), **case),
+                    "The first number has the wrong sign. log p(x|z) itself is asked for, not the "
+                    "error that a loss has.",
+                ),
+                Misconception(
+                    "terms swapped",
+                    lambda **case: terms_and_gradient(change=lambda terms: terms[::-1], **case),
+                    "Both numbers are right, but log p(x|z) comes first and the KL second.",
+                ),
+                Misconception(
+                    "no half in the KL",
+                    lambda **case: in_terms((1, 2), **case),
+                    "log p(x|z) is right. Your KL is twice too large.",
+                ),
+                Misconception(
+                    "s for s² in the KL",
+                    lambda **case: terms_and_gradient(square_of_s=1, **case),
+                    "log p(x|z) is right. In the KL, look at the term with s: is it a standard "
+                    "deviation or a variance?",
+                ),
+                Misconception(
+                    "encoded twice",  # the check makes NaN of it
+                    lambda **case: tuple(v * np.nan for v in terms_and_gradient(**case)),
+                    "You called encode more than once. With dropout each call gives another "
+                    "q(z|x), so that z and the KL would not belong together. Call it once.",
+                ),
+                Misconception(
+                    "σ without a gradient",
+                    lambda **case: terms_and_gradient(cut=(3,), **case),
+                    "Both numbers are right, but no gradient reaches the decoder's σ, so it would "
+                    "never be learned.",
                 ),
                 Misconception(
                     "z without a gradient",
@@ -384,7 +458,7 @@ EXERCISES = {
                 ),
                 Misconception(
                     "no gradient",
-                    lambda **case: terms_and_gradient(no_gradient=True, **case),
+                    lambda **case: terms_and_gradient(cut=range(4), **case),
                     "Both numbers are right, but no gradient comes back to the encoder, so nothing "
                     "could be trained. Something cuts it off, such as detach() or no_grad().",
                 ),
@@ -473,6 +547,29 @@ EXERCISES = {
                     "case?",
                 ),
                 Misconception(
+                    "weight ignored",
+                    lambda n_genes, n_latent, error, kl, weight: sigma_of_loss(
+                        n_genes, n_latent, error, kl, 1.0
+                    ),
+                    "Right where the weight is 1. What does a larger weight do to the KL?",
+                ),
+                Misconception(
+                    "N and P swapped",
+                    lambda n_genes, n_latent, error, kl, weight: sigma_of_loss(
+                        n_latent, n_genes, error, kl, weight
+                    ),
+                    "Right where both are sums. Of how many numbers is the mean of the errors, and "
+                    "of how many that of the KLs?",
+                ),
+                Misconception(
+                    "the errors' mean forgotten",
+                    lambda n_genes, n_latent, error, kl, weight: sigma_of_loss(
+                        n_genes, n_latent, "sum", kl, weight
+                    ),
+                    "The KLs are right. But a squared error averaged over genes weighs less than "
+                    "one in a sum.",
+                ),
+                Misconception(
                     "the KL's mean forgotten",
                     lambda n_genes, n_latent, error, kl, weight: sigma_of_loss(
                         n_genes, n_latent, error, "sum", weight
@@ -490,7 +587,7 @@ EXERCISES = {
             oracle=rate_of_best_model,
             rtol=1e-4,  # the oracle's weight is found to 1e-8 of its size
             atol=1e-6,
-            verified="Agrees with the best model that a search finds, on 32 axes.",
+            verified="Agrees with the best model that a search finds, on 62 axes.",
             misconceptions=(
                 Misconception(
                     "σ for σ²",
@@ -529,38 +626,78 @@ EXERCISES = {
             title="Spot the error: which distribution goes with softmax?",
             points=2,
             draw=draw_molecules,
-            oracle=multinomial,
-            returns="tensor with gradient in logits",
+            oracle=lambda **case: with_gradient(multinomial, **case),
+            call="gradient",
+            results=("log-probability", "its gradient in the logits"),
+            atol=1e-5,  # differences
             rtol32=1e-4,
+            atol32=1e-3,
             verified="Agrees with products of 50 digits for 16 cells, down to shares of e^−900.",
             misconceptions=(
                 Misconception(
                     "Bernoulli",
-                    bernoulli,
+                    lambda **case: with_gradient(bernoulli, **case),
                     "This is a Bernoulli for each gene, with a sigmoid. The genes of a cell "
                     "compete: their shares sum to 1.",
                 ),
                 Misconception(
                     "no ways to order",
-                    lambda x, logits: log_shares(x, logits).sum(1),
+                    lambda **case: with_gradient(lambda x, g: log_shares(x, g).sum(1), **case),
                     "This is the probability of one order in which the molecules came. The counts "
                     "do not say which: how many orders give the same counts?",
                 ),
                 Misconception(
                     "one molecule per cell",
-                    divided_by_total,
+                    lambda **case: with_gradient(divided_by_total, **case),
                     "You divided by the cell's total: a cell with 1,000 molecules would then weigh "
                     "as much as a cell with one.",
                 ),
                 Misconception(
                     "mean over genes",
-                    lambda x, logits: log_shares(x, logits).mean(1),
+                    lambda **case: with_gradient(lambda x, g: log_shares(x, g).mean(1), **case),
                     "You averaged over genes. The molecules are independent: do their "
                     "log-probabilities add up, or do they average?",
                 ),
                 Misconception(
+                    "mean over genes, with the orders",
+                    lambda **case: with_gradient(
+                        lambda x, g: orders(x) + log_shares(x, g).mean(1), **case
+                    ),
+                    "You averaged over genes. The molecules are independent: do their "
+                    "log-probabilities add up, or do they average?",
+                ),
+                Misconception(
+                    "ℓ! forgotten",
+                    lambda **case: with_gradient(
+                        lambda x, g: multinomial(x, g) - log_factorial(x.sum(1)), **case
+                    ),
+                    "The gradient is right. In the number of orders, ℓ! is missing: ℓ is the "
+                    "cell's total.",
+                ),
+                Misconception(
+                    "no logarithm",
+                    lambda **case: with_gradient(
+                        lambda x, g: (
+                            orders(x) + (x * np.exp(log_shares(np.ones_like(x), g))).sum(1)
+                        ),
+                        **case,
+                    ),
+                    "You took the shares themselves, not their logarithms.",
+                ),
+                Misconception(
+                    "minus",
+                    lambda **case: with_gradient(lambda x, g: -multinomial(x, g), **case),
+                    "The sign is wrong: this is a loss. The log-probability is asked for.",
+                ),
+                Misconception(
+                    "the softmax's sum without a gradient",
+                    lambda logits, x, weight: (multinomial(x, logits), weight[:, None] * x),
+                    "The numbers are right, but the gradient is not: it does not pass through "
+                    "the sum in the softmax. Is there a detach?",
+                ),
+                Misconception(
                     "shares that underflow",
-                    underflowing,
+                    lambda **case: with_gradient(underflowing, **case),
                     "Right, except where a share underflows to 0: 0 · log 0 is NaN. Stay in logs; "
                     "torch has a log_softmax.",
                 ),
@@ -572,10 +709,25 @@ EXERCISES = {
             points=2,
             draw=draw_decoders,
             oracle=summaries,
-            results=("mean", "variance", "share of zeros"),
+            results=(
+                "mean",
+                "variance",
+                "share of zeros",
+                "mean of its product with the first gene",
+                "share of values that are not whole numbers",
+                "distance of z's mean from the prior's, in standard errors",
+                "distance of z's variance from the prior's, in standard errors",
+                "cells too many or too few",
+            ),
+            at_most=(
+                "share of values that are not whole numbers",
+                "distance of z's mean from the prior's, in standard errors",
+                "distance of z's variance from the prior's, in standard errors",
+            ),
             rtol=0.1,  # of draws: about six standard errors
             atol=0.005,
-            verified="Mean, variance and share of zeros of four genes agree with quadrature.",
+            verified="Mean, variance, share of zeros and products of four genes agree with "
+            "quadrature. The counts are whole, and z is from the prior.",
             misconceptions=(
                 Misconception(
                     "means for cells",
