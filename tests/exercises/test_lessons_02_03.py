@@ -288,8 +288,9 @@ wrong("02.6", "decodes only z = m")(
     lambda x, W, b, m, s, sigma: Normal(b + m @ W.T, sigma).log_prob(x).sum(1) - own(m, s)
 )
 wrong("02.6", "right for one gene")(
-    lambda x, W, b, m, s, sigma: bound(x, W, b, m, s, sigma)
-    + (x.shape[1] - 1) / 2 * torch.log(2 * torch.pi * sigma**2)
+    lambda x, W, b, m, s, sigma: (
+        bound(x, W, b, m, s, sigma) + (x.shape[1] - 1) / 2 * torch.log(2 * torch.pi * sigma**2)
+    )
 )
 wrong("02.6", "is the reconstruction")(lambda *case: bound(*case) + own(case[3], case[4]))
 wrong("02.6", "added the KL")(lambda *case: bound(*case) + 2 * own(case[3], case[4]))
