@@ -154,6 +154,18 @@ def test_the_rest_stays_as_it_is(tmp_path):
     assert last.source == 'print("On we go.", "../../counts.csv")'
 
 
+def test_a_link_to_a_lesson_leads_to_its_edition_if_there_is_one(tmp_path):
+    (tmp_path / "06_next.py").write_text(MINI, encoding="utf-8")
+    plain = MARKED.sub("# %%", MINI).replace("### BEGIN", "").replace("### END", "")
+    (tmp_path / "07_plain.py").write_text(plain, encoding="utf-8")
+    for name in ("06_next.ipynb", "07_plain.ipynb"):
+        (tmp_path / name).touch()
+    links = "[a](06_next.ipynb), [b](06_next.ipynb#counts), [c](07_plain.ipynb), [d](06_next.py)"
+    edition = release(write(tmp_path, MINI.replace("# 05 · Counts", f"# {links}")))
+    assert "[a](06_next.ipynb), [b](06_next.ipynb#counts)" in edition.cells[1].source
+    assert "[c](../07_plain.ipynb), [d](../06_next.py)" in edition.cells[1].source
+
+
 def test_metadata_say_which_lesson_and_release(tmp_path):
     metadata = release(write(tmp_path)).metadata
     assert {*metadata} == {"kernelspec", "language_info", "vaelab"}  # jupytext must not pair it

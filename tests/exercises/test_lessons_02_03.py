@@ -57,9 +57,21 @@ def without_the_coefficient(x, r, a, b):
     return special.betaln(a + len(x) * r, b + x.sum()) - special.betaln(a, b)
 
 
-@wrong("02.1", "should be")
+@wrong("02.1", "How often does r")
 def posterior_without_n(x, r, a, b):
     log_posterior = stats.beta.logpdf(0.5, a + r, b + x.sum())
+    return stats.nbinom.logpmf(x, r, 0.5).sum() + stats.beta.logpdf(0.5, a, b) - log_posterior
+
+
+@wrong("02.1", "How often does r")
+def beta_functions_without_n(x, r, a, b):
+    lost = special.betaln(a + r, b + x.sum()) - special.betaln(a + len(x) * r, b + x.sum())
+    return by_beta_functions(x, r, a, b) + lost
+
+
+@wrong("02.1", "does a belong to")
+def posterior_exchanged(x, r, a, b):
+    log_posterior = stats.beta.logpdf(0.5, a + x.sum(), b + r * len(x))
     return stats.nbinom.logpmf(x, r, 0.5).sum() + stats.beta.logpdf(0.5, a, b) - log_posterior
 
 
@@ -91,6 +103,11 @@ def by_torch(mean, std):
 @right("02.2")
 def in_double(mean, std):
     return own(mean.double(), std.double())
+
+
+@right("02.2")
+def in_single(mean, std):
+    return own(mean.float(), std.float()).double()
 
 
 @right("02.2")
@@ -160,7 +177,7 @@ wrong("02.3", "divided by")(lines(lambda p, x, q: lambda z: p(z) + x(z)))
 wrong("02.3", "alone is not p(x, z)")(lines(lambda p, x, q: lambda z: x(z) - q(z)))
 wrong("02.3", "upside down")(lines(lambda p, x, q: lambda z: q(z) - p(z) - x(z)))
 wrong("02.3", "corrects for drawing")(lines(lambda p, x, q: lambda z: x(z)))
-wrong("02.3", "")(lambda E, p, x, q: solution_of("02.3")(E, p, x, q)[::-1])
+wrong("02.3", "line (b) comes first")(lambda E, p, x, q: solution_of("02.3")(E, p, x, q)[::-1])
 wrong("02.3", "Expected 2 results")(lambda E, p, x, q: E(lambda z: x(z) + p(z) - q(z)))
 
 
@@ -180,7 +197,13 @@ wrong("02.4", "gap is negative")(
 wrong("02.4", "KL to the prior")(
     lambda E, p, x, q, t: (*terms(E, p, x, q, t)[:2], terms(E, p, x, q, t)[1])
 )
-wrong("02.4", "")(lambda E, p, x, q, t: terms(E, p, x, q, t)[::-1])
+wrong("02.4", "in another order")(lambda E, p, x, q, t: terms(E, p, x, q, t)[::-1])
+wrong("02.4", "in another order")(
+    lambda E, p, x, q, t: (E(x), E(lambda z: q(z) - t(z)), E(lambda z: q(z) - p(z)))
+)
+wrong("02.4", "is the whole bound")(
+    lambda E, p, x, q, t: (E(lambda z: x(z) + p(z) - q(z)), *terms(E, p, x, q, t)[1:])
+)
 wrong("02.4", "Expected 3 results")(lambda E, p, x, q, t: terms(E, p, x, q, t)[:2])
 
 
@@ -193,7 +216,7 @@ wrong("02.5", "mean of their bounds")(lambda *a: tuple(v.mean() for v in sums(*a
 wrong("02.5", "gap is negative")(lambda *a: (sums(*a)[0].sum(), -sums(*a)[1].sum()))
 wrong("02.5", "upside down")(lambda *a: (-sums(*a)[0].sum(), sums(*a)[1].sum()))
 wrong("02.5", "divided by")(lambda E, j, p, q: (E(j).sum(), sums(E, j, p, q)[1].sum()))
-wrong("02.5", "")(lambda *a: tuple(v.sum() for v in sums(*a))[::-1])
+wrong("02.5", "the bound comes first")(lambda *a: tuple(v.sum() for v in sums(*a))[::-1])
 
 # 02.6
 
@@ -237,6 +260,11 @@ def in_three_parts(x, W, b, m, s, sigma):
     return each.sum(-1) - own(m, s)
 
 
+@right("02.6")
+def in_single_precision(*case):
+    return bound(*(v.float() for v in case)).double()
+
+
 def with_constant(log):
     """The bound with the logarithm of the constant taken elsewhere."""
 
@@ -259,6 +287,13 @@ wrong("02.6", "normal density")(with_constant(lambda sigma: 0.0))
 wrong("02.6", "decodes only z = m")(
     lambda x, W, b, m, s, sigma: Normal(b + m @ W.T, sigma).log_prob(x).sum(1) - own(m, s)
 )
+wrong("02.6", "right for one gene")(
+    lambda x, W, b, m, s, sigma: (
+        bound(x, W, b, m, s, sigma) + (x.shape[1] - 1) / 2 * torch.log(2 * torch.pi * sigma**2)
+    )
+)
+wrong("02.6", "is the reconstruction")(lambda *case: bound(*case) + own(case[3], case[4]))
+wrong("02.6", "added the KL")(lambda *case: bound(*case) + 2 * own(case[3], case[4]))
 wrong("02.6", "too low by the same number")(lambda *case: bound(*case) - case[3].shape[1])
 
 
@@ -424,6 +459,12 @@ def test_wrong_answers_are_told_why(name):
         verdict = checked(find(name), answer)
         assert not verdict.passed, f"number {i} passed"
         assert said in verdict.message, f"number {i}: {verdict}"
+
+
+def test_a_slope_of_zero_is_said_to_be_zero():
+    moved = checked(find("02.2"), lambda mean, std: own(mean, std) + (std - 1).sum(-1))
+    assert moved.message.startswith("Slope in std: ")
+    assert "the answer should be 0; yours is 1" in moved.message, moved
 
 
 def test_all_exercises_of_both_lessons_are_here():

@@ -33,7 +33,8 @@ def release(lesson: Path):
     """Make the learner's edition of a lesson; the same lesson always gives the same edition.
 
     A stub takes the place of everything from ``### BEGIN SOLUTION`` to ``### END SOLUTION``, and
-    markdown cells tagged "solution" are left out. Relative paths go up by one folder more.
+    markdown cells tagged "solution" are left out. Relative paths go up by one folder more, but a
+    link to a lesson with exercises leads to its edition.
     ``metadata.vaelab`` holds the number of the lesson, the data that it needs, and a hash of the
     cells that names the release.
 
@@ -109,7 +110,16 @@ def _hash_of(cells) -> str:
 
 def _from_below(link: re.Match, folder: Path) -> str:
     """A link in the lesson, changed to work from the folder of the editions."""
-    return link[1] + ("../" if (folder / link[2]).exists() else "") + link[2]
+    target = folder / link[2]
+    upwards = target.exists() and not _has_edition(target)
+    return link[1] + ("../" if upwards else "") + link[2]
+
+
+def _has_edition(notebook: Path) -> bool:
+    """True if a file is the notebook of a lesson with exercises."""
+    master = notebook.with_suffix(".py")
+    is_lesson = notebook.suffix == ".ipynb" and master.exists()
+    return is_lesson and bool(MARKER.search(master.read_text(encoding="utf-8")))
 
 
 def _name(grade_id: str) -> str:

@@ -53,6 +53,24 @@ def evidence_without_coefficient(x, r, a, b):
     return np.asarray(betaln(a + x.size * r, b + x.sum()) - betaln(a, b))
 
 
+def evidence_without_n(x, r, a, b, at_half=False):
+    """r counted once for all cells: by beta functions, or by Bayes turned around at p = ½."""
+    from scipy import special
+
+    wrong = special.betaln(a + r, b + x.sum()) - special.betaln(a + x.size * r, b + x.sum())
+    bayes = (x.size - 1) * r * np.log(2) if at_half else 0.0
+    return evidence_by_quadrature(x, r, a, b) + wrong - bayes
+
+
+def evidence_exchanged(x, r, a, b):
+    """The posterior Beta(a + Σx, b + nr); at p = ½ Bayes turned around gives the same."""
+    from scipy import special
+
+    nr, total = x.size * r, x.sum()
+    wrong = special.betaln(a + total, b + nr) - special.betaln(a + nr, b + total)
+    return evidence_by_quadrature(x, r, a, b) + wrong
+
+
 # 02.2 and 02.6: values and slopes
 
 
@@ -79,7 +97,8 @@ def with_slope(f):
                 return values.reshape(len(values), -1).sum(-1) if last.ndim else values.sum()
 
             slope[key] = difference(total, last[key], 1e-3 * last[key])
-        return np.asarray(f(*others, last)), slope
+        # Where q is the prior, rounding leaves 1e-13 of what is 0.
+        return tuple(np.where(np.abs(v) < 1e-10, 0.0, v) for v in (f(*others, last), slope))
 
     return both
 
@@ -183,6 +202,10 @@ def jensen_not_exchanged(log_prior, log_likelihood, log_q):
     return log_evidence, log_evidence
 
 
+def jensen_swapped(log_prior, log_likelihood, log_q):
+    return jensen(log_prior, log_likelihood, log_q)[::-1]
+
+
 def draw_by_kl(rng: np.random.Generator) -> list[dict]:
     cases = draw_jensen(rng)
     for case in cases:
@@ -276,13 +299,14 @@ def linear_bound(x, W, b, m, s, sigma):
 
 
 def linear_bound_with(
-    x, W, b, m, s, sigma, spread=1.0, constant=True, power=2, genes=np.sum, extra=0.0
+    x, W, b, m, s, sigma, spread=1.0, n_constants=None, power=2, genes=np.sum, extra=0.0, kl=1.0
 ):
     """The bound from its terms; each option puts a mistake into one of them."""
     error = genes((x - b - m @ W.T) ** 2 + spread * s**2 @ (W**2).T, axis=1)
-    log_2pi = x.shape[1] * np.log(2 * np.pi * sigma**2) if constant else 0.0
+    n_constants = x.shape[1] if n_constants is None else n_constants
+    log_2pi = n_constants * np.log(2 * np.pi * sigma**2)
     kl_to_prior = kl_terms(m, s, constant=-1 + extra).sum(-1)
-    return -0.5 * log_2pi - error / (2 * sigma**power) - kl_to_prior
+    return -0.5 * log_2pi - error / (2 * sigma**power) - kl * kl_to_prior
 
 
 def variance_as_std(x, W, b, m, s, sigma):
@@ -328,6 +352,21 @@ EXERCISES = {
                     "Almost. The factor of each NB that does not depend on p is missing. It "
                     "cancels in the posterior, but not in the evidence.",
                 ),
+                *(
+                    Misconception(
+                        f"r once for all cells{way}",
+                        partial(evidence_without_n, at_half=at_half),
+                        "This is right for one cell. Each of the n cells contributes a factor "
+                        "p^r. How often does r go into the posterior's first number?",
+                    )
+                    for way, at_half in ((" (at p = ½)", True), ("", False))
+                ),
+                Misconception(
+                    "the posterior's numbers exchanged",
+                    evidence_exchanged,
+                    "You added r to b and the counts to a. In this negative binomial p has the "
+                    "power r, and 1 − p the power x. Which of them does a belong to?",
+                ),
             ),
         ),
         Exercise(
@@ -337,6 +376,9 @@ EXERCISES = {
             draw=draw_gaussians,
             oracle=with_slope(kl_by_quadrature),
             call="slope",
+            rtol=1e-5,  # so right numbers pass that were computed in float32
+            atol=1e-6,
+            results=("KL", "slope in std"),
             verified="The KL and its slope in std agree with numerical integration for 61 cells, "
             "in float32 and float64; the KL is 0 where q is the prior.",
             misconceptions=(
@@ -389,9 +431,15 @@ EXERCISES = {
             oracle=jensen,
             call="densities",
             rtol=1e-9,
+            results=("line (b)", "line (c)"),
             verified="On five models line (b) is log p(x); line (c) is never above it, and equal "
             "to it after KL(q‖posterior) is added.",
             misconceptions=(
+                Misconception(
+                    "lines exchanged",
+                    jensen_swapped,
+                    "Both numbers are right, but in the other order: line (b) comes first.",
+                ),
                 Misconception(
                     "the logarithm stayed outside",
                     jensen_not_exchanged,
@@ -430,9 +478,31 @@ EXERCISES = {
             oracle=by_kl,
             call="densities",
             rtol=1e-9,
+            results=("reconstruction", "KL", "gap"),
             verified="On five models reconstruction − KL is never above log p(x), and equal to it "
             "after the gap is added.",
             misconceptions=(
+                Misconception(
+                    "the bound for the reconstruction",
+                    by_kl_with(
+                        lambda t, prior, likelihood, q, posterior: (t[0] - t[1], *t[1:]),
+                    ),
+                    "Your first number is the whole bound: the KL is subtracted from it already. "
+                    "The reconstruction is the one average in which only p(x | z) stands.",
+                ),
+                *(
+                    Misconception(
+                        f"exchanged, {order}",
+                        by_kl_with(
+                            lambda t, prior, likelihood, q, posterior, order=order: tuple(
+                                t[i] for i in order
+                            ),
+                        ),
+                        "The three numbers are right, but in another order: asked for are "
+                        "reconstruction, KL to the prior, gap.",
+                    )
+                    for order in ((0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0))
+                ),
                 Misconception(
                     "the prior counted twice",
                     by_kl_with(
@@ -484,9 +554,15 @@ EXERCISES = {
             oracle=sums_over_cells,
             call="densities",
             rtol=1e-9,
+            results=("bound", "gap"),
             verified="For 1, 3, 50 and 20 cells bound + gap = Σ log p(x_n); the gap is 0 where "
             "each q is its posterior.",
             misconceptions=(
+                Misconception(
+                    "exchanged",
+                    sums_with(lambda bound, gap, joint, q: (gap.sum(), bound.sum())),
+                    "Both numbers are right, but in the other order: the bound comes first.",
+                ),
                 Misconception(
                     "averaged over cells",
                     sums_with(lambda bound, gap, joint, q: (bound.mean(), gap.mean())),
@@ -526,7 +602,9 @@ EXERCISES = {
             draw=draw_linear_models,
             oracle=with_slope(linear_bound),
             call="slope",
-            rtol=1e-7,  # the oracle's slope in sigma is good to 1e-9
+            rtol=1e-5,  # so right numbers pass that were computed in float32
+            atol=1e-4,
+            results=("bound", "slope in sigma"),
             verified="For 65 cells of four models the bound is log p(x) minus the KL to the "
             "posterior, and its gradient reaches sigma.",
             misconceptions=(
@@ -540,9 +618,26 @@ EXERCISES = {
                 ),
                 Misconception(
                     "without the constant of the normal distribution",
-                    with_slope(partial(linear_bound_with, constant=False)),
+                    with_slope(partial(linear_bound_with, n_constants=0)),
                     "The squared error is not yet a log-density: which factor is in front of the "
                     "exponential in a normal density?",
+                ),
+                Misconception(
+                    "the constant once for all genes",
+                    with_slope(partial(linear_bound_with, n_constants=1)),
+                    "This is right for one gene. Each gene has a normal density of its own, so "
+                    "how often is −½ log 2πσ² there?",
+                ),
+                Misconception(
+                    "the reconstruction alone",
+                    with_slope(partial(linear_bound_with, kl=0.0)),
+                    "This is the reconstruction. What does the bound subtract from it?",
+                ),
+                Misconception(
+                    "the KL added",
+                    with_slope(partial(linear_bound_with, kl=-1.0)),
+                    "You added the KL to the prior. It is what z costs: which sign has it in the "
+                    "bound?",
                 ),
                 Misconception(
                     "sigma for its square",
