@@ -122,7 +122,23 @@ def as_list(mean, std):
 
 @wrong("02.2", "The numbers are right")
 def detached(mean, std):
-    return own(mean, std.detach())
+    return own(mean, std).detach()
+
+
+wrong("02.2", "Slope in std")(lambda mean, std: own(mean, std.detach()))
+wrong("02.2", "Slope in mean")(
+    lambda mean, std: (0.5 * (mean.detach() ** 2 + std**2 - 1 - 2 * torch.log(std))).sum(-1)
+)
+for square in (
+    lambda mean: torch.tensor(mean.tolist(), dtype=mean.dtype) ** 2,
+    lambda mean: mean.data**2,
+    lambda mean: torch.tensor(np.square(mean.detach().numpy())),
+):
+    wrong("02.2", "Slope in mean")(
+        lambda mean, std, square=square: (
+            0.5 * (square(mean) + std**2 - 1 - 2 * torch.log(std))
+        ).sum(-1)
+    )
 
 
 @wrong("02.2", "Can't call numpy")
@@ -287,6 +303,34 @@ wrong("02.6", "normal density")(with_constant(lambda sigma: 0.0))
 wrong("02.6", "decodes only z = m")(
     lambda x, W, b, m, s, sigma: Normal(b + m @ W.T, sigma).log_prob(x).sum(1) - own(m, s)
 )
+
+
+def bound_with_cut(rest=lambda v: v, spread=lambda v: v, kl=lambda v: v, W2=lambda W: W**2):
+    """The bound with one of its terms cut off from the gradient."""
+
+    def answer(x, W, b, m, s, sigma):
+        squares = rest(x - b - m @ W.T) ** 2 + spread(s**2 @ W2(W).T)
+        each = -0.5 * torch.log(2 * torch.pi * sigma**2) - squares / (2 * sigma**2)
+        return each.sum(-1) - kl(own(m, s))
+
+    return answer
+
+
+def cut(v):
+    return torch.tensor(v.tolist(), dtype=v.dtype)
+
+
+wrong("02.6", "Slope in W")(bound_with_cut(rest=cut))
+wrong("02.6", "Slope in W")(bound_with_cut(spread=cut))
+wrong("02.6", "Slope in W")(bound_with_cut(W2=lambda W: W.data**2))
+wrong("02.6", "Slope in m")(bound_with_cut(kl=cut))
+wrong("02.6", "Slope in s")(
+    lambda x, W, b, m, s, sigma: bound(x, W, b, m, s, sigma) + (cut(s).log() - s.log()).sum(-1)
+)
+for at, name in enumerate(("W", "b", "m", "s", "sigma"), start=1):
+    wrong("02.6", f"Slope in {name}: ")(
+        lambda *case, at=at: bound(*case[:at], case[at].detach(), *case[at + 1 :])
+    )
 wrong("02.6", "right for one gene")(
     lambda x, W, b, m, s, sigma: (
         bound(x, W, b, m, s, sigma) + (x.shape[1] - 1) / 2 * torch.log(2 * torch.pi * sigma**2)

@@ -195,6 +195,21 @@ def _slope(answer, case: dict):
     return value, slope
 
 
+def _slopes(answer, case: dict):
+    """Same as "numbers"; adds the derivatives of Σ answer in all inputs but x, the data.
+
+    They are in the order of the inputs. A derivative is zero where no gradient flows.
+    """
+    import torch
+
+    inputs = _tensors(case)
+    wanted = [v.requires_grad_() for name, v in inputs.items() if name != "x"]
+    value = answer(*inputs.values())
+    if not isinstance(value, torch.Tensor) or not value.requires_grad:
+        return value, *(torch.zeros_like(v) for v in wanted)
+    return value, *torch.autograd.grad(value.sum(), wanted, materialize_grads=True)
+
+
 def _gradient(answer, case: dict):
     """Same as "numbers" without the last input, "weight"; adds the gradient of Σ weight · answer in
     the first input, zero if it has none.
@@ -286,12 +301,18 @@ CALLS = {
     "estimates": _estimates,
     "numbers": _numbers,
     "slope": _slope,
+    "slopes": _slopes,
     "arrays": _arrays,
     "densities": _densities,
     "gradient": _gradient,
 }
 GIVES_ARRAYS = {"arrays", "densities"}  # all others give the answer tensors
-ADDS = {"encoder", "slope", "gradient"}  # these add results to the one that the answer gives
+ADDS = {
+    "encoder",
+    "slope",
+    "slopes",
+    "gradient",
+}  # these add results to the one that the answer gives
 
 
 def _shown_encoder(case: dict) -> dict:

@@ -79,26 +79,32 @@ def difference(f, at, h):
     return (8 * (f(at + h) - f(at - h)) - (f(at + 2 * h) - f(at - 2 * h))) / (12 * h)
 
 
-def with_slope(f):
-    """What the call "slope" finds for the function f: its values, and the slope of their sum in
-    the last input. That is a number, or an array (n_cells, n_latent) whose columns act apart.
+def with_slopes(f):
+    """What the call "slopes" finds for the function f: its values, and the slopes of their sum in
+    every input but x. The columns of an input with a row per value act apart.
     """
 
-    def both(*inputs, **case):
-        *others, last = inputs or case.values()
-        last = np.asarray(last, dtype=float)
-        slope = np.empty_like(last)
-        for key in [(..., j) for j in range(last.shape[-1])] if last.ndim else [()]:
+    def both(**case):
+        values = np.asarray(f(**case), dtype=float)
+        slopes = []
+        for name in [name for name in case if name != "x"]:
+            at = np.asarray(case[name], dtype=float)
+            by_row = at.ndim == 2 and len(at) == len(values)
+            entries = [(..., j) for j in range(at.shape[1])] if by_row else np.ndindex(at.shape)
+            slope = np.empty_like(at)
+            for entry in entries:
 
-            def total(column, key=key):
-                moved = last.copy()
-                moved[key] = column
-                values = np.asarray(f(*others, moved))
-                return values.reshape(len(values), -1).sum(-1) if last.ndim else values.sum()
+                def total(part, name=name, at=at, entry=entry, by_row=by_row):
+                    moved = at.copy()
+                    moved[entry] = part
+                    found = np.asarray(f(**case | {name: moved}), dtype=float)
+                    return found.reshape(len(found), -1).sum(-1) if by_row else found.sum()
 
-            slope[key] = difference(total, last[key], 1e-3 * last[key])
+                step = 1e-3 * np.maximum(np.abs(at[entry]), 0.1)
+                slope[entry] = difference(total, at[entry], step)
+            slopes.append(slope)
         # Where q is the prior, rounding leaves 1e-13 of what is 0.
-        return tuple(np.where(np.abs(v) < 1e-10, 0.0, v) for v in (f(*others, last), slope))
+        return tuple(np.where(np.abs(v) < 1e-10, 0.0, v) for v in (values, *slopes))
 
     return both
 
@@ -316,8 +322,8 @@ def variance_as_std(x, W, b, m, s, sigma):
 
 def slope_without_constant(**case):
     """The bound, and its slope in sigma if no gradient flows through the constant."""
-    values, slope = with_slope(linear_bound)(**case)
-    return values, slope + case["x"].size / case["sigma"]
+    *right, slope = with_slopes(linear_bound)(**case)
+    return *right, slope + case["x"].size / case["sigma"]
 
 
 EXERCISES = {
@@ -374,50 +380,51 @@ EXERCISES = {
             title="Fix a KL",
             points=2,
             draw=draw_gaussians,
-            oracle=with_slope(kl_by_quadrature),
-            call="slope",
+            oracle=with_slopes(kl_by_quadrature),
+            call="slopes",
+            returns="tensor with gradient",
             rtol=1e-5,  # so right numbers pass that were computed in float32
             atol=1e-6,
-            results=("KL", "slope in std"),
-            verified="The KL and its slope in std agree with numerical integration for 61 cells, "
-            "in float32 and float64; the KL is 0 where q is the prior.",
+            results=("KL", "slope in mean", "slope in std"),
+            verified="The KL and its slopes in mean and std agree with numerical integration for "
+            "61 cells, in float32 and float64; the KL is 0 where q is the prior.",
             misconceptions=(
                 Misconception(
                     "one nat too large for each dimension",
-                    with_slope(lambda mean, std: kl_terms(mean, std, constant=1.0).sum(-1)),
+                    with_slopes(lambda mean, std: kl_terms(mean, std, constant=1.0).sum(-1)),
                     "Try it where you know the answer: mean 0 and std 1 make q the prior, and the "
                     "KL from a distribution to itself is 0. Yours is not.",
                 ),
                 Misconception(
                     "half a nat too large for each dimension",
-                    with_slope(lambda mean, std: kl_terms(mean, std, constant=0.0).sum(-1)),
+                    with_slopes(lambda mean, std: kl_terms(mean, std, constant=0.0).sum(-1)),
                     "Closer. Try q = p once more: how far from 0 is your KL, per dimension?",
                 ),
                 Misconception(
                     "variance for standard deviation",
-                    with_slope(lambda mean, std: kl_terms(mean, np.sqrt(std)).sum(-1)),
+                    with_slopes(lambda mean, std: kl_terms(mean, np.sqrt(std)).sum(-1)),
                     "This treats std as a variance. Which power of std is in the formula?",
                 ),
                 Misconception(
                     "averaged over dimensions",
-                    with_slope(lambda mean, std: kl_terms(mean, std).mean(-1)),
+                    with_slopes(lambda mean, std: kl_terms(mean, std).mean(-1)),
                     "The dimensions of z are independent under q and under p, so their densities "
                     "multiply. What is the logarithm of a product: a sum or a mean of logarithms?",
                 ),
                 Misconception(
                     "not summed over dimensions",
-                    with_slope(kl_terms),
+                    with_slopes(kl_terms),
                     "This gives one number per dimension. Each cell has one KL.",
                 ),
                 Misconception(
                     "the other way round",
-                    with_slope(kl_the_other_way),
+                    with_slopes(kl_the_other_way),
                     "This is KL(p‖q), the average under the prior. Under which of the two do we "
                     "average?",
                 ),
                 Misconception(
                     "minus the KL",
-                    with_slope(lambda mean, std: kl_terms(mean, std, sign=-1.0).sum(-1)),
+                    with_slopes(lambda mean, std: kl_terms(mean, std, sign=-1.0).sum(-1)),
                     "A KL is never negative. The bound subtracts it, but here the KL itself is "
                     "asked for.",
                 ),
@@ -600,17 +607,18 @@ EXERCISES = {
             title="The bound of a linear model, without a draw",
             points=3,
             draw=draw_linear_models,
-            oracle=with_slope(linear_bound),
-            call="slope",
+            oracle=with_slopes(linear_bound),
+            call="slopes",
+            returns="tensor with gradient",
             rtol=1e-5,  # so right numbers pass that were computed in float32
             atol=1e-4,
-            results=("bound", "slope in sigma"),
+            results=("bound", *(f"slope in {v}" for v in ("W", "b", "m", "s", "sigma"))),
             verified="For 65 cells of four models the bound is log p(x) minus the KL to the "
-            "posterior, and its gradient reaches sigma.",
+            "posterior, and its slopes in W, b, m, s and sigma are right.",
             misconceptions=(
                 Misconception(
                     "decoded at the mean of q",
-                    with_slope(partial(linear_bound_with, spread=0.0)),
+                    with_slopes(partial(linear_bound_with, spread=0.0)),
                     "This decodes only z = m. But z varies around m with standard deviation s, so "
                     "Wz varies too. The mean of a square is the square of the mean plus something. "
                     "(Without it, some of your values are above log p(x), so they are not a lower "
@@ -618,47 +626,47 @@ EXERCISES = {
                 ),
                 Misconception(
                     "without the constant of the normal distribution",
-                    with_slope(partial(linear_bound_with, n_constants=0)),
+                    with_slopes(partial(linear_bound_with, n_constants=0)),
                     "The squared error is not yet a log-density: which factor is in front of the "
                     "exponential in a normal density?",
                 ),
                 Misconception(
                     "the constant once for all genes",
-                    with_slope(partial(linear_bound_with, n_constants=1)),
+                    with_slopes(partial(linear_bound_with, n_constants=1)),
                     "This is right for one gene. Each gene has a normal density of its own, so "
                     "how often is −½ log 2πσ² there?",
                 ),
                 Misconception(
                     "the reconstruction alone",
-                    with_slope(partial(linear_bound_with, kl=0.0)),
+                    with_slopes(partial(linear_bound_with, kl=0.0)),
                     "This is the reconstruction. What does the bound subtract from it?",
                 ),
                 Misconception(
                     "the KL added",
-                    with_slope(partial(linear_bound_with, kl=-1.0)),
+                    with_slopes(partial(linear_bound_with, kl=-1.0)),
                     "You added the KL to the prior. It is what z costs: which sign has it in the "
                     "bound?",
                 ),
                 Misconception(
                     "sigma for its square",
-                    with_slope(partial(linear_bound_with, power=1)),
+                    with_slopes(partial(linear_bound_with, power=1)),
                     "Which power of σ divides the squared error?",
                 ),
                 Misconception(
                     "mean over genes",
-                    with_slope(partial(linear_bound_with, genes=np.mean)),
+                    with_slopes(partial(linear_bound_with, genes=np.mean)),
                     "This is a mean squared error. Genes are independent given z: is their log-"
                     "probability a sum or a mean?",
                 ),
                 Misconception(
                     "a KL that is one nat too large for each dimension",
-                    with_slope(partial(linear_bound_with, extra=2.0)),
+                    with_slopes(partial(linear_bound_with, extra=2.0)),
                     "Your bound is too low by the same number for each cell, whatever q is. Is "
                     "this the KL that you fixed in exercise 02.2?",
                 ),
                 Misconception(
                     "variance for standard deviation",
-                    with_slope(variance_as_std),
+                    with_slopes(variance_as_std),
                     "s is a standard deviation, and this treats it as a variance.",
                 ),
                 Misconception(
