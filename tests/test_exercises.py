@@ -74,9 +74,12 @@ def namespace(lesson: str) -> dict:
         for node in ast.parse(cell.source).body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 imports.append(node)
-            elif isinstance(node, ast.FunctionDef) and "nbgrader" not in cell.metadata:
-                if re.search(rf"\b{node.name}\b", checks):
-                    answers.append(ast.unparse(node))
+            elif (
+                isinstance(node, ast.FunctionDef)
+                and "nbgrader" not in cell.metadata
+                and re.search(rf"\b{node.name}\b", checks)
+            ):
+                answers.append(ast.unparse(node))
     answers = "\n".join(answers)
     for node in imports:
         bound = [(a.asname or a.name).partition(".")[0] for a in node.names]
