@@ -1049,8 +1049,10 @@ def summary_of_new_cells(w, b, theta, n_cells):
     def decode(z):
         if tuple(z.shape) != (n_cells, len(w)):
             raise ValueError(f"z should have shape {(n_cells, len(w))}; it has {tuple(z.shape)}")
+        if z.dtype != torch.get_default_dtype():  # the lesson's networks need it
+            raise TypeError(f"z should be a tensor of {torch.get_default_dtype()}, not {z.dtype}")
         seen.append(z)
-        logits = z @ w + b - theta.log()
+        logits = z.to(w) @ w + b - theta.log()
         return torch.distributions.NegativeBinomial(theta, logits=logits)
 
     x = new_cells(decode, n_cells, len(w))

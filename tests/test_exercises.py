@@ -64,16 +64,27 @@ def solution_of(name: str):
 
 @cache
 def namespace(lesson: str) -> dict:
-    answers = "\n".join(marked(name, "solution")[0].source for name in DECLARED[lesson])
-    found: dict = {}
+    """The lesson's answers, the functions that its check cells call, and the imports of both."""
+    checks = "\n".join(marked(name, "grade")[0].source for name in DECLARED[lesson])
+    answers = [marked(name, "solution")[0].source for name in DECLARED[lesson]]
+    imports, found = [], {}
     for cell in cells_of(lesson):
         if cell.cell_type != "code" or cell.source.startswith("%"):
             continue
         for node in ast.parse(cell.source).body:
             if isinstance(node, (ast.Import, ast.ImportFrom)):
-                bound = [(a.asname or a.name).partition(".")[0] for a in node.names]
-                if any(re.search(rf"\b{b}\b", answers) for b in bound):  # others may be slow
-                    exec(ast.unparse(node), found)
+                imports.append(node)
+            elif (
+                isinstance(node, ast.FunctionDef)
+                and "nbgrader" not in cell.metadata
+                and re.search(rf"\b{node.name}\b", checks)
+            ):
+                answers.append(ast.unparse(node))
+    answers = "\n".join(answers)
+    for node in imports:
+        bound = [(a.asname or a.name).partition(".")[0] for a in node.names]
+        if any(re.search(rf"\b{b}\b", answers) for b in bound):  # others may be slow
+            exec(ast.unparse(node), found)
     exec(answers, found)
     return found
 
