@@ -668,8 +668,8 @@ for name, function in functions.items():
 # Write `baseline_gradient(f, mean, std, n_samples)`, which estimates the gradient in `mean` alone.
 # Shapes are as in 03.2, but now f gives values only, without a gradient: think of a simulator. The
 # values of a cell lie around a number of its own, its *level*, between −400 and −50; you do not know
-# it. You get `n_samples` draws per cell (4 or 6), and may ask f for one more value. Your estimate must
-# have no bias. Its variance may be at most twice that of our solution.
+# it. You get `n_samples` draws per cell (4 to 32), and may ask f for one more value. Differences of
+# its values are allowed too. Your estimate must have no bias. Its variance may be at most twice that of our solution.
 #
 # <details><summary>Hint</summary>The mean of a cell's draws is a good level. But a draw that
 # is in its own baseline pulls the baseline towards itself, and that is the bias. Each draw may
@@ -746,7 +746,8 @@ for name, estimate in {
 # ★★★ · 15 minutes · 3 points
 #
 # Write `aevb_bound(encoder, W1, b1, W2, x, noise, sigma)`: one number, the bound averaged over the
-# cells of a minibatch. Gradients must flow through it.
+# cells of a minibatch. Gradients must flow through it, into
+# all four arrays of weights.
 #
 # - x (n_cells, n_genes) is the minibatch, and noise (n_draws, n_cells, n_latent) holds the ε.
 # - The encoder is linear: `x @ encoder` has shape (n_cells, 2·n_latent). Its first half is $m$, its
@@ -775,7 +776,10 @@ def aevb_bound(encoder, W1, b1, W2, x, noise, sigma):
 
 
 # %% nbgrader={"grade_id": "03-5-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
-vaelab.check("03.5", aevb_bound)
+# The check looks at the gradient in all weights, so it keeps them in one tensor.
+vaelab.check("03.5", lambda weights, n_genes, x, noise, sigma: aevb_bound(
+    weights[:n_genes], weights[2 * n_genes : -1], weights[-1], weights[n_genes : 2 * n_genes].T,
+    x, noise, sigma))  # fmt: skip
 
 # %% [markdown]
 # Now we train it on the blood cells, with 100 genes and two latent dimensions, and with four

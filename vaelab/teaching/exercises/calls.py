@@ -251,19 +251,19 @@ def _estimates(answer, case: dict):
     w, *moments = (torch.from_numpy(case[name].copy()) for name in ("w", "mean", "std"))
     black_box, shape = "most" in case, (100_000, len(w))
     constant = case["constant"] + case.get("spread", 0.0) * torch.linspace(0, 1, shape[0]).to(w)
-    n_samples, n_values = case["n_samples"], 0
+    n_samples, points = case["n_samples"], set()  # the first cell's z, each once
 
     def f(z):
-        nonlocal n_values
         if z.shape[-2:] != shape:
             raise ValueError(
                 f"f takes z of shape (n_draws, n_cells, n_latent), here {(n_samples, *shape)}; got "
                 f"{tuple(z.shape)}"
             )
-        n_values += z.numel() // (shape[0] * shape[1])
-        if black_box and n_values > n_samples + 1:
+        points.update(map(tuple, z.detach().reshape(-1, *shape)[:, 0].tolist()))
+        if black_box and len(points) > n_samples + 1:
             raise ValueError(
-                f"f was asked for {n_values} values for each cell; n_samples is {n_samples}"
+                f"f was asked for values at {len(points)} points for each cell; n_samples is "
+                f"{n_samples}"
             )
         value = constant - 0.5 * (case["x"] - z @ w) ** 2
         return value.detach() if black_box else value
