@@ -49,7 +49,7 @@ def replaced(mean, std, n_samples):
 
 fig, panels = plt.subplots(1, 2, figsize=(9.5, 4), sharex=True, sharey=True, layout="constrained")
 for ax, draw_z, title in zip(panels, (gaussian, replaced), ("gaussian", "replaced"), strict=True):
-    with mock.patch("vaelab.models.vae.gaussian", draw_z):
+    with mock.patch("vaelab.models.vae.gaussian", draw_z):  # puts draw_z in its place for a while
         model = vaelab.VAE(n_genes=cells.n_genes, n_latent=2, likelihood="nb", seed=0)
         history = vaelab.fit(model, cells, epochs=40, seed=0, progress=False)
     kl = history.frame["kl_z"].iloc[-1]
@@ -81,8 +81,8 @@ plotting.show(
 #
 # **You need** [lesson 02](02_elbo.ipynb) (the bound), variances, and PyTorch's
 # [`backward`](https://docs.pytorch.org/tutorials/beginner/blitz/autograd_tutorial.html). No biology.
-# Greek names in code: type `\epsilon` and press Tab. **Time:** about 150 minutes in two parts:
-# 70 up to the stop after section 3, and 80 after it.
+# Greek names in code: type `\epsilon` and press Tab. **Time:** about 180 minutes in two parts:
+# 85 up to the stop after section 3, and 95 after it.
 # **Data:** the blood cells above; nothing is downloaded.
 #
 # ## 1 · What blocks the gradient
@@ -185,7 +185,7 @@ plotting.show(
 # between encoder and decoder.
 #
 # > **Spot the error.** A text explains why all this is needed: "stochastic nodes cannot be
-# > differentiable". Was it the randomness that stopped us?
+# > differentiable". (A stochastic node is a random variable in the graph of a computation.) Was it the randomness that stopped us?
 # >
 # > <details><summary>Solution</summary>The average E_q[f(z)] is a smooth function of m and s: its
 # > two slopes stand under the first cell of this section. And the cure draws just as many random
@@ -399,14 +399,15 @@ plotting.show(
 # Write `pathwise_gradient(f, mean, std, n_samples)`. For each cell it estimates the gradient of
 # $\mathbb E_q[f(z)]$, with $q = \mathcal N(\text{mean}, \mathrm{diag}\,\text{std}^2)$, in mean and
 # in std, from `n_samples` independent draws of $z$. Both have shape (n_cells, n_latent), and so have
-# the two gradients that you return. f takes z of shape (…, n_latent) and gives values of shape (…):
-# one for each draw of each cell.
+# the two gradients that you return. f takes z of shape (n_draws, n_cells, n_latent) and gives one
+# value for each draw of each cell: shape (n_draws, n_cells).
 #
 # The check calls your function for 100,000 equal cells, and looks at the **variance** over cells of
-# both gradients, and at their **means**.
+# both gradients (at its logarithm), and at their **means**.
 #
 # <details><summary>Hint</summary><code>torch.autograd.grad(number, (mean, std))</code> returns both
-# gradients, if <code>mean</code> and <code>std</code> require one: <code>mean.requires_grad_()</code>.
+# gradients, if <code>mean</code> and <code>std</code> require one. Ask for it in copies:
+# <code>mean = mean.clone().requires_grad_()</code>. Otherwise the caller's own tensors change.
 # It needs one number. A cell's values depend on no other cell's mean, so you may sum over
 # cells: each cell's gradient comes out. But over draws you want the average.</details>
 
@@ -499,7 +500,8 @@ plotting.interactive(
 # ★★☆ · 10 minutes · 3 points
 #
 # Finish the derivation for $q = \mathcal N(m, s^2)$, once for $m$ and once for $s$. Write
-# `score_estimates(f_z, z, mean, std)`: what stands inside the last average, for each single draw.
+# `score_estimates(f_z, z, mean, std)`. For each draw it gives the term inside the last average:
+# $f(z)$ times the score.
 # `f_z` has shape (n_draws,), z (n_draws, n_latent), mean and std (n_latent,). Dimensions
 # are independent under $q$. Return two tensors of z's shape, for mean and for std.
 #
@@ -664,9 +666,10 @@ for name, function in functions.items():
 # a bias.
 #
 # Write `baseline_gradient(f, mean, std, n_samples)`, which estimates the gradient in `mean` alone.
-# Shapes are as in 03.2, but now f gives values only, without a gradient: think of a simulator. Each
-# cell has its own level, somewhere between −400 and −50; you do not know it. From 4 or 6 draws per
-# cell, your estimate must have no bias, and at most twice the variance of a good solution.
+# Shapes are as in 03.2, but now f gives values only, without a gradient: think of a simulator. The
+# values of a cell lie around a number of its own, its *level*, between −400 and −50; you do not know
+# it. You get `n_samples` draws per cell (4 to 32), and may ask f for one more value. Differences of
+# its values are allowed too. Your estimate must have no bias. Its variance may be at most twice that of our solution.
 #
 # <details><summary>Hint</summary>The mean of a cell's draws is a good level. But a draw that
 # is in its own baseline pulls the baseline towards itself, and that is the bias. Each draw may
@@ -711,7 +714,8 @@ for name, estimate in {
     "score, with a baseline": baseline_gradient,
     "score": plain_score_gradient,
 }.items():
-    print(f"{name:24s} standard deviation {estimate(low, *many, 8).std().item():6.1f}")
+    gradients = torch.as_tensor(estimate(low, *many, 8))
+    print(f"{name:24s} standard deviation {gradients.std().item():6.1f}")
 
 # %% [markdown]
 # The baseline saves most of it, and the slope, where it may be used, saves more.
@@ -727,7 +731,8 @@ for name, estimate in {
 # ## 5 · The algorithm
 #
 # All parts are there now: the bound of lesson 02, a network, and a gradient through the draw. Put
-# together they are **auto-encoding variational Bayes** (AEVB), the algorithm of the VAE:
+# together they are **auto-encoding variational Bayes** (AEVB), the algorithm of the VAE. The weights of
+# the encoder are called φ, those of the decoder θ:
 #
 # 1. Take a minibatch of $M$ cells.
 # 2. Encode: $m$ and $s$ of each. *(φ)*
@@ -741,7 +746,8 @@ for name, estimate in {
 # ★★★ · 15 minutes · 3 points
 #
 # Write `aevb_bound(encoder, W1, b1, W2, x, noise, sigma)`: one number, the bound averaged over the
-# cells of a minibatch. Gradients must flow through it.
+# cells of a minibatch. Gradients must flow through it, into
+# all four arrays of weights.
 #
 # - x (n_cells, n_genes) is the minibatch, and noise (n_draws, n_cells, n_latent) holds the ε.
 # - The encoder is linear: `x @ encoder` has shape (n_cells, 2·n_latent). Its first half is $m$, its
@@ -770,7 +776,10 @@ def aevb_bound(encoder, W1, b1, W2, x, noise, sigma):
 
 
 # %% nbgrader={"grade_id": "03-5-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
-vaelab.check("03.5", aevb_bound)
+# The check looks at the gradient in all weights, so it keeps them in one tensor.
+vaelab.check("03.5", lambda weights, n_genes, x, noise, sigma: aevb_bound(
+    weights[:n_genes], weights[2 * n_genes : -1], weights[-1], weights[n_genes : 2 * n_genes].T,
+    x, noise, sigma))  # fmt: skip
 
 # %% [markdown]
 # Now we train it on the blood cells, with 100 genes and two latent dimensions, and with four
@@ -938,8 +947,8 @@ plotting.show(
 # ```
 #
 # What does it compute? Take the model $z \sim \mathcal N(0, 1)$, $x \sim \mathcal N(z, \sigma^2)$,
-# with $q = \mathcal N(m, s^2)$. Write `drawn_twice(x, sigma, mean, std)`: the number that `result`
-# approaches as $S$ grows, for each cell; x, mean and std have shape (n_cells,).
+# with $q = \mathcal N(m, s^2)$. Write `drawn_twice(x, sigma, mean, std)`: for each cell, the limit of
+# `result` as $S$ grows. x, mean and std have shape (n_cells,).
 #
 # <details><summary>Hint</summary>The mean of a product of two independent things is the product of
 # their means. What is E_q[p(z)/q(z)]? And x = z + noise, with z from q: what is its
@@ -971,7 +980,7 @@ once = price + Normal(z_first, noise_sd).log_prob(x_one)
 twice = price + Normal(z_again, noise_sd).log_prob(x_one)
 S = torch.arange(1, 100_001)
 truth = Normal(0.0, 2**0.5).log_prob(x_one).item()
-limit = drawn_twice(x_one[None], noise_sd, m_q[None], s_q[None]).item()
+limit = float(drawn_twice(x_one[None], noise_sd, m_q[None], s_q[None])[0])
 
 fig, ax = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
 ax.semilogx(S, torch.logcumsumexp(once, 0) - S.log(), color=BLUE, label="the same z")
@@ -1008,7 +1017,8 @@ plotting.show(
 #
 # ## What to take along
 #
-# - A draw hides how its parameters went into it. $z = m + s\,\varepsilon$ throws the dice outside.
+# - `sample` gives a number without its path back to $m$ and $s$. $z = m + s\,\varepsilon$ keeps the
+#   path: the dice are thrown outside.
 # - A blocked gradient, with a KL next to it, gives no error. It gives a KL of zero.
 # - $s$ is a standard deviation: with a log-variance $v$ it is $\exp(v/2)$, in the draw *and* the KL.
 # - Pathwise: average of slopes; small variance; $f$ must not jump. Score function (REINFORCE): values

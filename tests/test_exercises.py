@@ -221,7 +221,9 @@ def value_at_the_mean_as_baseline(f, mean, std, n_samples):
     return ((f(z) - f(mean))[..., None] * (z - mean) / std**2).mean(0)
 
 
-def aevb_by_loop(encoder, W1, b1, W2, x, noise, sigma):
+def aevb_by_loop(weights, n_genes, x, noise, sigma):
+    encoder, W2, W1 = weights[:n_genes], weights[n_genes : 2 * n_genes].T, weights[2 * n_genes : -1]
+    b1 = weights[-1]
     Normal, KL = torch.distributions.Normal, torch.distributions.kl_divergence
     half, total = encoder.shape[1] // 2, 0.0
     for cell, ε in zip(x, noise.transpose(0, 1), strict=True):

@@ -10,7 +10,7 @@ from torch.distributions import Normal, kl_divergence
 
 from vaelab.teaching.exercises import find
 
-from ..test_exercises import DIFFERENT, checked, solution_of
+from ..test_exercises import DIFFERENT, checked, namespace, solution_of
 
 RIGHT, WRONG = {}, {}  # by exercise: answers, and for wrong ones a part of the message
 
@@ -377,7 +377,7 @@ wrong("03.2", "")(lambda f, m, s, n: path(f, m, s, n)[0])
 # 03.3
 
 score = solution_of("03.3")
-as_given("03.3", list, tuple, torch.stack, lambda g: [v.numpy() for v in g])
+as_given("03.3", list, tuple, torch.stack, lambda g: [v.clone() for v in g])
 
 
 @right("03.3")
@@ -434,8 +434,14 @@ wrong("03.4", "power of std")(lambda f, m, s, n: s * rloo(f, m, s, n))
 
 # 03.5
 
-aevb = solution_of("03.5")
-RIGHT["03.5"] = [DIFFERENT["03.5"][0]]
+aevb = namespace("03")["aevb_bound"]
+
+
+def of_weights(answer):
+    """An answer as the check cell hands it over: with all weights in one tensor."""
+    return lambda weights, n, *rest: answer(
+        weights[:n], weights[2 * n : -1], weights[-1], weights[n : 2 * n].T, *rest
+    )
 
 
 @right("03.5")
@@ -472,6 +478,8 @@ wrong("03.5", "wrong sign")(bound_with(sign=-1))
 wrong("03.5", "minus the bound")(lambda *case: -aevb(*case))
 wrong("03.5", "The numbers are right")(lambda *case: aevb(*case).item())
 wrong("03.5", "")(lambda *case: aevb(*case[:5], torch.randn_like(case[5]), case[6]))
+RIGHT["03.5"] = [DIFFERENT["03.5"][0], *map(of_weights, RIGHT["03.5"])]
+WRONG["03.5"] = [(of_weights(answer), said) for answer, said in WRONG["03.5"]]
 
 # 03.6
 

@@ -255,31 +255,56 @@ def _encoder(answer, case: dict):
 
 
 def _estimates(answer, case: dict):
-    """Variances, then means, of an estimator of ∇E_q[f] over many equal cells.
+    """Log-variances, then means, of an estimator of ∇E_q[f] over many equal cells.
 
     The estimator gets f, "mean" and "std" as (n_cells, n_latent), and "n_samples", where f(z) =
-    constant − ½ (x − w·z)². It returns one array of that shape, or several. If the case has a limit
-    "most" for the variances, f gives values without a gradient, and variances below "most" come
-    back as "most". With a "spread", the constants of the cells go up from "constant" by so much. A
-    mean with a standard error above 0.005 comes back as NaN.
+    constant − ½ (x − w·z)². It returns two arrays of that shape. If the case has a limit "most" for
+    the variances, it returns one, f gives values without a gradient, for n_samples draws and one
+    more point, and variances below "most" come back as "most". With a "spread", the constants of
+    the cells go up from "constant" by so much. A mean with a standard error above 0.02 comes back
+    as NaN.
     """
     import torch
 
     w, *moments = (torch.from_numpy(case[name].copy()) for name in ("w", "mean", "std"))
     black_box, shape = "most" in case, (100_000, len(w))
     constant = case["constant"] + case.get("spread", 0.0) * torch.linspace(0, 1, shape[0]).to(w)
+    n_samples, points = case["n_samples"], set()  # the first cell's z, each once
 
     def f(z):
+        if z.shape[-2:] != shape:
+            raise ValueError(
+                f"f takes z of shape (n_draws, n_cells, n_latent), here {(n_samples, *shape)}; got "
+                f"{tuple(z.shape)}"
+            )
+        points.update(map(tuple, z.detach().reshape(-1, *shape)[:, 0].tolist()))
+        if black_box and len(points) > n_samples + 1:
+            raise ValueError(
+                f"f was asked for values at {len(points)} points for each cell; n_samples is "
+                f"{n_samples}"
+            )
         value = constant - 0.5 * (case["x"] - z @ w) ** 2
         return value.detach() if black_box else value
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(case["seed"])
-        found = answer(f, *(v.expand(shape).clone() for v in moments), case["n_samples"])
+        try:
+            found = answer(f, *(v.expand(shape).clone() for v in moments), n_samples)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            blocked = RuntimeError(
+                "No gradient goes from the values of f back to mean and std: section 1 shows what "
+                "blocks it"
+            )
+            raise blocked.with_traceback(error.__traceback__) from None
     found = as_data(found)
     if isinstance(found, np.ndarray) and found.ndim == 3:  # several results as one array
         found = tuple(found)
     found = [*found] if isinstance(found, tuple) else [found]
+    if len(found) != (1 if black_box else 2):
+        wanted = "one gradient, in mean" if black_box else "two gradients, in mean and in std"
+        raise ValueError(f"Expected {wanted}; got {len(found)}")
     for part in found:
         if np.shape(part) != shape:
             raise ValueError(
@@ -287,13 +312,14 @@ def _estimates(answer, case: dict):
             )
         if (part == part[0]).all():
             raise ValueError(
-                f"All {shape[0]:,} cells got the same gradient: does each cell have its own draws, "
-                "and is the gradient computed from them?"
+                f"All {shape[0]:,} cells got the same gradient. Each cell needs its own draws, and "
+                "the gradient must be computed from them"
             )
     variances = [g.var(0) for g in found]
-    known = [np.sqrt(v / shape[0]) < 0.005 for v in variances]
+    known = [np.sqrt(v / shape[0]) < 0.02 for v in variances]
     means = [np.where(k, g.mean(0), np.nan) for g, k in zip(found, known, strict=True)]
-    return *(np.maximum(v, case.get("most", 0.0)) for v in variances), *means
+    with np.errstate(divide="ignore"):
+        return *(np.log(np.maximum(v, case.get("most", 0.0))) for v in variances), *means
 
 
 CALLS = {
