@@ -611,8 +611,9 @@ plotting.show(
 # %% [markdown]
 # By this count every model uses all ten. But one dimension of the continuous Bernoulli has almost
 # collapsed: it holds next to nothing, so its KL costs next to nothing. The NB and the
-# ZINB have a weak one too: its activity is 0.11, and its KL is 0.07 and 0.08 nats. A threshold of 0.2
-# would count nine there. A count depends on its threshold. [Lesson 04](04_vae.ipynb) provokes a collapse.
+# ZINB have a weak one too: its activity is 0.11, and its KL is 0.07 and 0.08 nats. With a
+# threshold of 0.2 it would not count as active. A count depends on its threshold.
+# [Lesson 04](04_vae.ipynb) provokes a collapse.
 #
 # > **Spot the error.** A "mouse pancreas data set" with "822 cells" is quoted from a study of two
 # > mice. How many cells have both mice? Try `vaelab.datasets.pancreas("both")`.
