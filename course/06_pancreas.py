@@ -94,12 +94,13 @@ ins2 = pd.Series(raw[:, "Ins2"].X.toarray().ravel()).groupby(cell_type)
 print(ins2.agg(cells="size", mean_of_Ins2="mean").round(0).astype(int).sort_values("cells"))
 
 # %% [markdown]
-# The table is an [AnnData](https://anndata.readthedocs.io). Its `X` has a row for each cell and a column
-# for each gene, and `obs` holds what is known of each cell. Below we also use `layers`, more tables
-# of the same shape, and `obsm`, more columns for each cell, such as its place on a map. A count is a number of *unique molecular
-# identifiers*: each captured molecule got a random tag before it was copied, so that its copies are
-# counted once. The authors caught the cells in droplets, by a method called inDrop. They looked at marker genes, cluster by cluster, and gave each
-# cell a type. We hide these labels from the model and use them only to judge it.
+# The table is an [AnnData](https://anndata.readthedocs.io). Its `X` has a row for each cell and a
+# column for each gene, and `obs` holds what is known of each cell. Below we also use `layers`, more
+# tables of the same shape, and `obsm`, more columns for each cell, such as its place on a map. A
+# count is a number of *unique molecular identifiers*: each captured molecule got a random tag
+# before it was copied, so that its copies are counted once. The authors caught the cells in
+# droplets, by a method called inDrop. They looked at marker genes, cluster by cluster, and gave
+# each cell a type. We hide these labels from the model and use them only to judge it.
 #
 # The types are **uneven**: four cells in ten are beta cells, and there are two B cells, three
 # Schwann cells (which wrap nerves) and four T cells. Stellate cells, quiescent or activated, are
@@ -107,9 +108,9 @@ print(ins2.agg(cells="size", mean_of_Ins2="mean").round(0).astype(int).sort_valu
 #
 # ## 2 · Choosing genes
 #
-# Most genes tell types apart badly: they are too rare, or the same everywhere. The usual choice
-# has two filters. First, keep genes that were seen in at least three cells. Genes with a high mean
-# also vary more, so compare each gene with genes of a similar mean. Second, keep the 2,000 that vary
+# Most genes tell types apart badly: they are too rare, or the same everywhere. The usual choice has
+# two filters. First, keep genes that were seen in at least three cells. Genes with a high mean also
+# vary more, so compare each gene with genes of a similar mean. Second, keep the 2,000 that vary
 # most in this comparison.
 
 # %%
@@ -248,8 +249,8 @@ plotting.show(
 # the best epoch (dashed) are kept. Right, the KL: on average $z$ holds at most this many nats
 # (units of information; one is 1.44 bits) about its cell.
 #
-# Each loss in this package is a sum of named terms. Its *ledger* is the table of them. And your decoder, given the
-# trained network's scores, must agree with the package's:
+# Each loss in this package is a sum of named terms. Its *ledger* is the table of them. And your
+# decoder, given the trained network's scores, must agree with the package's:
 
 # %% tags=["not-in-grading"] tolerance=10
 torch.manual_seed(0)
@@ -314,10 +315,10 @@ plotting.show(
 )
 
 # %% [markdown]
-# You can hardly tell. In both maps the large types lie apart, alpha and gamma cells are next to each
-# other, and the two B cells are next to the T cells. In the VAE's map **beta cells have two
-# islands**, with hardly any cell between them. In the map of PCA they are one island of two lobes. We
-# come back to this in §10.
+# You can hardly tell. In both maps the large types lie apart, alpha and gamma cells are next to
+# each other, and the two B cells are next to the T cells. In the VAE's map **beta cells have two
+# islands**, with hardly any cell between them. In the map of PCA they are one island of two lobes.
+# We come back to this in §10.
 #
 # As a biologist you would look at genes that are known to mark a type, without the labels:
 
@@ -469,8 +470,7 @@ print(f"ASW of 30 principal components: {by_hand:.2f}")
 # **If we cluster the space, do the clusters match the types?** The **adjusted Rand index** (ARI)
 # asks of every pair of cells whether clusters and types agree to put them together or apart. It is
 # 1 for the same grouping. For clusters that were drawn at random it is near 0, a little above or
-# below. We cluster with k-means, with as many
-# clusters as types and the best of ten starts.
+# below. We cluster with k-means, with as many clusters as types and the best of ten starts.
 #
 # Each VAE was trained with five seeds. The baseline is PCA with 30 components, and also with 5, a
 # number that we chose with the labels.
@@ -509,8 +509,8 @@ plotting.show(
 #
 # **Leiden** looks for communities in the graph of nearest neighbours and finds their number by
 # itself, so it is the usual choice. But it has a *resolution*, 1 unless you say otherwise: the
-# higher it is, the more clusters there are, and the smaller.
-# **Predict first:** if PCA is ahead of the NB at 1, is it ahead at 0.3?
+# higher it is, the more clusters there are, and the smaller. **Predict first:** if PCA is ahead of
+# the NB at 1, is it ahead at 0.3?
 
 # %% tags=["not-in-grading"]
 from ipywidgets import SelectionSlider
@@ -610,10 +610,10 @@ plotting.show(
 
 # %% [markdown]
 # By this count every model uses all ten. But one dimension of the continuous Bernoulli has almost
-# collapsed: it holds next to nothing, so its KL costs next to nothing. The NB and the
-# ZINB have a weak one too: its activity is 0.11, and its KL is 0.07 and 0.08 nats. With a
-# threshold of 0.2 it would not count as active. A count depends on its threshold.
-# [Lesson 04](04_vae.ipynb) provokes a collapse.
+# collapsed: it holds next to nothing, so its KL costs next to nothing. The NB and the ZINB have a
+# weak one too: its activity is 0.11, and its KL is 0.07 and 0.08 nats. With a threshold of 0.2 it
+# would not count as active. A count depends on its threshold. [Lesson 04](04_vae.ipynb) provokes a
+# collapse.
 #
 # > **Spot the error.** A "mouse pancreas data set" with "822 cells" is quoted from a study of two
 # > mice. How many cells have both mice? Try `vaelab.datasets.pancreas("both")`.
@@ -653,8 +653,8 @@ plotting.show(
 # - ***Sst*: the NB is too wide.** In beta cells *Sst* is ambient RNA, which does scatter like a
 #   Poisson. But our models have **one θ for each gene**, shared by all types, and delta cells,
 #   which make *Sst* in bulk, need a wide one. A better bound does not make a model right
-#   everywhere. (With `vaelab.VAE(…, dispersion="gene-cell")` the decoder
-#   gives θ as well, for each gene and cell. Try it.)
+#   everywhere. (With `vaelab.VAE(…, dispersion="gene-cell")` the decoder gives θ as well, for each
+#   gene and cell. Try it.)
 #
 # ## 8 · A walk through latent space
 #
@@ -766,9 +766,8 @@ for name in ["B_cell", "schwann", "T_cell"]:
 # ## 10 · The two islands
 #
 # Beta cells form two islands in the VAE's map, and two lobes in that of PCA. Nobody asked for this
-# split. We
-# cut the beta cells' latent positions in two, without any label, and call the smaller part the
-# *island*:
+# split. We cut the beta cells' latent positions in two, without any label, and call the smaller
+# part the *island*:
 
 # %%
 halves = metrics.kmeans(latents["nb"][is_beta], 2, seed=0)
