@@ -240,6 +240,12 @@ WRONG = {
         (fate_wrong(rare=lambda s, t, n: s[t].sum(0) < n), "rare within the type"),
         (fate_wrong(rare=lambda s, t, n: s.sum(0) <= n), "min_cells itself is too few"),
         (fate_wrong(dull=lambda r, k: ~k), "rare genes counted twice"),
+        (fate_wrong(inside=lambda s: s.mean(0) >= 0.9), "nearly every cell is enough"),
+        (fate_wrong(inside=lambda s: s.mean(0) >= 0.95), "nearly every cell is enough"),
+        (fate_wrong(others=lambda s, t: s[~t].mean(0) < 0.02), "2 % itself is too many"),
+        (fate_wrong(others=lambda s, t: s[~t].mean(0) <= 0.05), "another share than 2 %"),
+        (fate_wrong(rare=lambda s, t, n: s[~t].sum(0) < n), "rare among the others"),
+        (fate_wrong(rare=lambda s, t, n: s.sum(0) < 3), "min_cells is always 3"),
         (fate_wrong(others=lambda s, t: s[~t].mean(0) < 0.5), OTHER),
         (fate_wrong(others=lambda s, t: s[~t].sum(0) <= 2), OTHER),
         (lambda *c: fate_by_sets(*c)[::-1], OTHER),
@@ -247,6 +253,9 @@ WRONG = {
     ],
     "06.2": [
         (lambda f, n, t: decode(f, n, t, dim=0), "shares over cells"),
+        (lambda f, n, t: (m := n[:, None] * f.exp() / f.exp().sum(), m + m**2 / t),
+         "shares over the whole table"),
+        (lambda f, n, t: (m := n[:, None] * f.sigmoid(), m + m**2 / t), "each share by itself"),
         (lambda f, n, t: decode(f, n / n, t), "no library size"),
         (lambda f, n, t: (m := n[:, None] * f.exp(), m + m**2 / t), "not normalised"),
         (lambda f, n, t: decode(f, n, 1 / t), "θ upside down"),
@@ -290,6 +299,14 @@ WRONG = {
         (lambda c, i: np.log2((1e4 * (c / c.sum(1, keepdims=True))[i].mean(0) + 1)
                               / (1e4 * (c / c.sum(1, keepdims=True))[~i].mean(0) + 1)),
          "averaged over cells"),
+        (lambda c, i: np.log2((1e4 * c[i].sum(0) / c[i].sum() + 1)
+                              / (1e4 * c.sum(0) / c.sum() + 1)), "the others are all cells"),
+        (lambda c, i: (a := np.log2(1e4 * c / c.sum(1, keepdims=True) + 1))[i].mean(0)
+         - a[~i].mean(0), "averages of logarithms"),
+        (lambda c, i: np.log2((1e4 * c[i].sum(0) / c.sum() + 1)
+                              / (1e4 * c[~i].sum(0) / c.sum() + 1)), "one total for both"),
+        (lambda c, i: log_fold(c, i, extra=1e-2), "per million"),
+        (lambda c, i: log_fold(c, i, extra=1e-9), "almost nothing added"),
         (lambda c, i: log_fold(c, i, log=np.log10), OTHER),
         (lambda c, i: log_fold(c, i, log=lambda r: r), OTHER),
         (lambda c, i: log_fold(c[:, ::-1], i), OTHER),

@@ -13,7 +13,7 @@ __all__ = ["EXERCISES"]
 
 
 def draw_markers(rng: np.random.Generator) -> list[dict]:
-    """Three genes by hand; then types of 2, 3 and 6 cells, where many genes mark the type."""
+    """Three genes by hand; then types of 2 to 25 cells, where many genes mark the type."""
     simple = {
         "seen": np.array([[1, 1, 1], [1, 1, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=bool),
         "of_type": np.array([1, 1, 0, 0, 0], dtype=bool),
@@ -21,12 +21,13 @@ def draw_markers(rng: np.random.Generator) -> list[dict]:
         "min_cells": 3,
     }
     cases = [simple]
-    for n_type in (2, 3, 6):
-        n_cells, n_genes = 200, 160
+    # Of 150 others, 3 cells are exactly 2 %; of 25 cells of a type, 24 are more than 95 %.
+    for n_type, n_cells in ((2, 200), (3, 200), (6, 200), (25, 175)):
+        n_genes = 160
         of_type = np.zeros(n_cells, dtype=bool)
         of_type[rng.choice(n_cells, n_type, replace=False)] = True
         seen = rng.random((n_cells, n_genes)) < 0.3
-        # In 0 to 6 other cells: 2 % of the others are 3 cells, and 2 % of all are 4.
+        # In 0 to 6 other cells. Of 200 cells, 2 % of the others are 3 cells, and 2 % of all are 4.
         for gene in range(120):
             seen[:, gene] = of_type
             seen[rng.choice(np.flatnonzero(~of_type), gene % 7, replace=False), gene] = True
@@ -46,8 +47,9 @@ def draw_markers(rng: np.random.Generator) -> list[dict]:
 
 
 def fate(
-    seen, of_type, kept, min_cells, every=True, others=True, rare="all", sharp=True, once=True
-):
+    seen, of_type, kept, min_cells,
+    every=1.0, others=True, limit=1 / 50, at_limit=True, rare="all", sharp=True, once=True,
+):  # fmt: skip
     """Gene by gene, with whole numbers; the arguments after ``min_cells`` make known mistakes."""
     n_type = int(of_type.sum())
     n_other = len(of_type) - (n_type if others else 0)
@@ -56,9 +58,10 @@ def fate(
         inside = sum(bool(s) for s in seen[of_type, gene])
         total = sum(bool(s) for s in seen[:, gene])
         outside = total - (inside if others else 0)
-        if (inside < n_type if every else inside == 0) or 50 * outside > n_other:
+        most = round(limit * n_other, 9)
+        if inside < every * n_type or (outside > most if at_limit else outside >= most):
             continue
-        n = {"all": total, "type": inside}[rare]
+        n = {"all": total, "type": inside, "others": total - inside}[rare]
         is_rare = n < min_cells if sharp else n <= min_cells
         too_rare += is_rare
         not_variable += not kept[gene] and not (once and is_rare)
@@ -217,18 +220,27 @@ def log_folds(counts, island):
     return np.array(found)
 
 
-def folds(counts, island, log=np.log2, extra=1.0, scaled=True, pooled=True):
+def folds(counts, island, log=np.log2, extra=1.0, per=1e4, scaled=True, pooled=True, rest=True):
     """The same with known mistakes."""
 
     def level(cells):
         if not scaled:
             return cells.mean(0)
         if not pooled:
-            return (1e4 * cells / cells.sum(1, keepdims=True)).mean(0)
-        return 1e4 * cells.sum(0) / cells.sum()
+            return (per * cells / cells.sum(1, keepdims=True)).mean(0)
+        return per * cells.sum(0) / cells.sum()
 
     with np.errstate(all="ignore"):
-        return log((level(counts[island]) + extra) / (level(counts[~island]) + extra))
+        others = counts[~island] if rest else counts
+        return log((level(counts[island]) + extra) / (level(others) + extra))
+
+
+def mean_log(cells):
+    return np.log2(1e4 * cells / cells.sum(1, keepdims=True) + 1).mean(0)
+
+
+def share_of_all(counts, cells):
+    return np.log2(1e4 * counts[cells].sum(0) / counts.sum() + 1)
 
 
 EXERCISES = {
@@ -242,13 +254,19 @@ EXERCISES = {
             oracle=fate,
             call="arrays",
             results=("number too rare", "number not variable enough", "number kept"),
-            verified="Agrees with a count gene by gene for types of 2, 3 and 6 cells.",
+            verified="Agrees with a count gene by gene for types of 2, 3, 6 and 25 cells.",
             misconceptions=(
                 Misconception(
                     "any cell of the type is enough",
-                    lambda **case: fate(**case, every=False),
+                    lambda **case: fate(**case, every=1e-9),
                     "A gene that only some cells of the type have is counted too. In how many of "
                     "them must a marker be seen?",
+                ),
+                Misconception(
+                    "nearly every cell is enough",
+                    lambda **case: fate(**case, every=0.9),
+                    "A gene that one cell of a large type lacks is counted too. In how many of "
+                    "the type's cells must a marker be seen?",
                 ),
                 Misconception(
                     "2 % of all cells",
@@ -257,9 +275,32 @@ EXERCISES = {
                     "so only the other cells count.",
                 ),
                 Misconception(
+                    "2 % itself is too many",
+                    lambda **case: fate(**case, at_limit=False),
+                    "A gene in exactly 2 % of the other cells is a marker too: *at most* 2 %.",
+                ),
+                Misconception(
+                    "another share than 2 %",
+                    lambda **case: fate(**case, limit=1 / 20),
+                    "Genes are counted that too many of the other cells have. What share of them "
+                    "may have a marker?",
+                ),
+                Misconception(
                     "rare within the type",
                     lambda **case: fate(**case, rare="type"),
                     "The filter does not know the types. In which cells does it look for a gene?",
+                ),
+                Misconception(
+                    "rare among the others",
+                    lambda **case: fate(**case, rare="others"),
+                    "The filter does not know the types. Here it looks for a gene in the other "
+                    "cells only.",
+                ),
+                Misconception(
+                    "min_cells is always 3",
+                    lambda **case: fate(**{**case, "min_cells": 3}),
+                    "The number of cells is an argument, `min_cells`. Here the answer does not "
+                    "change with it.",
                 ),
                 Misconception(
                     "min_cells itself is too few",
@@ -288,6 +329,17 @@ EXERCISES = {
                     "shares over cells",
                     wrong_moments(share=lambda f: np.exp(f) / np.exp(f).sum(0)),
                     "Here the shares of a gene add up to 1 over the cells. Over what must they?",
+                ),
+                Misconception(
+                    "shares over the whole table",
+                    wrong_moments(share=lambda f: np.exp(f) / np.exp(f).sum()),
+                    "Here the shares of all cells together add up to 1. Over what must they?",
+                ),
+                Misconception(
+                    "each share by itself",
+                    wrong_moments(share=lambda f: 1 / (1 + np.exp(-f))),
+                    "A sigmoid looks at one number at a time, and its results do not add up to 1. "
+                    "A share depends on all genes of the cell.",
                 ),
                 Misconception(
                     "no library size",
@@ -393,7 +445,7 @@ EXERCISES = {
                 Misconception(
                     "divided by n",
                     lambda mean, std: (mean.var(0), each_kl(mean, std).mean(0)),
-                    "Close. By what is a covariance divided?",
+                    "Close. This variance is divided by n. By what does the exercise divide it?",
                 ),
                 Misconception(
                     "KL summed over cells",
@@ -406,7 +458,7 @@ EXERCISES = {
                         mean.var(0, ddof=1),
                         (each_kl(mean, std) + 0.5 * np.log(std)).mean(0),
                     ),
-                    "The formula has ½ log s², and that is not ½ log s.",
+                    "Here ½ multiplies log s too. What does it multiply in the formula?",
                 ),
             ),
         ),
@@ -446,6 +498,38 @@ EXERCISES = {
                     lambda **case: folds(**case, pooled=False),
                     "This takes each cell's share first and averages afterwards, so that shallow "
                     "cells count as much as deep ones. Add up the counts first.",
+                ),
+                Misconception(
+                    "averages of logarithms",
+                    lambda counts, island: mean_log(counts[island]) - mean_log(counts[~island]),
+                    "This averages the logarithms of single cells. Add up the counts first; the "
+                    "logarithm comes last.",
+                ),
+                Misconception(
+                    "the others are all cells",
+                    lambda **case: folds(**case, rest=False),
+                    "Here the island's cells are also among those that it is compared with. Who "
+                    "are the others?",
+                ),
+                Misconception(
+                    "one total for both",
+                    lambda counts, island: (
+                        share_of_all(counts, island) - share_of_all(counts, ~island)
+                    ),
+                    "Both sums are divided by the total of all cells. Of which cells' counts is "
+                    "each a part?",
+                ),
+                Misconception(
+                    "per million",
+                    lambda **case: folds(**case, per=1e6),
+                    "These numbers are per million, so the 1 hardly counts. Per how many counts "
+                    "are they asked for?",
+                ),
+                Misconception(
+                    "almost nothing added",
+                    lambda **case: folds(**case, extra=1e-9),
+                    "What is added is so small that a gene without molecules stands out. How much "
+                    "is to be added?",
                 ),
             ),
         ),
