@@ -471,10 +471,17 @@ print(
 print(f"largest gap of U, cell {worst['cell']:.0f}: {gap_U.max():.1f}; "
       f"with a guess of its own: {left[gap_U.idxmax()]:.1f}")  # fmt: skip
 
+
 # %%
-of_cell = tabulate(cell_of(int(worst["cell"])))
+def gap_of_u(number):
+    of_cell = tabulate(cell_of(number))
+    return float(evidences(of_cell)[1] - bound_hidden(**of_cell))
+
+
+number = max(range(20), key=gap_of_u)  # the cell with the largest gap
+of_cell = tabulate(cell_of(number))
 _, (own_l, _) = own_guess(of_cell)
-log_l = log_library_grid(cell_of(int(worst["cell"])))
+log_l = log_library_grid(cell_of(number))
 exact = sum(of_cell[name] for name in P).logsumexp((1, 2, 3))
 fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
 for log_density, style in (
@@ -483,10 +490,8 @@ for log_density, style in (
     (exact - exact.logsumexp(0), {"color": BLACK, "ls": "--", "label": "p(ℓ|x), exactly"}),
 ):
     ax.plot(log_l, (log_density - log_step(log_l)).exp(), **style)
-ax.axvline(
-    cell_of(int(worst["cell"])).x.sum().log().item(), color="0.6", lw=1, label="log of its total"
-)
-ax.set(xlabel="log ℓ", ylabel="density", title=f"The library size of cell {worst['cell']:.0f}")
+ax.axvline(cell_of(number).x.sum().log().item(), color="0.6", lw=1, label="log of its total")
+ax.set(xlabel="log ℓ", ylabel="density", title=f"The library size of cell {number}")
 ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plotting.show(
     "Densities of the log library size of the cell with the largest gap: the encoder's guess, a "
