@@ -614,7 +614,7 @@ pd.DataFrame({score: of.mean() for score, of in scores.items()}).round(
 
 # %% [markdown]
 # **Harmony mixes the mice most** (mixing 0.82) and keeps the types: 96 % of a cell's neighbours are
-# of its own type, as before. With the mouse, scVI rises from 0.36 ± 0.01 to 0.55 ± 0.02
+# of its own type, as before. With the mouse, scVI rises from 0.37 ± 0.01 to 0.55 ± 0.02
 # ([E10.mixed](evidence/10_scvi.py)). **Centring and ComBat make it worse** than no correction. If
 # you only want a mixed space, the cheap method wins here. Whether more mixing is better, nobody
 # knows: these are two strains. What a VAE adds is a model of the counts, which the next sections
