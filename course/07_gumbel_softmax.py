@@ -1005,7 +1005,7 @@ for name, (way, rate, _) in encoders.items():
     with seeded(0):
         guesses[name], *_ = fit_encoder(way, rate)
     right = (np.array(types)[guesses[name].argmax(1)] == cell_label).mean()
-    print(f"{name:26s} {100 * right:.0f} % as the authors named them")
+    print(f"{name:26s} {right:.2f} of the cells as the authors named them")
 
 # %% [markdown]
 # Nearly all cells get the authors' name whichever way the encoder learned. The largest entry of $q$
