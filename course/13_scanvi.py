@@ -1295,7 +1295,7 @@ print(f"M2:     U = {u_m2:.1f} nats per cell, right {right:.2f}")
 print(f"SCANVI: U = {u_scanvi:.1f} nats per cell, right {of_rival:.2f}")
 
 # %% [markdown]
-# In this run the two differ by about a nat per cell, and little in accuracy. One training each is not
+# In this run the two differ by less than a nat per cell, and little in accuracy. One training each is not
 # a ranking. What differs for certain is the cost: M2's decoder of all genes runs once for *each*
 # type. In SCANVI it runs once, and only the small networks around $z_1$ and $z_2$ run $C$ times. And
 # M2 has no space in which all types lie side by side, to be clustered or drawn. Kingma et al. found
