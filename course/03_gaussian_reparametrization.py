@@ -776,7 +776,6 @@ def aevb_bound(encoder, W1, b1, W2, x, noise, sigma):
 
 
 # %% nbgrader={"grade_id": "03-5-check", "solution": false, "grade": true, "locked": true, "points": 3, "task": false, "schema_version": 3}
-# The check looks at the gradient in all weights, so it keeps them in one tensor.
 vaelab.check("03.5", lambda weights, n_genes, x, noise, sigma: aevb_bound(
     weights[:n_genes], weights[2 * n_genes : -1], weights[-1], weights[n_genes : 2 * n_genes].T,
     x, noise, sigma))  # fmt: skip

@@ -392,7 +392,7 @@ def test_a_difference_in_a_term_is_shown_with_all_draws_and_without_a_warning():
 def test_rows_in_a_list_have_their_gradient_and_are_asked_to_be_one_tensor():
     verdict = verdict_on("07.5", lambda *inputs: list(st_with_where(*inputs)))
     assert not verdict.passed and verdict.misconception is None
-    assert "a list, and later cells need a torch tensor" in verdict.message
+    assert "a list, and this exercise needs a torch tensor" in verdict.message
 
 
 def test_the_undecided_cell_is_shown_with_its_logits():
