@@ -692,7 +692,7 @@ plotting.show("Cells of six types in the clusters of k-means. In principal compo
 #     return library[:, None] * rho
 # ```
 #
-# Write `normalized_expression(logits)` anew: each cell's shares, of shape (n_cells, n_genes).
+# Write `normalized_expression(logits)` again: each cell's shares, of shape (n_cells, n_genes).
 #
 # <details><summary>Hint</summary>What should a row sum to? Is the mean of a softmax the softmax of
 # a mean? And what is <i>normalised</i> expression free of?</details>
