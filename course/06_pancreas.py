@@ -192,8 +192,8 @@ for name in ["B_cell", "schwann", "T_cell"]:
 # network $f$ turns $z$ into the share $\rho_g$ of each gene $g$ among the counts. If their total is
 # the **library size** $\ell$, we expect $\ell\rho_g$; and what we count scatters around this as a
 # **negative binomial** (NB). Here $\ell$ is the cell's total over the 2,000 genes. It differs more
-# than tenfold between cells, also for technical reasons, so the model receives it as input and need not spend
-# $z$ on it.
+# than tenfold between cells, also for technical reasons, so the model receives it as input and need
+# not spend $z$ on it.
 #
 # $$z \sim \mathcal N(0, I),\qquad \rho = \operatorname{softmax} f(z),\qquad x_g \sim \mathrm{NB}(\text{mean } \mu_g = \ell\rho_g,\ \text{inverse dispersion } \theta_g)$$
 #
