@@ -168,6 +168,21 @@ def test_it_keeps_the_points_of_the_others(broken, name):
     assert row["seconds"] < 90
 
 
+def test_what_an_earlier_answer_keeps_is_not_charged_to_a_later_one(tmp_path, module_patch):
+    """Each takes less than the limit; both together take more."""
+    keeps = f"heap = bytearray(b'x') * 700_000_000\n{mini.HONEST}"
+    needs = """
+        import time
+        space = bytearray(b'x') * 600_000_000
+        time.sleep(0.5)
+        return x.cumsum(0)
+    """
+    later = "def running_sum(x):\n" + textwrap.indent(textwrap.dedent(needs), "    ")
+    both = {"both": mini.notebook(middle=keeps, last=later)}
+    row = mini.grade(tmp_path, both, limits=SMALL).rows["both"]
+    assert row["total"] == mini.ALL, row
+
+
 def test_an_honest_one_among_them_has_all(broken):
     assert broken["honest"]["total"] == mini.ALL
 

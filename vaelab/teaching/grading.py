@@ -67,6 +67,7 @@ ENDED = {
 }
 UNCHECKED = PycInvalidationMode.UNCHECKED_HASH  # whenever the sources are copied
 NOT_FOR_EVER = {"seconds", "failed"}  # the machine may have been slow, or ill
+ADDS_UP = {"memory", "processes", "output", "disk"}  # earlier answers may have used most of it
 
 
 @dataclass(frozen=True)
@@ -352,10 +353,17 @@ class Grader:
         }
 
     def _run(self, placed: dict, cases: dict, seconds: float, number: int, stop) -> _Run:
-        """Collect all outcomes; a unit that ends the run is left out of the next run."""
+        """Collect all outcomes; a unit that ends the run is left out of the next run.
+
+        Where earlier units may have used most of what was too much, the unit runs once more
+        alone. If that ends well, it is not charged: the unit before it is left out instead.
+        """
         run, left, tries = _Run(), seconds, 0
+        without, alone, before = set(), None, []
+        everyone = {unit for placed_here in placed.values() for unit, _ in placed_here}
         while True:
-            notebook, owners, units = self.edition.rebuilt(placed, run.ended)
+            leave_out = everyone - {alone} if alone else without
+            notebook, owners, units = self.edition.rebuilt(placed, leave_out)
             with _scratch() as scratch:
                 folder = scratch / "run"
                 for path, content in self.package.items():
@@ -369,36 +377,48 @@ class Grader:
                     (folder / f"{name}.inputs").write_text(json.dumps(inputs))
                 path = str(lesson.relative_to(folder))
                 ending = self.sandbox.run(folder, path, left, number, stop)
-                for name in cases:
+                for name in () if alone else cases:
                     if name not in run.outcomes and name not in run.ended:
                         try:
                             found = _outcomes(folder, name)
                         except _TooLarge:
                             run.ended[name] = "large"
+                            without.add(name)
                             continue
                         if found:
                             run.outcomes[name] = found
             left -= ending.seconds
             run.seconds = seconds - left
             for cell, error in ending.errors.items():
-                if cell < len(owners) and owners[cell] and owners[cell] not in run.errors:
+                owner = owners[cell] if cell < len(owners) else None
+                if owner and owner not in run.errors and not alone:
                     if error.startswith("KeyboardInterrupt"):
                         error = f"the end of the {self.sandbox.limits.cell_seconds:g} s it has."
-                    run.errors[owners[cell]] = error
-            if ending.reason == "done":
+                    run.errors[owner] = error
+            if alone:
+                innocent = ending.reason == "done" and run.ended.pop(alone)
+                without.add(before[-2] if innocent else alone)
+                alone = None
+            elif ending.reason == "done":
                 return run
-            if ending.cell is None:
+            elif ending.cell is None:
                 tries += 1
                 if tries < 2 and left > 0:  # a kernel that was too slow to start, perhaps
                     continue
                 raise GradingError(f"It could not be run ({ending.reason}). {ending.said[-300:]}")
-            before = [unit for unit in units[: ending.cell + 1] if unit]
-            if not before:
-                raise GradingError(
-                    f"The edition's own cells ended the run ({ending.reason}), or a cell that "
-                    "stands before every answer."
-                )
-            run.ended[before[-1]] = ending.reason
+            else:
+                before = [unit for unit in units[: ending.cell + 1] if unit]
+                if not before:
+                    raise GradingError(
+                        f"The edition's own cells ended the run ({ending.reason}), or a cell that "
+                        "stands before every answer."
+                    )
+                last = before[-1]
+                run.ended[last] = ending.reason
+                if last in cases and len(before) > 1 and ending.reason in ADDS_UP:
+                    alone = last
+                else:
+                    without.add(last)
             if left <= 0:
                 run.over = True
                 return run
