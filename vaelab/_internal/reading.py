@@ -367,8 +367,8 @@ def refuse_outside(domain: str, cells) -> None:
             )
         if domain == "nonnegative":
             raise ValueError(
-                f"A softmax output needs counts or shares, 0 or more, but {seen}. For values of any "
-                "sign, choose output='linear'."
+                f"A softmax output needs counts or shares, 0 or more, but {seen}. For values of "
+                "any sign, choose output='linear'."
             )
         reason, cure = not_counts(part.x for _, part in cells.parts())
         raise ValueError(

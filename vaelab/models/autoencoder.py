@@ -89,6 +89,12 @@ class Autoencoder(Trainable):
     seed
         Random seed for the initial weights.
 
+    Attributes
+    ----------
+    widths
+        Number of units of each layer, from the input through the code to the output:
+        ``plotting.layers(model.widths)`` draws them.
+
     Raises
     ------
     ValueError
@@ -117,21 +123,22 @@ class Autoencoder(Trainable):
             known = ACTIVATIONS if name == "activation" else DOMAINS
             if value not in known:
                 raise ValueError(f"{name} is {value!r}; choose from {[*known]}")
-        self.widths = (n_genes, *n_hidden, n_latent)  # from the input to the code
+        narrowing = n_genes, *n_hidden, n_latent
         names = ("n_genes", *("n_hidden" for _ in n_hidden), "n_latent")
-        for name, width in zip(names, self.widths, strict=True):
+        for name, width in zip(names, narrowing, strict=True):
             require_size(name, width)
+        self.widths = narrowing + narrowing[-2::-1]
         if output == "linear":
             require("noise", noise, Real, lambda v: 0 <= v < np.inf, "a number, 0 or more")
         else:
             require("noise", noise, Real, lambda v: 0 <= v < 1, "a probability, from 0 to below 1")
         require("dropout_rate", dropout_rate, Real, lambda r: 0 <= r < 1, "from 0 to below 1")
         with seeded(seed):
-            down = [nn.Linear(n_in, n_out) for n_in, n_out in pairwise(self.widths)]
+            down = [nn.Linear(n_in, n_out) for n_in, n_out in pairwise(narrowing)]
             if tied:
                 up = [_Transposed(layer) for layer in reversed(down)]
             else:
-                up = [nn.Linear(n_in, n_out) for n_in, n_out in pairwise(self.widths[::-1])]
+                up = [nn.Linear(n_in, n_out) for n_in, n_out in pairwise(narrowing[::-1])]
         between = ACTIVATIONS[activation], dropout_rate
         self.encoder, self.decoder = _stack(down, *between), _stack(up, *between)
         self.domain = DOMAINS[output]
