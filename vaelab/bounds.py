@@ -69,9 +69,7 @@ class Term:
 
 
 class Objective:
-    """What training improves, for each cell of a minibatch: a signed sum of terms.
-
-    Use one of its kinds: a :class:`Bound`, or a :class:`ReconstructionError`.
+    """What training improves: a :class:`Bound` or a :class:`ReconstructionError` of each cell.
 
     Parameters
     ----------
@@ -81,24 +79,15 @@ class Objective:
         Posterior q of each discrete latent variable, by its name, shape (n_cells, n_values). They
         are reported in the history; they are not added to the objective.
 
-    Attributes
-    ----------
-    name
-        Its name in histories.
-    sign
-        +1 if it is maximised, −1 if it is minimised.
-    unit
-        The name of the ledger's column of values.
-
     Raises
     ------
     ValueError
         Two terms have the same name.
     """
 
-    name: str
-    sign: int
-    unit: str
+    name: str  # in histories
+    sign: int  # +1 if it is maximised, −1 if it is minimised
+    unit: str  # the name of the ledger's column of values
 
     def __init__(self, *terms: Term, posteriors: Mapping[str, Tensor] = MappingProxyType({})):
         self.terms: dict[str, Term] = {}
@@ -169,10 +158,7 @@ class Objective:
 
 
 class Bound(Objective):
-    """A lower bound on log p(x) for each cell of a minibatch, in nats; training maximises it.
-
-    The parameters are those of :class:`Objective`.
-    """
+    """A lower bound on log p(x) for each cell of a minibatch, in nats; training maximises it."""
 
     name, sign, unit = "bound", +1, "nats"
 
@@ -203,8 +189,7 @@ class ReconstructionError(Objective):
     """How far the output of an autoencoder is from its input; training minimises it.
 
     It is not a bound on log p(x): an autoencoder has no p(x). Its terms have the sign −1, and
-    ``per_cell`` is their sum, which is not below zero. The parameters are those of
-    :class:`Objective`.
+    ``per_cell`` is their sum, which is not below zero.
     """
 
     name, sign, unit = "error", -1, "value"

@@ -638,7 +638,7 @@ def _require_new_batches(train: str, model: Model, cells: Cells) -> None:
         raise ValueError(f"train is {train!r}; choose from ['all', 'new batch']")
     if not isinstance(model, Extensible):
         kind = type(model).__name__
-        raise ValueError(f"A {kind} has no batches; train='new batch' is for SCVI and SCANVI.")
+        raise ValueError(f"{kind} has no batches; train='new batch' is for SCVI and SCANVI.")
     model.require_new_batches(cells)
 
 

@@ -1,32 +1,22 @@
-"""The autoencoder: a network that copies its input through a code of a few numbers.
+"""The autoencoder: a network that copies its input x through a code z of a few numbers.
 
-    z = f(x)                           the code, n_latent numbers
-    x̂ = g(z)                           the reconstruction
+    z = f(x),  x̂ = g(z)                ``encode(cells)``, ``decode(z, cells)``
 
-It is not a probabilistic model: it has no p(z) and no p(x | z). Its objective is therefore not a
-bound but an error, one number per cell, by the kind of data:
+It has no p(z) and no p(x | z). Its objective is therefore an error and no bound, by kind of data:
 
-===========  =====================  =========================================  =====================
-output       data x                 x̂                                          error
-===========  =====================  =========================================  =====================
-"linear"     any real numbers       the last layer a                           1/G Σ_g (x_g − x̂_g)²
-"sigmoid"    between 0 and 1        1 / (1 + e⁻ᵃ)                              1/G Σ_g H(x_g, x̂_g)
-"softmax"    counts, or shares      Σ_g x_g · softmax(a)                       −Σ_g p_g log p̂_g
-===========  =====================  =========================================  =====================
+===========  ====================  ===========================  =================================
+output       data x                x̂, from the last layer a     error of a cell: ``objective``
+===========  ====================  ===========================  =================================
+"linear"     any real numbers      a                            1/G Σ_g (x_g − x̂_g)²
+"sigmoid"    from 0 to 1           1 / (1 + e⁻ᵃ)                1/G Σ_g H(x_g, x̂_g)
+"softmax"    counts, or shares     Σ_g x_g · softmax(a)         −Σ_g p_g log p̂_g
+===========  ====================  ===========================  =================================
 
 H(x, x̂) = −x log x̂ − (1 − x) log(1 − x̂) is the binary cross-entropy; p and p̂ are x and x̂ divided
 by their sums. Both cross-entropies are in nats, and are smallest, but not 0, at x̂ = x.
 
-=============  ================================================================
-symbol         where
-=============  ================================================================
-f              ``encode(cells)``, from ``encoder``
-g              ``decode(z, cells)``, from ``decoder``
-the error      ``objective(cells)``
-=============  ================================================================
-
-A denoising autoencoder (Vincent et al. 2008) gets a corrupted input, and has to return the clean
-one. With tied weights, each layer of the decoder has the transpose of the encoder's weights. A tied
+A denoising autoencoder (Vincent et al. 2008) reads a corrupted input and has to return the clean
+one. If the weights are tied, each layer of the decoder has the transpose of the encoder's. A tied
 linear autoencoder finds the subspace of the principal components, but not the components (Bourlard
 & Kamp 1988; Baldi & Hornik 1989).
 """
@@ -72,15 +62,13 @@ class Autoencoder(Trainable):
         Activation of the hidden layers: "relu", "leaky_relu", "elu", "softplus", "tanh", "sigmoid"
         or "linear".
     output
-        Kind of output and with it the error, "linear", "sigmoid" or "softmax": see the table at the
-        head of this module. The encoder reads x for the first two. For "softmax" it reads
-        log(1 + 10⁴ p) of the shares p, so that counts and shares are the same to it.
+        Kind of output and with it the error: see the table at the head of this module. For
+        "softmax", the encoder reads log(1 + 10⁴ p), so that counts and shares are the same to it.
     noise
-        How much the input is corrupted for the objective; ``embed`` and ``reconstruct`` do not
-        corrupt it. For a linear output, it is the standard deviation of Gaussian noise, in the
-        units of x. For the others it is the probability that a value is set to 0 (masking noise,
-        Vincent et al. 2008; Liang et al. 2018 for a softmax), because a Gaussian would leave the
-        range of the data.
+        How much ``objective`` corrupts the input; ``embed`` and ``reconstruct`` do not. For a
+        linear output, the standard deviation of Gaussian noise, in the units of x. For the others,
+        the probability that a value is set to 0 (masking noise, Vincent et al. 2008; Liang et al.
+        2018 for a softmax): a Gaussian would leave the range of the data.
     dropout_rate
         Dropout rate of all hidden layers while training.
     tied
@@ -133,6 +121,8 @@ class Autoencoder(Trainable):
         else:
             require("noise", noise, Real, lambda v: 0 <= v < 1, "a probability, from 0 to below 1")
         require("dropout_rate", dropout_rate, Real, lambda r: 0 <= r < 1, "from 0 to below 1")
+        if not isinstance(tied, bool):
+            raise ValueError(f"tied is {tied!r}; it must be True or False.")
         with seeded(seed):
             down = [nn.Linear(n_in, n_out) for n_in, n_out in pairwise(narrowing)]
             if tied:
@@ -195,13 +185,7 @@ class Autoencoder(Trainable):
         return self._over_minibatches(cells, lambda part: self.decode(self.encode(part), part))
 
     def prior(self, *_, **__):
-        """Not available: an autoencoder has no prior and no likelihood.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
+        """Not available, and raises a NotImplementedError: an autoencoder has no prior."""
         raise NotImplementedError(
             "An autoencoder has no prior p(z) and no likelihood p(x | z), so it cannot generate "
             "cells, sample them again, or give a bound or log p(x). A vaelab.VAE can."

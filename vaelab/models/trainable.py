@@ -2,10 +2,8 @@
 
 ``fit``, ``save`` and ``load`` need of a model
 
-1. ``__init__``, ``domain``, and if need be ``prepare``, ``require_compatible``, ``after_step`` and
-   ``graph``, as the list at the head of ``base.py`` says.
-2. ``objective(cells)``: a :class:`vaelab.bounds.Objective` of named terms. It says itself whether
-   it is a bound, which ``fit`` maximises, or an error, which ``fit`` minimises.
+1. ``__init__`` and ``domain``, and if need be the methods 7 to 10, as ``base.py`` says.
+2. ``objective(cells)``: a :class:`vaelab.bounds.Objective` of named terms.
 3. ``embed(cells)`` and ``reconstruct(cells)``, for the use of the fitted model.
 
 A model with a prior and a likelihood gets 2 and 3 from :class:`vaelab.models.Model`.
