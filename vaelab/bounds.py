@@ -1,4 +1,4 @@
-"""Objectives, kept as their terms: lower bounds on log p(x), and errors that are no bound.
+"""Objectives, kept as their terms: lower bounds on log p(x), and reconstruction errors.
 
 A model returns its objective as named terms. A term's value is the quantity that its name says (a
 KL is not below zero); its sign stands apart:

@@ -2,7 +2,7 @@
 
     z = f(x),  x̂ = g(z)                ``encode(cells)``, ``decode(z, cells)``
 
-It has no p(z) and no p(x | z). Its objective is therefore an error and no bound, by kind of data:
+It has no p(z) and no p(x | z). Its objective is therefore not a bound but an error:
 
 ===========  ====================  ===========================  =================================
 output       data x                x̂, from the last layer a     error of a cell: ``objective``
