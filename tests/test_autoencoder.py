@@ -539,6 +539,18 @@ def test_other_cells_and_settings_are_refused():
         model.embed(Cells.from_array(some_x("linear"), gene_names=[f"g{i}" for i in range(G)]))
 
 
+def test_values_that_overflow_end_the_training_in_a_sentence():
+    x = some_x("linear")
+    x[3, 2] = 1e30
+    model, before = Autoencoder(G), [p.detach().clone() for p in Autoencoder(G).parameters()]
+    message = (
+        r"'squared_error'.*values that overflow \(the largest here is 1e\+30\); scale them down\."
+    )
+    with pytest.raises(vaelab.training.TrainingError, match=message):
+        fit(model, Cells.from_array(x), validation_fraction=0, progress=False)
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), before, strict=True))
+
+
 def test_genes_that_new_cells_lack_are_masked():
     cells = some_cells("softmax").to()
     model = Autoencoder(G, output="softmax")

@@ -527,9 +527,10 @@ class _Run:
                 f"a count that is far larger than the others (the largest is {largest:,.0f}), or "
                 f"a learning rate that is too high ({rate:g})"
             )
+        counts = ", or choose a count likelihood if these are counts"
         return (
-            f"values that overflow (the largest here is {largest:.3g}); scale them down, or choose "
-            "a count likelihood if these are counts"
+            f"values that overflow (the largest here is {largest:.3g}); scale them down"
+            f"{counts if isinstance(self.model, Model) else ''}"
         )
 
     def identify(self) -> None:
