@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def draw_networks(rng: np.random.Generator) -> list[dict]:
     for n_cells, n_genes, n_hidden, n_latent in ((1, 2, 2, 1), (4, 6, 5, 2), (9, 12, 8, 3)):
         sizes = (n_genes, n_hidden, n_latent, n_hidden, n_genes)
         case = {"x": rng.normal(size=(n_cells, n_genes))}
-        for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True), start=1):
+        for i, (n_in, n_out) in enumerate(pairwise(sizes), start=1):
             case[f"W{i}"] = rng.normal(size=(n_out, n_in))
             case[f"b{i}"] = rng.normal(size=n_out)
         cases.append(case)
@@ -242,8 +243,8 @@ EXERCISES = {
                 Misconception(
                     "per million",
                     lambda counts: cell_by_cell(counts, scale=1e6),
-                    "These are counts per *million*. Cells in droplets have thousands of molecules; "
-                    "the lesson scales them to 10,000.",
+                    "These are counts per *million*. A cell in a droplet has thousands of "
+                    "molecules, and the lesson scales them to 10,000.",
                 ),
                 Misconception(
                     "another base",
@@ -264,7 +265,7 @@ EXERCISES = {
             points=3,
             draw=draw_networks,
             oracle=pass_through(),
-            verified="Codes and reconstructions of 14 cells agree, and gradients reach all weights.",
+            verified="Codes and reconstructions of 14 cells agree; gradients reach all weights.",
             misconceptions=(
                 Misconception(
                     "ReLU at the code",
@@ -318,8 +319,8 @@ EXERCISES = {
                 Misconception(
                     "cross-entropy over genes",
                     losses_with(per_gene=True),
-                    "The cross-entropy was divided by the number of genes. Some texts do that. Here "
-                    "it is a sum, because it then has a meaning: section 8.",
+                    "The cross-entropy was divided by the number of genes. Some texts do that. It "
+                    "is a sum here, because it then has a meaning: section 8.",
                 ),
                 Misconception(
                     "sum of squares",
@@ -417,7 +418,7 @@ EXERCISES = {
                     "This is the cosine of the angle: the angle itself is still to come.",
                 ),
             ),
-            atol=1e-6,
+            atol=1e-5,
             call="arrays",
         ),
     )
