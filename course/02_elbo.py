@@ -95,8 +95,9 @@ plotting.show(
 # [Poisson](https://en.wikipedia.org/wiki/Poisson_distribution) and
 # [gamma](https://en.wikipedia.org/wiki/Gamma_distribution) distributions. From section 3 on:
 # [tensors](https://docs.pytorch.org/tutorials/beginner/basics/tensorqs_tutorial.html) of PyTorch.
-# From section 5 on: products of matrices. No biology. **Time:** about 170 minutes in two parts: 105
-# up to the stop after section 4, and 65 after it.
+# From section 5 on: products of matrices. No biology. [Lesson 01](01_autoencoders.ipynb), which comes
+# before, ends with the two questions that this one answers, but you can start here.
+# **Time:** about 170 minutes in two parts: 105 up to the stop after section 4, and 65 after it.
 # **Data:** 700 blood cells that come with scanpy; nothing is downloaded.
 #
 # ## 1 · Cells that come from somewhere

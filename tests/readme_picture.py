@@ -1,13 +1,20 @@
-"""The README's picture, cut from the executed lesson 06: python tests/readme_picture.py"""
+"""The README's pictures, the executed lesson 06's map of cells and the map of the course:
+python tests/readme_picture.py
+"""
 
 import base64
+import io
 import re
 from pathlib import Path
 
+import matplotlib
 import nbformat
+
+from vaelab.teaching import map
 
 ROOT = Path(__file__).parents[1]
 PICTURE = ROOT / "course" / "figures" / "pancreas.png"
+MAP = ROOT / "course" / "figures" / "map.svg"
 
 
 def picture() -> bytes:
@@ -19,6 +26,16 @@ def picture() -> bytes:
     return base64.b64decode(found[1] if found else data["image/png"])
 
 
+def map_of_the_course() -> bytes:
+    """The map as SVG, whose text stays text."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "map"}):
+        map.draw().savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    return buffer.getvalue()
+
+
 if __name__ == "__main__":
+    matplotlib.use("Agg")
     PICTURE.parent.mkdir(exist_ok=True)
     PICTURE.write_bytes(picture())
+    MAP.write_bytes(map_of_the_course())

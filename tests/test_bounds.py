@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 import vaelab
 import vaelab.models
 from vaelab import Bound, Term
+from vaelab.bounds import Objective, ReconstructionError
 
 
 def drawn(seed, n_samples=7, n_cells=5, scale=3.0):
@@ -160,6 +161,28 @@ def test_iwae_survives_weights_that_no_float_holds():
 def test_iwae_of_an_analytic_kl_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"term 'kl_z' is an average .*analytic_kl=False"):
         some_bound().iwae()
+
+
+def test_an_error_is_minus_the_signed_sum_and_names_itself():
+    squares, penalty = torch.tensor([1.0, 4.0, 0.0]), torch.tensor([0.5, 0.0, 2.0])
+    error = ReconstructionError(
+        Term("squared_error", "(x − x̂)²", -1, squares),
+        Term("penalty", "‖w‖²", -1, penalty, weight=3.0),
+        Term("classifier", "H", -1, penalty, in_bound=False),
+    )
+    assert not isinstance(error, Bound) and not hasattr(error, "iwae")
+    assert error.per_cell().tolist() == [1.5, 4.0, 2.0]
+    assert error.total({"squared_error": 2.0, "penalty": 0.5, "classifier": 9.0}) == 2.5
+    assert error.loss().item() == pytest.approx(5 / 3 + 3 * 2.5 / 3 + 2.5 / 3)
+    ledger = error.ledger()
+    assert ledger.value.tolist() == pytest.approx([5 / 3, 2.5 / 3, 2.5 / 3])
+    assert -(ledger.sign.map({"+": 1, "−": -1}) * ledger.weight * ledger.value).sum() == (
+        pytest.approx(error.loss().item())
+    )
+    assert (error.name, error.sign) == ("error", -1) and (Bound.name, Bound.sign) == ("bound", 1)
+    assert issubclass(Bound, Objective)
+    with pytest.raises(ValueError, match="Two terms of this error are named 'a'"):
+        ReconstructionError(*[Term("a", "a", -1, squares)] * 2)
 
 
 # ----------------------------------------------------------------------------- a model's bound

@@ -16,7 +16,7 @@ from torch.distributions import Normal, Poisson, kl_divergence
 import vaelab
 import vaelab.models
 from vaelab import Bound, Cells, Term
-from vaelab.models import Model, scanvi
+from vaelab.models import Model, Trainable, scanvi
 from vaelab.reparametrization import seeded
 
 from .test_scvi import randomise
@@ -44,6 +44,7 @@ KINDS = {
     for name, kind in vars(vaelab.models).items()
     if inspect.isclass(kind) and issubclass(kind, Model) and kind is not Model
 }
+ALL = KINDS | {"Autoencoder": vaelab.Autoencoder}  # those that are trained, with a bound or without
 
 
 def some_cells():
@@ -70,6 +71,8 @@ def make(name, **options):
 
 def test_each_model_is_among_the_cases():
     assert {*CASES} == {*KINDS}
+    classes = [kind for kind in vars(vaelab.models).values() if inspect.isclass(kind)]
+    assert {k for k in classes if issubclass(k, Trainable)} == {Trainable, Model, *ALL.values()}
 
 
 @pytest.fixture(params=[(name, i) for name, cases in CASES.items() for i in range(len(cases))],
@@ -173,7 +176,7 @@ def test_the_log_densities_of_z1_are_those_at_its_draw(monkeypatch, cells, case,
 
 
 def test_no_constructor_has_a_positional_option():
-    for name, kind in {**KINDS, "MLP": vaelab.MLP}.items():
+    for name, kind in {**ALL, "MLP": vaelab.MLP}.items():
         _, *parameters = inspect.signature(kind.__init__).parameters.values()
         n_sizes = 2 if name == "MLP" else 1
         assert [p.name for p in parameters[:n_sizes]] == ["n_genes", "n_in", "n_out"][
@@ -195,7 +198,7 @@ FILES = {"save", "load"}
 
 def test_no_method_has_a_positional_option():
     asked = set()
-    for kind in (Model, *KINDS.values()):
+    for kind in (Trainable, Model, *ALL.values()):
         for name, method in inspect.getmembers(kind, inspect.isfunction):
             ours = method.__module__.startswith("vaelab.models")
             if not ours or name.startswith("_") or name in MATHEMATICS | FILES:
@@ -300,16 +303,26 @@ def test_the_models_own_evidence_is_what_log_marginal_finds():
     np.testing.assert_allclose(model.log_marginal(cells, n_samples=20_000), evidence, atol=0.05)
 
 
-def test_what_a_model_must_define_is_missed_at_once():
-    class Nothing(Model):
+@pytest.mark.parametrize(
+    ("base", "methods"),
+    [
+        (Model, ("prior", "encode", "decode", "elbo", "objective")),
+        (Trainable, ("objective", "embed", "reconstruct")),
+    ],
+)
+def test_what_a_model_must_define_is_missed_at_once(base, methods):
+    class Nothing(base):
         def __init__(self, n_genes):
             super().__init__()
             self.weight = nn.Parameter(torch.zeros(n_genes))
 
     model, cells = Nothing(20), factor_cells()
-    for ask in (model.prior, lambda: model.encode(cells), lambda: model.elbo(cells)):
+    arguments = {"prior": (), "decode": (torch.zeros(2), cells)}
+    for name in methods:
         with pytest.raises(NotImplementedError):
-            ask()
+            getattr(model, name)(*arguments.get(name, (cells,)))
+    with pytest.raises(NotImplementedError):
+        vaelab.fit(model, cells, progress=False)
 
 
 # ----------------------------------------------------------------------- what is kept of a model

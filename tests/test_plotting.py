@@ -61,9 +61,10 @@ DRAWN = {
     "count_histogram": lambda **a: plotting.count_histogram(COUNTS, {"VAE": COUNTS + 1}, **a),
     "confusion_matrix": lambda **a: plotting.confusion_matrix(GROUPS, GROUPS, **a),
     "graphical_model": lambda **a: plotting.graphical_model(vaelab.VAE.graph, **a),
+    "layers": lambda **a: plotting.layers([30, 8, 2, 8, 30], **a),
     "seeds": lambda ax=None: plotting.seeds(ax, SEEDS),
 }
-WITHOUT_AXIS_LABELS = {"embedding", "graphical_model"}
+WITHOUT_AXIS_LABELS = {"embedding", "graphical_model", "layers"}
 
 
 @pytest.fixture(autouse=True)
@@ -221,6 +222,43 @@ def test_the_history_shows_bounds_terms_and_weight():
     assert legend(terms) == ["kl_z", "kl_y", "KL weight"]
     colours = [to_hex(line.get_color()) for ax in (bound, terms) for line in ax.get_lines()]
     assert len({*colours[:2]}) == len({*colours[3:5]}) == 2
+
+
+def history_of_errors(held_out=True):
+    frame = history(held_out=held_out)
+    return pd.DataFrame(
+        {
+            "squared_error": -frame["bound"],
+            "error": -frame["bound"],
+            "held_out_error": -frame["held_out_bound"],
+            "seconds": 0.5,
+        }
+    )
+
+
+def test_a_history_of_errors_is_one_panel_that_speaks_of_no_bound():
+    frame = history_of_errors()
+    ax = plotting.training_history(frame, best_epoch=30)
+    assert ax.figure.axes == [ax]
+    training, held_out, best = ax.get_lines()
+    np.testing.assert_array_equal(training.get_ydata(), frame["error"])
+    np.testing.assert_array_equal(held_out.get_ydata(), frame["held_out_error"])
+    assert set(best.get_xdata()) == {30}
+    assert legend(ax) == ["training cells", "held-out cells", "kept: epoch 30"]
+    assert (ax.get_ylabel(), ax.get_title()) == ("squared error", "The reconstruction error")
+    assert legend(plotting.training_history(history_of_errors(held_out=False))) == [
+        "training cells"
+    ]
+    two = frame.assign(penalty=1.0)
+    assert plotting.training_history(two).get_ylabel() == "error"
+
+
+def test_the_first_epochs_do_not_flatten_the_other_errors():
+    frame = history_of_errors()
+    frame.loc[1, ["error", "held_out_error"]] = 1e6
+    assert plotting.training_history(frame).get_ylim()[1] < 2000
+    frame["held_out_error"] = 5000.0
+    assert plotting.training_history(frame).get_ylim()[1] > 5000
 
 
 def test_a_held_out_bound_far_below_the_training_bound_stays_in_sight():
@@ -718,6 +756,39 @@ def test_every_model_has_a_graph_of_the_variables_in_its_docstring(model):
         assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", described), name
     drawn_variables, shaded = drawn(plotting.graphical_model(model.graph))
     assert set(drawn_variables) == set(model.graph) and shaded
+
+
+# ------------------------------------------------------------------------------------- layers
+
+
+def test_each_layer_is_a_bar_with_its_number_and_the_code_is_in_the_middle():
+    widths = [2000, 64, 1, 64, 2000]
+    ax = plotting.layers(widths)
+    bars = [patch for patch in ax.patches if isinstance(patch, Rectangle)]
+    heights = [bar.get_height() for bar in bars]
+    np.testing.assert_allclose(np.diff(heights), np.diff(np.log2(widths)))
+    assert min(heights) > 0
+    for bar in bars:  # centred
+        assert bar.get_y() == pytest.approx(-bar.get_height() / 2)
+    numbers = [t.get_text() for t in ax.texts if t.get_position()[1] < 0]
+    assert numbers == ["2,000", "64", "1", "64", "2,000"]
+    assert {t.get_text(): t.get_position()[0] for t in ax.texts if t.get_position()[1] > 0} == {
+        "x": 0, "z": 2, "x̂": 4,
+    }  # fmt: skip
+    sides = [patch for patch in ax.patches if not isinstance(patch, Rectangle)]
+    colours = [to_hex(side.get_facecolor()) for side in sides]
+    assert colours == [plotting.BLUE.lower()] * 2 + [plotting.ORANGE.lower()] * 2
+    for i, side in enumerate(sides):  # from one bar to the next
+        corners = side.get_xy()[:4]
+        np.testing.assert_allclose(sorted({*corners[:, 0]}), [i, i + 1])
+        np.testing.assert_allclose(np.ptp(corners[corners[:, 0] == i, 1]), heights[i])
+    assert plotting.layers(vaelab.Autoencoder(7, n_hidden=(5,)).widths)
+
+
+@pytest.mark.parametrize("widths", [[5], [5, 3], [5, 3, 2, 3], [5, 0, 5]])
+def test_widths_that_are_no_autoencoder_are_refused(widths):
+    with pytest.raises(ValueError, match="an odd number of layers, 3 or more, of at least 1 unit"):
+        plotting.layers(widths)
 
 
 # -------------------------------------------------------------------------------------- seeds

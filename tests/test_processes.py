@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 
-from vaelab import GMVAE, SCANVI, SCVI, VAE, Cells, fit, training
+from vaelab import GMVAE, SCANVI, SCVI, VAE, Autoencoder, Cells, fit, training
 from vaelab._internal.on_disk import OnDisk
 from vaelab._internal.processes import total
 from vaelab.bounds import Bound, Term
@@ -60,6 +60,7 @@ MODELS = {
     "coupled": lambda: Coupled(N_GENES, dropout_rate=0.0, normalization=None, **SIZES),
     "layer norm": lambda: without_noise(normalization="layer"),
     "batch norm": lambda: without_noise().double(),
+    "autoencoder": lambda: Autoencoder(N_GENES, n_hidden=(6,), tied=True).double(),
     "GMVAE": lambda: GMVAE(N_GENES, n_clusters=3, dropout_rate=0.0, **SIZES).double(),
     "SCVI": lambda: SCVI(
         N_GENES, n_batches=2, library="latent", dropout_rate=0.0, **SIZES

@@ -347,7 +347,7 @@ def test_what_cannot_be_extended_or_trained_is_refused(model):
         fit(model, reference, train="new", **QUICK)
     with pytest.raises(ValueError, match="The model has no new batch"):
         fit(model, reference, train="new batch", **QUICK)
-    with pytest.raises(ValueError, match="A VAE has no batches"):
+    with pytest.raises(ValueError, match="VAE has no batches"):
         fit(VAE(40), reference, train="new batch", **QUICK)
     extended = model.extend(batches=["new"])
     with pytest.raises(ValueError, match=r"120 of these cells are of another batch \('"):

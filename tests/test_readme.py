@@ -7,6 +7,7 @@ import matplotlib
 import pytest
 
 import vaelab
+from vaelab.teaching.map import LESSONS, PATHS
 
 from . import readme_picture
 
@@ -15,6 +16,51 @@ README = readme_picture.ROOT / "README.md"
 
 def test_its_picture_is_that_of_lesson_06():
     assert readme_picture.PICTURE.read_bytes() == readme_picture.picture()
+
+
+def words(svg: bytes) -> list[str]:
+    return re.findall(r"<text[^>]*>([^<]*)</text>", svg.decode())
+
+
+def test_its_map_is_that_of_the_course():
+    """Its words are compared: other versions of matplotlib draw the same map in other bytes."""
+    matplotlib.use("Agg")
+    drawn = words(readme_picture.map_of_the_course())
+    assert drawn == words(readme_picture.MAP.read_bytes())
+    assert {*LESSONS} <= {*drawn} and len(LESSONS) == 14
+
+
+def test_the_map_has_the_minutes_of_the_lessons():
+    rows = re.findall(r"^\| (\d\d) \|.*\| ([\d +]+) min \|$", README.read_text("utf-8"), re.M)
+    listed = {number: sum(map(int, minutes.split("+"))) for number, minutes in rows}
+    assert {n: one.minutes for n, one in LESSONS.items() if one.minutes} == listed
+    course = readme_picture.ROOT / "course"
+    assert {path.name[:2] for path in course.glob("[0-9]*.py")} == {*listed}
+    for number in listed:
+        [path] = course.glob(f"{number}_*.py")
+        said = re.search(r"\*\*Time:\*\*\s+(?:#\s+)?about (\d+) minutes", path.read_text("utf-8"))
+        later = re.search(r"minutes to a marked stop, and (\d+) more", path.read_text("utf-8"))
+        if said:
+            assert int(said[1]) + int(later[1] if later else 0) == listed[number], path.name
+
+
+def everything_before(number: str) -> set[str]:
+    found = {*LESSONS[number].needs}
+    return found.union(*map(everything_before, found))
+
+
+def test_the_map_leads_to_what_a_lesson_says_it_needs():
+    for path in (readme_picture.ROOT / "course").glob("[0-9]*.py"):
+        text, number = path.read_text("utf-8"), path.name[:2]
+        needs = re.search(r"\*\*You need\*\*(.*?)\*\*Time", text, re.S)[1]
+        linked = {*re.findall(r"\((\d\d)_\w+\.ipynb\)", needs)} - {*LESSONS[number].helps}
+        assert linked <= everything_before(number), path.name
+
+
+def test_a_path_takes_no_longer_than_its_lessons():
+    for path in PATHS.values():
+        for number, minutes in (path.minutes or {}).items():
+            assert minutes <= LESSONS[number].minutes
 
 
 def test_its_files_exist():

@@ -136,10 +136,10 @@ def test_an_unfitted_model_is_saved_without_genes(tmp_path):
 
 
 def test_another_class_refuses_the_file_and_names_the_right_one(saved):
-    with pytest.raises(ParameterFileError, match=r"holds a VAE: load it with vaelab\.VAE\.load"):
+    with pytest.raises(ParameterFileError, match=r"VAE parameters: load it with vaelab\.VAE\.load"):
         OtherModel.load(saved)
     other = OtherModel(N_GENES).save(saved.with_name("other"))
-    with pytest.raises(ParameterFileError, match="holds a OtherModel"):
+    with pytest.raises(ParameterFileError, match="holds OtherModel parameters"):
         VAE.load(other)
 
 

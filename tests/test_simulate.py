@@ -175,3 +175,60 @@ def test_arguments_out_of_range_are_refused_by_name(name, values):
 def test_the_smallest_data_sets_can_be_made(arguments):
     adata = simulate.dataset(**{"n_cells": 5, "n_genes": 5} | arguments)
     assert np.isfinite(adata.X.toarray()).all()
+
+
+# ------------------------------------------------------------------------------------ profiles
+
+
+def test_the_profiles_hold_what_the_docstring_says():
+    adata = simulate.profiles(n_cells=90, n_genes=31, n_types=3)
+    assert adata.shape == (90, 31)
+    assert sparse.isspmatrix_csr(adata.X) and adata.X.dtype == np.float32
+    assert adata.obs["cell_type"].value_counts().tolist() == [30, 30, 30]
+    assert sorted(adata.var["up_in"].value_counts()) == [10, 10, 11]
+    assert [*adata.obs["cell_type"].cat.categories] == ["type 1", "type 2", "type 3"]
+    assert adata.obs_names.is_unique and adata.var_names.is_unique
+    Cells.from_anndata(adata, label="cell_type").require_domain("counts")
+    assert simulate.profiles(n_genes=30).n_obs == 6000
+    assert simulate.profiles(n_cells=30).n_vars == 1000
+
+
+def test_one_seed_gives_the_same_profiles_and_another_seed_others():
+    first, again, other = (simulate.profiles(60, 30, seed=seed) for seed in (7, 7, 8))
+    assert (first.X != again.X).nnz == 0 < (first.X != other.X).nnz
+    pd.testing.assert_frame_equal(first.obs, again.obs)
+    assert (first.obs["depth"] != other.obs["depth"]).all()
+
+
+def test_genes_are_turned_up_in_their_own_type_by_the_fold_asked_for():
+    adata = simulate.profiles(900, 300, background=2.0, fold=5.0, depth=0.2, seed=3)
+    x, depth = adata.X.toarray().astype(float), adata.obs["depth"].to_numpy()[:, None]
+    up = (
+        adata.obs["cell_type"].astype(str).to_numpy()[:, None]
+        == adata.var["up_in"].astype(str).to_numpy()
+    )
+    assert up.mean() == pytest.approx(1 / 3)
+    assert_mean_is((x / depth)[up], 10.0)
+    assert_mean_is((x / depth)[~up], 2.0)
+    np.testing.assert_allclose(adata.layers["mean"], depth * np.where(up, 10, 2), rtol=1e-6)
+    assert_mean_is((x - adata.layers["mean"]) ** 2 - adata.layers["mean"], 0)  # Poisson
+    assert np.log(depth).std() == pytest.approx(0.2, rel=0.1)
+    assert_mean_is(np.log(depth), 0)
+    assert np.ptp(simulate.profiles(9, 9, depth=0).obs["depth"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("n_cells", [0, np.nan]),
+        ("n_genes", [0, -3]),
+        ("n_types", [0, 11]),
+        ("background", [0, -1, np.nan, np.inf]),
+        ("fold", [0, np.nan, np.inf]),
+        ("depth", [-1, np.nan, np.inf]),
+    ],
+)
+def test_arguments_of_profiles_out_of_range_are_refused_by_name(name, values):
+    for value in values:
+        with pytest.raises(ValueError, match=f"^{name} is {value}; it "):
+            simulate.profiles(**{"n_cells": 10, "n_genes": 20} | {name: value})

@@ -93,7 +93,7 @@ def script(model, held_out_bounds):
         at_epoch.append(state(model))
         return np.array([held_out_bounds[len(at_epoch) - 1]])
 
-    model.elbo_per_cell = bound
+    model.objective_per_cell = bound
     return at_epoch
 
 
@@ -836,9 +836,7 @@ def test_a_device_that_is_not_there_is_refused_in_a_sentence(device, tmp_path):
 
 
 def test_what_is_no_model_or_no_cells_is_refused():
-    with pytest.raises(
-        TypeError, match=r"model must be a vaelab\.models\.base\.Model, but is a Cells"
-    ):
+    with pytest.raises(TypeError, match=r"model must be a model of vaelab\.models, but is a Cells"):
         fit(some_cells(), some_model())
     with pytest.raises(TypeError, match="but is a Linear"):
         fit(torch.nn.Linear(2, 2), some_cells())

@@ -16,7 +16,7 @@ from . import datasets, interop, metrics, plotting, simulate
 from .bounds import Bound, Term
 from .cells import Cells
 from .likelihoods import LIKELIHOODS
-from .models import GMVAE, SCANVI, SCVI, VAE
+from .models import GMVAE, SCANVI, SCVI, VAE, Autoencoder
 from .networks import MLP
 from .preprocessing import log_normalize, select_genes, to_counts
 from .teaching.exercises import check
@@ -29,6 +29,7 @@ __all__ = [
     "SCANVI",
     "SCVI",
     "VAE",
+    "Autoencoder",
     "Bound",
     "Cells",
     "History",

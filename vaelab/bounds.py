@@ -1,12 +1,13 @@
-"""Lower bounds on log p(x), kept as their terms.
+"""Objectives, kept as their terms: lower bounds on log p(x), and reconstruction errors.
 
-A model returns its bound as named terms. A term's value is the quantity that its name says (a KL
-is not below zero); its sign stands apart:
+A model returns its objective as named terms. A term's value is the quantity that its name says (a
+KL is not below zero); its sign stands apart:
 
     log p(x) ≥ ELBO = Σ sign · value
 
 The loss, the importance-weighted bound, the ledger and the history are all computed from these
-terms, so none of them can contain a term that the others lack.
+terms, so none of them can contain a term that the others lack. An autoencoder has no p(x): its
+objective is a ``ReconstructionError``, whose terms are subtracted, and which is minimised.
 """
 
 from __future__ import annotations
@@ -19,23 +20,24 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-__all__ = ["Bound", "Term"]
+__all__ = ["Bound", "Objective", "ReconstructionError", "Term"]
 
 
 @dataclass(frozen=True)
 class Term:
-    """One term of a bound.
+    """One term of an objective.
 
     Parameters
     ----------
     name
-        The name in bounds, histories and ledgers, such as "kl_z".
+        The name in objectives, histories and ledgers, such as "kl_z".
     symbol
         The quantity in mathematics, without its sign, such as "KL(q(z|x)‖p(z))".
     sign
-        +1 or −1: how the quantity enters the bound.
+        +1 or −1: how the quantity enters the sum that training maximises.
     value
-        The quantity in nats, shape (n_cells,), or (n_samples, n_cells) if it was drawn.
+        The quantity, shape (n_cells,), or (n_samples, n_cells) if it was drawn; in nats if the
+        objective is a bound.
     source
         Paper and equation.
     warm_up
@@ -43,7 +45,7 @@ class Term:
     weight
         Factor of the term in the loss.
     in_bound
-        False if the term is trained but is not part of the bound, such as a classifier's
+        False if the term is trained but is not part of the bound or error, such as a classifier's
         cross-entropy: it is in the loss, the history and the ledger only.
 
     Raises
@@ -66,8 +68,8 @@ class Term:
             raise ValueError(f"The sign of {self.name!r} is {self.sign!r}; it must be +1 or −1.")
 
 
-class Bound:
-    """A lower bound on log p(x) for each cell of a minibatch: a signed sum of terms.
+class Objective:
+    """What training improves: a :class:`Bound` or a :class:`ReconstructionError` of each cell.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ class Bound:
         Terms of different names. Those with ``in_bound=False`` are added to the loss alone.
     posteriors
         Posterior q of each discrete latent variable, by its name, shape (n_cells, n_values). They
-        are reported in the history; they are not added to the bound.
+        are reported in the history; they are not added to the objective.
 
     Raises
     ------
@@ -83,27 +85,37 @@ class Bound:
         Two terms have the same name.
     """
 
+    name: str  # in histories
+    sign: int  # +1 if it is maximised, −1 if it is minimised
+    unit: str  # the name of the ledger's column of values
+
     def __init__(self, *terms: Term, posteriors: Mapping[str, Tensor] = MappingProxyType({})):
         self.terms: dict[str, Term] = {}
         for term in terms:
             if term.name in self.terms:
                 raise ValueError(
-                    f"Two terms of this bound are named {term.name!r}; give each its own name."
+                    f"Two terms of this {self.name} are named {term.name!r}; give each its own "
+                    "name."
                 )
             self.terms[term.name] = term
         self.posteriors = {name: q.detach() for name, q in posteriors.items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        """The value of a term for each cell, averaged over draws; nats, shape (n_cells,)."""
+        """The value of a term for each cell, averaged over draws; shape (n_cells,)."""
         value = self.terms[name].value
         return value.mean(0) if value.ndim == 2 else value
 
     def per_cell(self) -> Tensor:
-        """The bound of each cell, averaged over draws; nats, shape (n_cells,)."""
-        return sum(term.sign * self[name] for name, term in self.terms.items() if term.in_bound)
+        """The bound, or the error, of each cell, averaged over draws; shape (n_cells,)."""
+        return self.total({name: self[name] for name in self.terms})
+
+    def total(self, values: Mapping):
+        """The bound, or the error, if its terms have these values."""
+        terms = [term for term in self.terms.values() if term.in_bound]
+        return self.sign * sum(term.sign * values[term.name] for term in terms)
 
     def loss(self, kl_weight: float = 1.0) -> Tensor:
-        """What training minimises: minus the weighted signed sum of all terms; nats, a scalar.
+        """What training minimises: minus the weighted signed sum of all terms; a scalar.
 
         Averaged over cells. It includes the terms with ``in_bound=False``; ``kl_weight`` multiplies
         the terms that warm up, and below 1 the loss is not a bound.
@@ -119,6 +131,36 @@ class Bound:
             name: term.weight * (kl_weight if term.warm_up else 1.0)
             for name, term in self.terms.items()
         }
+
+    def ledger(self, kl_weight: float = 1.0):
+        """Every term by name, sign, symbol, weight in the loss, value and source.
+
+        Returns
+        -------
+        A pandas DataFrame, one row per term. ``nats`` (or ``value``, if the objective is an error)
+        is the mean of the value over cells, so that the loss is −Σ sign · weight · nats.
+        """
+        import pandas as pd
+
+        weights = self.weights(kl_weight)
+        rows = [
+            {
+                "term": term.name,
+                "sign": "+" if term.sign > 0 else "−",
+                "symbol": term.symbol,
+                "weight": weights[term.name],
+                self.unit: self[term.name].mean().item(),
+                "source": term.source,
+            }
+            for term in self.terms.values()
+        ]
+        return pd.DataFrame(rows).set_index("term")
+
+
+class Bound(Objective):
+    """A lower bound on log p(x) for each cell of a minibatch, in nats; training maximises it."""
+
+    name, sign, unit = "bound", +1, "nats"
 
     def iwae(self) -> Tensor:
         """log (1/S) Σ_s w_s, the importance-weighted bound of each cell; nats, shape (n_cells,).
@@ -142,26 +184,12 @@ class Bound:
         log_weights = sum(term.sign * term.value for term in terms)  # (n_samples, n_cells)
         return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
 
-    def ledger(self, kl_weight: float = 1.0):
-        """Every term by name, sign, symbol, weight in the loss, value and source.
 
-        Returns
-        -------
-        A pandas DataFrame, one row per term. ``nats`` is the mean of the value over cells, so that
-        the loss is −Σ sign · weight · nats.
-        """
-        import pandas as pd
+class ReconstructionError(Objective):
+    """How far the output of an autoencoder is from its input; training minimises it.
 
-        weights = self.weights(kl_weight)
-        rows = [
-            {
-                "term": term.name,
-                "sign": "+" if term.sign > 0 else "−",
-                "symbol": term.symbol,
-                "weight": weights[term.name],
-                "nats": self[term.name].mean().item(),
-                "source": term.source,
-            }
-            for term in self.terms.values()
-        ]
-        return pd.DataFrame(rows).set_index("term")
+    It is not a bound on log p(x): an autoencoder has no p(x). Its terms have the sign −1, and
+    ``per_cell`` is their sum, which is not below zero.
+    """
+
+    name, sign, unit = "error", -1, "value"

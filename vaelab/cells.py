@@ -315,13 +315,13 @@ class Cells:
         return std.where(std > 1e-6 * mean.abs(), 0.0)
 
     def require_domain(self, domain: str) -> None:
-        """Refuse values to which a likelihood gives no probability.
+        """Refuse values that a likelihood, or the output of an autoencoder, cannot give.
 
         Parameters
         ----------
         domain
-            Values that the likelihood allows: "counts" (0, 1, 2, …), "unit interval" ([0, 1]) or
-            "real".
+            Values that the model allows: "counts" (0, 1, 2, …), "unit interval" ([0, 1]),
+            "nonnegative" (0 or more) or "real".
 
         Raises
         ------

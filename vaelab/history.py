@@ -61,7 +61,8 @@ class History:
 
         Its columns are the KL weight at the end of the epoch; the value of each term and the bound
         on the training cells (mean over the epoch, nats per cell, dropout on); the bound on the
-        held-out cells (NaN if there are none); and the duration in seconds.
+        held-out cells (NaN if there are none); and the duration in seconds. An autoencoder has no
+        KL weight, and an "error" and a "held_out_error" in place of the bounds.
         """
         import pandas as pd
 
@@ -96,7 +97,7 @@ class History:
         return pd.DataFrame(used, index=pd.RangeIndex(1, len(used) + 1, name="epoch"))
 
     def plot(self, axes=None):
-        """Draw the bound and its terms against epochs; returns the Axes."""
+        """Draw the bound and its terms, or the error, against epochs; returns the Axes."""
         return plotting.training_history(self.frame, self.best_epoch, axes)
 
     def __repr__(self) -> str:
@@ -104,7 +105,7 @@ class History:
 
 
 class ProgressBar:
-    """A progress bar with the bound and its terms."""
+    """A progress bar with the bound and its terms, or with the error."""
 
     def __init__(self, epochs: int, done: int, show: bool):
         from tqdm import tqdm
@@ -114,9 +115,9 @@ class ProgressBar:
 
     def update(self, history: History) -> None:
         hidden = ("epoch", "kl_weight", "seconds")
-        shown = {
-            k: f"{v:.1f}" for k, v in history.records[-1].items() if k not in hidden and v == v
-        }
+        record = history.records[-1]
+        digits = ".1f" if "bound" in record else ".4g"  # an error has no usual size
+        shown = {k: f"{v:{digits}}" for k, v in record.items() if k not in hidden and v == v}
         for name, shares in history.shares.items():
             now = usage(shares[-1])
             shown[name] = f"{now['used']}/{len(shares[-1])} H {now['entropy']:.2f}"

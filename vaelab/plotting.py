@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from itertools import combinations, cycle
+from itertools import combinations, cycle, pairwise
 
 import numpy as np
 
@@ -22,6 +22,7 @@ __all__ = [
     "graphical_model",
     "interactive",
     "latent_covariance",
+    "layers",
     "look",
     "readable",
     "seeds",
@@ -58,7 +59,8 @@ PIXELS = 100  # per inch, as shown; a figure is drawn with twice as many, for sh
 def training_history(frame, best_epoch: int | None = None, axes=None):
     """The bound, and all its terms except the reconstruction, against epochs.
 
-    A term is drawn as the quantity that its name says: a KL is not below zero.
+    A term is drawn as the quantity that its name says: a KL is not below zero. The history of an
+    autoencoder has no bound and no KL: its reconstruction error is drawn alone.
 
     Parameters
     ----------
@@ -67,11 +69,11 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     best_epoch
         Epoch whose parameters were kept; a line marks it. None for no line.
     axes
-        Two Axes to draw into; None for a new figure.
+        Two Axes to draw into, or one for an error; None for a new figure.
 
     Returns
     -------
-    The two Axes.
+    The two Axes, or the one.
 
     Raises
     ------
@@ -80,41 +82,55 @@ def training_history(frame, best_epoch: int | None = None, axes=None):
     """
     if len(frame) == 0:
         raise ValueError("No epoch of this training was finished; there is nothing to draw.")
-    if axes is None:
-        axes = _figure(1, 2, figsize=(WIDEST, 3.2))
-    known = {"kl_weight", "bound", "held_out_bound", "seconds"}
-    bound, terms = axes
-    marker = "o" if len(frame) == 1 else None  # a line through one point is invisible
-    bounds = {"training cells": frame["bound"], "held-out cells": frame["held_out_bound"]}
-    for colour, (name, values) in zip(COLOURS, bounds.items(), strict=False):
-        if values.notna().any():
-            bound.plot(frame.index, values, color=colour, marker=marker, label=name)
-    if best_epoch is not None:
-        bound.axvline(best_epoch, color="0.6", lw=1, ls="--", label=f"kept: epoch {best_epoch}")
-    # The first epochs are far below the rest and would flatten everything after them.
-    late = np.array([*bounds.values()])[:, len(frame) // 20 :]
-    late = late[np.isfinite(late)]
-    if late.size:
-        bound.set_ylim(bottom=late.min() - 0.1 * (late.max() - late.min() + 1))
-    bound.set(xlabel="epoch", ylabel="bound (nats per cell)", title="The bound")
-    _legend_beside(bound)
+    name = "bound" if "bound" in frame else "error"
+    known = {"kl_weight", name, f"held_out_{name}", "seconds"}
     others = [c for c in frame.columns if c not in known and c != "reconstruction"]
-    for colour, name in zip(cycle(COLOURS), others, strict=False):
-        terms.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
-    terms.set(xlabel="epoch", ylabel="nats per cell", title="The other terms, and the KL weight")
-    weight = terms.twinx()
+    if axes is None:
+        axes = (
+            _figure(1, 2, figsize=(WIDEST, 3.2)) if name == "bound" else _figure(figsize=(6, 3.2))
+        )
+    panel, *rest = np.atleast_1d(axes)
+    marker = "o" if len(frame) == 1 else None  # a line through one point is invisible
+    lines = {"training cells": frame[name], "held-out cells": frame[f"held_out_{name}"]}
+    for colour, (label, values) in zip(COLOURS, lines.items(), strict=False):
+        if values.notna().any():
+            panel.plot(frame.index, values, color=colour, marker=marker, label=label)
+    if best_epoch is not None:
+        panel.axvline(best_epoch, color="0.6", lw=1, ls="--", label=f"kept: epoch {best_epoch}")
+    # The first epochs are far from the rest and would flatten everything after them.
+    late = np.array([*lines.values()])[:, len(frame) // 20 :]
+    late = late[np.isfinite(late)]
+    if late.size and name == "bound":
+        panel.set_ylim(bottom=late.min() - 0.1 * (np.ptp(late) + 1))
+    elif late.size:
+        panel.set_ylim(top=late.max() + 0.1 * (np.ptp(late) or 1))
+    if name == "bound":
+        panel.set(xlabel="epoch", ylabel="bound (nats per cell)", title="The bound")
+        _terms(frame, others, rest[0], marker)
+    else:
+        ylabel = others[0].replace("_", " ") if len(others) == 1 else "error"
+        panel.set(xlabel="epoch", ylabel=ylabel, title="The reconstruction error")
+    _legend_beside(panel)
+    for ax in (panel, *rest):
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if marker:
+            ax.set_xticks(frame.index)
+    return axes
+
+
+def _terms(frame, names: list[str], ax, marker: str | None) -> None:
+    """Terms of a bound and the KL weight against epochs."""
+    for colour, name in zip(cycle(COLOURS), names, strict=False):
+        ax.plot(frame.index, frame[name], color=colour, marker=marker, label=name)
+    ax.set(xlabel="epoch", ylabel="nats per cell", title="The other terms, and the KL weight")
+    weight = ax.twinx()
     weight.plot(
         frame.index, frame["kl_weight"], color="0.5", ls=":", marker=marker, label="KL weight"
     )
     weight.set_ylim(0, 1.05)
     weight.set_ylabel("KL weight")
-    handles = terms.get_lines() + weight.get_lines()
-    _legend_beside(terms, handles=handles, bbox_to_anchor=(1.25, 0.5))
-    for panel in axes:
-        panel.xaxis.get_major_locator().set_params(integer=True)
-        if marker:
-            panel.set_xticks(frame.index)
-    return axes
+    handles = ax.get_lines() + weight.get_lines()
+    _legend_beside(ax, handles=handles, bbox_to_anchor=(1.25, 0.5))
 
 
 def embedding(
@@ -405,6 +421,50 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
         ax.plot(*ends, color="black", lw=1.1, ls="-" if model == "p" else (0, (4, 2.5)))
         style = {"arrowstyle": "-|>", "mutation_scale": 18, "fc": "black", "lw": 0}  # only a head
         ax.annotate("", tip, tail, arrowprops=style | {"shrinkA": 0, "shrinkB": 0})
+    return ax
+
+
+def layers(widths, ax=None):
+    """The layers of an autoencoder, from its input x through the code z to its output x̂.
+
+    A bar is a layer, with its number of units below it. Its height grows with the logarithm of that
+    number. The encoder is blue, the decoder orange.
+
+    Parameters
+    ----------
+    widths
+        Number of units of each layer, such as ``model.widths``; the code is the middle one.
+    ax
+        Axes to draw into; None for a new figure.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    ValueError
+        The number of widths is even or below 3, or a width is below 1.
+    """
+    widths = _numbers("widths", widths, 1)
+    if len(widths) < 3 or len(widths) % 2 == 0 or (widths < 1).any():
+        raise ValueError(
+            f"widths is {[*widths]}; it must be an odd number of layers, 3 or more, of at least 1 "
+            "unit each."
+        )
+    heights, code = np.log2(widths) + 1, len(widths) // 2
+    ax = ax or _figure(figsize=(1.2 * len(widths), 3.2))
+    ax.bar(range(len(widths)), heights, bottom=-heights / 2, width=0.16, color="0.25", zorder=2)
+    for i, (left, right) in enumerate(pairwise(heights / 2)):
+        colour = BLUE if i < code else ORANGE
+        corners = [(i, -left), (i, left), (i + 1, right), (i + 1, -right)]
+        ax.fill(*np.transpose(corners), color=colour, alpha=0.3, lw=0)
+    for i, (width, height) in enumerate(zip(widths, heights, strict=True)):
+        ax.text(i, -height / 2 - 0.4, f"{width:,}", ha="center", va="top")
+    for i, name in ((0, "x"), (code, "z"), (len(widths) - 1, "x̂")):
+        ax.text(i, heights[i] / 2 + 0.3, name, ha="center", va="bottom", fontsize=13)
+    ax.set_ylim(-heights.max() / 2 - 2, heights.max() / 2 + 1.8)
+    ax.set_axis_off()
     return ax
 
 

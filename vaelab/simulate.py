@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-__all__ = ["dataset"]
+__all__ = ["dataset", "profiles"]
 
 
 def dataset(
@@ -106,5 +106,83 @@ def dataset(
         ),
         obsm={"z": z},
         varm={"W": W},
+        layers={"mean": mean.astype(np.float32)},
+    )
+
+
+def profiles(
+    n_cells: int = 6000,
+    n_genes: int = 1000,
+    n_types: int = 3,
+    background: float = 1.0,
+    fold: float = 4.0,
+    depth: float = 0.3,
+    seed: int = 0,
+):
+    """A data set of counts in which each cell type has a block of genes turned up.
+
+        s ~ log-normal(median 1, log-scale ``depth``)
+        x_g ~ Poisson(s · background · fold)    if gene g is in the block of the cell's type,
+              Poisson(s · background)           otherwise
+
+    The types have equally many cells, in order, and equally many genes, up to one. With the default
+    sizes, these are the three profiles of the autoencoder example of the course MCB128 (2026),
+    whose own counts are not published.
+
+    Parameters
+    ----------
+    n_cells, n_genes, n_types
+        Number of cells, genes and cell types.
+    background
+        Mean count of a gene outside the block of the cell's type, in a cell of median depth.
+    fold
+        How many times larger the mean is inside the block.
+    depth
+        Standard deviation of log s: how much the depth of sequencing differs between cells.
+    seed
+        Random seed; the same seed gives the same data set.
+
+    Returns
+    -------
+    An AnnData with counts in ``X`` (CSR), ``obs`` "cell_type" and "depth" (s), ``var`` "up_in" (the
+    type in which the gene is turned up), and ``layers["mean"]``.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of range.
+    """
+    import anndata
+    import pandas as pd
+    from scipy import sparse
+
+    for name, value in {"n_cells": n_cells, "n_genes": n_genes, "n_types": n_types}.items():
+        if not value >= 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1.")
+    if n_types > min(n_cells, n_genes):
+        raise ValueError(
+            f"n_types is {n_types}; it must be at most the number of cells and of genes, of which "
+            "each type needs one."
+        )
+    for name, value in {"background": background, "fold": fold}.items():
+        if not 0 < value < 1e6:
+            raise ValueError(f"{name} is {value}; it must be above 0 and below 10⁶.")
+    if not 0 <= depth < 100:
+        raise ValueError(f"depth is {depth}; it must be from 0 to below 100.")
+    rng = np.random.default_rng(seed)
+    cell_type, up_in = (np.arange(n) * n_types // n for n in (n_cells, n_genes))
+    s = np.exp(depth * rng.standard_normal(n_cells))
+    mean = background * s[:, None] * np.where(cell_type[:, None] == up_in, fold, 1.0)
+    names = [f"type {c + 1}" for c in range(n_types)]
+    return anndata.AnnData(
+        sparse.csr_matrix(rng.poisson(mean), dtype=np.float32),
+        obs=pd.DataFrame(
+            {"cell_type": pd.Categorical.from_codes(cell_type, names), "depth": s},
+            index=[f"cell {i}" for i in range(n_cells)],
+        ),
+        var=pd.DataFrame(
+            {"up_in": pd.Categorical.from_codes(up_in, names)},
+            index=[f"gene {g}" for g in range(n_genes)],
+        ),
         layers={"mean": mean.astype(np.float32)},
     )

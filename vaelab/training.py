@@ -1,4 +1,4 @@
-"""Training: ``fit`` maximises the bound of any model. ``_Run.epoch`` is the loop to read."""
+"""Training: ``fit`` improves the objective of any model. ``_Run.epoch`` is the loop to read."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from ._internal.arguments import require
 from ._internal.machine import find_device
 from ._internal.on_disk import OnDisk, UnreadableError
 from ._internal.processes import OneProcess, ProcessLostError, own_gpu, together
+from .bounds import Bound, Objective
 from .cells import Cells
 from .history import History, ProgressBar, StopReason
 from .likelihoods import Likelihood
 from .metrics import USED, usage
 from .models._surgery import Extensible
 from .models.base import Model
+from .models.trainable import Trainable
 from .reparametrization import seeded
 
 __all__ = ["History", "StopReason", "TrainingError", "fit", "minibatches"]
@@ -59,7 +61,7 @@ class TrainingError(RuntimeError):
 
 
 def fit(
-    model: Model,
+    model: Trainable,
     cells: Cells,
     *,
     epochs: int | None = None,
@@ -78,7 +80,10 @@ def fit(
     checkpoint: str | Path | None = None,
     progress: bool = True,
 ) -> History:
-    """Maximise a model's bound over its parameters by Adam on minibatches.
+    """Improve a model's objective over its parameters by Adam on minibatches.
+
+    The objective of a VAE and its relatives is a bound, which is maximised. That of an autoencoder
+    is a reconstruction error, which is minimised; wherever this page says "bound", read "error".
 
     Parameters
     ----------
@@ -99,7 +104,8 @@ def fit(
         one size for all weights, also where the gradient is mostly noise, as it is for genes that
         few cells express. With a large epsilon a small gradient makes a small step, and the model
         learns less by heart. None for 1 per 2,000 genes, because the gradient of the bound grows
-        with the number of genes. With a small epsilon, choose a small learning rate, such as 1e-3.
+        with the number of genes, or 1/2,000 for an autoencoder, whose error is a mean over genes.
+        With a small epsilon, choose a small learning rate, such as 1e-3.
     likelihood_learning_rate
         Learning rate of the likelihood's own parameters, log θ or log σ of each gene. For them
         epsilon is 1e-8, and there is no weight decay. None for the likelihood's ``learning_rate``:
@@ -107,7 +113,8 @@ def fit(
     kl_warmup
         Number of optimiser steps over which the KL weight rises linearly to 1, at most all steps;
         0 for a weight of 1 from the start. It did not improve the bound of the default networks.
-        Deep networks without normalisation may need it: without, all of z may collapse.
+        Deep networks without normalisation may need it: without, all of z may collapse. An
+        autoencoder does not have a KL, and must have 0.
     train
         "all" to train all weights. "new batch" to train only the weights of the cells' batches,
         which ``model.extend`` has added: all other parameters and buffers stay equal to the bit.
@@ -149,7 +156,7 @@ def fit(
     ValueError
         The model cannot read the cells, or an argument is out of range.
     TypeError
-        ``model`` is not a Model, or ``cells`` are not Cells.
+        ``model`` is not a model of vaelab, or ``cells`` are not Cells.
     TrainingError
         The loss is no longer finite (the message names the epoch, the term and a possible cause),
         the file of the cells can no longer be read, the checkpoint cannot be written, it is from
@@ -174,9 +181,9 @@ def fit(
     alone writes the checkpoint, which all must be able to read. Any number of processes can go on
     from it if together they have as many cells per minibatch.
     """
-    if not isinstance(model, Model):
+    if not isinstance(model, Trainable):
         kind = type(model).__name__
-        raise TypeError(f"model must be a vaelab.models.base.Model, but is a {kind}.")
+        raise TypeError(f"model must be a model of vaelab.models, but is a {kind}.")
     settings = {
         "train": train,
         "epochs": epochs,
@@ -193,6 +200,10 @@ def fit(
     }
     _require_settings(settings)
     model.require_compatible(cells)
+    if kl_warmup and not isinstance(model, Model):
+        raise ValueError(
+            f"kl_warmup is {kl_warmup}, but {type(model).__name__} has no KL: leave it at 0."
+        )
     if train != "all":
         _require_new_batches(train, model, cells)
     if block_size is None:
@@ -212,7 +223,8 @@ def fit(
         together(device) as processes,
     ):
         settings["batch_size"] *= processes.n
-        chosen = _choose(settings, cells.n_genes, cells.n_cells - n_held_out, n_held_out)
+        n_summed = cells.n_genes if model.sums_over_genes else 1
+        chosen = _choose(settings, n_summed, cells.n_cells - n_held_out, n_held_out)
         own_settings = dict(settings)  # ``identify`` adds what only a checkpoint needs
         run = _Run(model.to(device), cells, n_held_out, settings, new, processes)
         if checkpoint is not None:
@@ -278,7 +290,7 @@ def fit(
     return history
 
 
-def _expected_entropy(model: Model, cells: Cells, n_values: int) -> float:
+def _expected_entropy(model: Trainable, cells: Cells, n_values: int) -> float:
     """The entropy of the labels if the model has any, which may be unequal; else the largest."""
     label = cells.label[cells.label >= 0]
     if model.label_names is None or len(label) == 0:
@@ -361,7 +373,7 @@ class _Run:
 
     def __init__(
         self,
-        model: Model,
+        model: Trainable,
         cells: Cells,
         n_held_out: int,
         settings: dict,
@@ -373,7 +385,7 @@ class _Run:
         self.processes = processes  # those that train this model together
         self.history = History()
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
-        self.best_bound = -np.inf
+        self.best_score = -np.inf  # its held-out bound, or minus its held-out error
         fused = model.device.type in ("cpu", "cuda") and model.dtype == torch.float32
         self.optimizer = torch.optim.Adam(_groups(model, settings), fused=fused)
         self.rng = np.random.default_rng(settings["seed"])
@@ -405,11 +417,11 @@ class _Run:
         self.model.train(self.new is None)
         for i, minibatch in enumerate(shuffled):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
-            bound = self.model.elbo(minibatch.to(self.model.device, self.model.dtype))
-            loss = self.processes.mean(bound.loss(kl_weight), len(minibatch))
+            objective = self.model.objective(minibatch.to(self.model.device, self.model.dtype))
+            loss = self.processes.mean(objective.loss(kl_weight), len(minibatch))
             if not torch.isfinite(loss):
-                broken = [n for n in bound.terms if not torch.isfinite(bound[n]).all()]
-                self.fail(broken, [*bound.terms])
+                broken = [n for n in objective.terms if not torch.isfinite(objective[n]).all()]
+                self.fail(broken, [*objective.terms])
             self.last_finite = start_of_epoch
             self.optimizer.zero_grad()
             loss.backward()
@@ -417,13 +429,13 @@ class _Run:
             self.optimizer.step()
             self.keep_old()
             self.model.after_step()
-            sums = {name: bound[name].detach().sum() for name in bound.terms}
-            sums |= {name: q.sum(0) for name, q in bound.posteriors.items()}
+            sums = {name: objective[name].detach().sum() for name in objective.terms}
+            sums |= {name: q.sum(0) for name, q in objective.posteriors.items()}
             totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
         self.processes.share(self.model.state_dict())
         if not _finite(self.model.state_dict().values()):
             self.fail(["parameters"])
-        self.record(number, kl_weight, bound, totals, started)
+        self.record(number, kl_weight, objective, totals, started)
 
     @torch.no_grad()
     def keep_old(self) -> None:
@@ -432,38 +444,40 @@ class _Run:
             parameter = self.model.get_parameter(name)
             parameter.copy_(parameter.where(self.new[name], old))
 
-    def record(self, number: int, kl_weight: float, bound, totals: dict, started: float) -> None:
+    def record(
+        self, number: int, kl_weight: float, objective: Objective, totals: dict, started: float
+    ) -> None:
         n_training = len(self.training_rows)
         totals = self.processes.add(totals)
         means = {name: (total / n_training).tolist() for name, total in totals.items()}
-        held_out_bound = self.held_out_bound()
-        terms = {name: means[name] for name in bound.terms}
+        held_out = self.held_out_objective()
         self.history.records.append(
             {
                 "epoch": number,
-                "kl_weight": kl_weight,
-                **terms,
-                "bound": sum(t.sign * terms[t.name] for t in bound.terms.values() if t.in_bound),
-                "held_out_bound": held_out_bound,
+                **({"kl_weight": kl_weight} if isinstance(objective, Bound) else {}),
+                **{name: means[name] for name in objective.terms},
+                objective.name: objective.total(means),
+                f"held_out_{objective.name}": held_out,
                 "seconds": self.processes.gather(time.perf_counter() - started)[0],
             }
         )
-        for name in bound.posteriors:
+        for name in objective.posteriors:
             self.history.shares.setdefault(name, []).append(means[name])
-        if held_out_bound > self.best_bound:  # False for NaN
-            self.best, self.best_bound = _copy(self.model.state_dict()), held_out_bound
+        if objective.sign * held_out > self.best_score:  # False for NaN
+            self.best = _copy(self.model.state_dict())
+            self.best_score = objective.sign * held_out
             self.history.best_epoch = number
 
     def kl_weight(self, step: int) -> float:
         """The KL weight at a step, counted from 1 over all epochs."""
         return min(1.0, step / max(1, self.settings["kl_warmup"]))
 
-    def held_out_bound(self) -> float:
-        """The mean ELBO of the held-out cells, with the same draws in every epoch; nats."""
+    def held_out_objective(self) -> float:
+        """The mean objective of the held-out cells, with the same draws in every epoch."""
         if self.n_held_out == 0:
             return float("nan")
         seed = (int(self.settings["seed"]) + self.processes.rank) % 2**63
-        return self.processes.mean_of(self.model.elbo_per_cell(self.held_out, seed=seed))
+        return self.processes.mean_of(self.model.objective_per_cell(self.held_out, seed=seed))
 
     def is_done(self) -> bool:
         """True if training ends now; the history then has the reason."""
@@ -473,7 +487,8 @@ class _Run:
             history.reason, history.stopped = StopReason.ALL_EPOCHS, f"all {done} epochs done"
         elif patience is not None and self.best and done - self.last_progress() >= patience:
             history.reason = StopReason.NO_PROGRESS
-            history.stopped = f"no better held-out bound for {patience} epochs"
+            name = "bound" if "bound" in history.records[-1] else "error"
+            history.stopped = f"no better held-out {name} for {patience} epochs"
         return history.reason is not StopReason.NOT_STARTED
 
     def last_progress(self) -> int:
@@ -512,9 +527,10 @@ class _Run:
                 f"a count that is far larger than the others (the largest is {largest:,.0f}), or "
                 f"a learning rate that is too high ({rate:g})"
             )
+        counts = ", or choose a count likelihood if these are counts"
         return (
-            f"values that overflow (the largest here is {largest:.3g}); scale them down, or choose "
-            "a count likelihood if these are counts"
+            f"values that overflow (the largest here is {largest:.3g}); scale them down"
+            f"{counts if isinstance(self.model, Model) else ''}"
         )
 
     def identify(self) -> None:
@@ -605,7 +621,7 @@ def _choose(settings: dict, n_genes: int, n_training: int, n_held_out: int) -> d
     return chosen
 
 
-def _groups(model: Model, settings: dict) -> list[dict]:
+def _groups(model: Trainable, settings: dict) -> list[dict]:
     """The parameters to train with their options of Adam: networks, and each likelihood's own."""
     trained = {id(p): p for p in model.parameters() if p.requires_grad}
     groups = []
@@ -623,12 +639,12 @@ def _require_new_batches(train: str, model: Model, cells: Cells) -> None:
         raise ValueError(f"train is {train!r}; choose from ['all', 'new batch']")
     if not isinstance(model, Extensible):
         kind = type(model).__name__
-        raise ValueError(f"A {kind} has no batches; train='new batch' is for SCVI and SCANVI.")
+        raise ValueError(f"{kind} has no batches; train='new batch' is for SCVI and SCANVI.")
     model.require_new_batches(cells)
 
 
 @contextmanager
-def _training_only(model: Model, parameters: Iterable[str] | None) -> Iterator[None]:
+def _training_only(model: Trainable, parameters: Iterable[str] | None) -> Iterator[None]:
     """Only these parameters have gradients inside; None for no change."""
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     try:

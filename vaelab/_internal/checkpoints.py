@@ -34,7 +34,7 @@ def write(run, path: Path) -> None:
     progress = {
         "settings": run.settings,
         "history": asdict(run.history),
-        "best_bound": run.best_bound,
+        "best_score": run.best_score,
         "rng": run.rng.bit_generator.state,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def resume(run, history_type: type, path: Path) -> None:
         torch.cuda.set_rng_state(tensors["rng_cuda"], run.model.device)
     run.rng.bit_generator.state = progress["rng"]
     run.history = history_type(**progress["history"])
-    run.best_bound = progress["best_bound"]
+    run.best_score = progress["best_score"]
 
 
 def digest(cells) -> str:

@@ -49,6 +49,7 @@ UNLABELLED = MISSING | {
 OUTSIDE = {  # which values are outside a domain
     "counts": lambda v: (v < 0) | (v != np.round(v)),
     "unit interval": lambda v: (v < 0) | (v > 1),
+    "nonnegative": lambda v: v < 0,
 }
 
 
@@ -361,8 +362,13 @@ def refuse_outside(domain: str, cells) -> None:
         seen = f"x holds {shown(value)} (row {start + row}, gene {cells.gene_names[column]!r})"
         if domain == "unit interval":
             raise ValueError(
-                f"This likelihood needs values between 0 and 1, but {seen}. Scale each gene first: "
-                "vaelab.log_normalize(adata) makes the layer 'unit_interval'."
+                f"This likelihood or output needs values between 0 and 1, but {seen}. Scale each "
+                "gene first: vaelab.log_normalize(adata) makes the layer 'unit_interval'."
+            )
+        if domain == "nonnegative":
+            raise ValueError(
+                f"A softmax output needs counts or shares, 0 or more, but {seen}. For values of "
+                "any sign, choose output='linear'."
             )
         reason, cure = not_counts(part.x for _, part in cells.parts())
         raise ValueError(

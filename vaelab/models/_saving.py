@@ -115,7 +115,9 @@ class Savable:
         except (ValueError, KeyError, TypeError) as error:
             raise ParameterFileError(f"{card_path} is not a model's card: {error!r}.") from None
         if kind != cls.__name__:
-            raise ParameterFileError(f"{weights} holds a {kind}: load it with vaelab.{kind}.load.")
+            raise ParameterFileError(
+                f"{weights} holds {kind} parameters: load it with vaelab.{kind}.load."
+            )
         parameters = weights.read_bytes()
         if hashlib.sha256(parameters).hexdigest() != digest:
             raise ParameterFileError(
