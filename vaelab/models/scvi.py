@@ -79,8 +79,8 @@ class SCVI(Extensible, Model):
         "observed" for ℓ = ``cells.library``, as in the released code. "latent" for a log-normal ℓ
         with the mean and variance of each batch, as published; it needs a count likelihood.
     dispersion
-        What the inverse dispersion of a negative binomial depends on: "gene", "gene-batch" or
-        "gene-cell".
+        What the inverse dispersion of a negative binomial depends on: "scalar", "gene",
+        "gene-batch" or "gene-cell".
     encode_batch
         True if the encoders, q(z | x) and q(ℓ | x), receive the batch as input too.
     seed
