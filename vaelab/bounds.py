@@ -12,7 +12,7 @@ terms, so none of them can contain a term that the others lack.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -108,10 +108,20 @@ class Bound:
         Averaged over cells. It includes the terms with ``in_bound=False``; ``kl_weight`` multiplies
         the terms that warm up, and below 1 the loss is not a bound.
         """
+        return self._minus_sum(self.terms, kl_weight)
+
+    def iwae_loss(self) -> Tensor:
+        """The same with :meth:`iwae` in place of the sum of the terms in the bound.
+
+        Its gradient is that of log (1/S) Σ_s w_s: each draw's gradient of log w_s, times its share
+        of the weights w_s / Σ w (Burda et al. 2016, equation 13).
+        """
+        beside = [name for name, term in self.terms.items() if not term.in_bound]
+        return self._minus_sum(beside) - self.iwae().mean()
+
+    def _minus_sum(self, names: Iterable[str], kl_weight: float = 1.0) -> Tensor | float:
         weights = self.weights(kl_weight)
-        return -sum(
-            weights[name] * term.sign * self[name].mean() for name, term in self.terms.items()
-        )
+        return -sum(weights[name] * self.terms[name].sign * self[name].mean() for name in names)
 
     def weights(self, kl_weight: float = 1.0) -> dict[str, float]:
         """The factor of each term in the loss."""

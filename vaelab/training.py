@@ -69,6 +69,8 @@ def fit(
     likelihood_learning_rate: float | None = None,
     weight_decay: float = 0.0,
     kl_warmup: int = 0,
+    objective: str = "elbo",
+    n_samples: int = 1,
     train: str = "all",
     validation_fraction: float = 0.1,
     patience: int | str | None = "auto",
@@ -108,6 +110,13 @@ def fit(
         Number of optimiser steps over which the KL weight rises linearly to 1, at most all steps;
         0 for a weight of 1 from the start. It did not improve the bound of the default networks.
         Deep networks without normalisation may need it: without, all of z may collapse.
+    objective
+        "elbo" for the mean of log w = log p(x, z) − log q(z | x) over draws of z. "iwae" for the
+        importance-weighted bound log (1/S) Σ_s w_s, with the same S draws in numerator and
+        denominator. It is closer to log p(x), and it is also the held-out bound. It has no KL term,
+        and so no warm-up.
+    n_samples
+        Number of draws of z per cell and step, S. The held-out ELBO has one draw.
     train
         "all" to train all weights. "new batch" to train only the weights of the cells' batches,
         which ``model.extend`` has added: all other parameters and buffers stay equal to the bit.
@@ -186,6 +195,8 @@ def fit(
         "likelihood_learning_rate": likelihood_learning_rate,
         "weight_decay": weight_decay,
         "kl_warmup": kl_warmup,
+        "objective": objective,
+        "n_samples": n_samples,
         "validation_fraction": validation_fraction,
         "patience": patience,
         "block_size": block_size,
@@ -403,10 +414,16 @@ class _Run:
         self.processes.begin_epoch(self.settings["seed"], number)
         totals: dict[str, Tensor] = {}  # over cells: each term, and q of each discrete variable
         self.model.train(self.new is None)
+        iwae = self.settings["objective"] == "iwae"
         for i, minibatch in enumerate(shuffled):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
-            bound = self.model.elbo(minibatch.to(self.model.device, self.model.dtype))
-            loss = self.processes.mean(bound.loss(kl_weight), len(minibatch))
+            bound = self.model.elbo(
+                minibatch.to(self.model.device, self.model.dtype),
+                n_samples=self.settings["n_samples"],
+                analytic_kl=not iwae,
+            )
+            loss = bound.iwae_loss() if iwae else bound.loss(kl_weight)
+            loss = self.processes.mean(loss, len(minibatch))
             if not torch.isfinite(loss):
                 broken = [n for n in bound.terms if not torch.isfinite(bound[n]).all()]
                 self.fail(broken, [*bound.terms])
@@ -419,6 +436,8 @@ class _Run:
             self.model.after_step()
             sums = {name: bound[name].detach().sum() for name in bound.terms}
             sums |= {name: q.sum(0) for name, q in bound.posteriors.items()}
+            if iwae:
+                sums["iwae"] = bound.iwae().detach().sum()
             totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
         self.processes.share(self.model.state_dict())
         if not _finite(self.model.state_dict().values()):
@@ -438,12 +457,13 @@ class _Run:
         means = {name: (total / n_training).tolist() for name, total in totals.items()}
         held_out_bound = self.held_out_bound()
         terms = {name: means[name] for name in bound.terms}
+        total = sum(t.sign * terms[t.name] for t in bound.terms.values() if t.in_bound)
         self.history.records.append(
             {
                 "epoch": number,
                 "kl_weight": kl_weight,
                 **terms,
-                "bound": sum(t.sign * terms[t.name] for t in bound.terms.values() if t.in_bound),
+                "bound": means.get("iwae", total),
                 "held_out_bound": held_out_bound,
                 "seconds": self.processes.gather(time.perf_counter() - started)[0],
             }
@@ -459,11 +479,16 @@ class _Run:
         return min(1.0, step / max(1, self.settings["kl_warmup"]))
 
     def held_out_bound(self) -> float:
-        """The mean ELBO of the held-out cells, with the same draws in every epoch; nats."""
+        """The mean bound of the held-out cells, with the same draws in every epoch; nats."""
         if self.n_held_out == 0:
             return float("nan")
         seed = (int(self.settings["seed"]) + self.processes.rank) % 2**63
-        return self.processes.mean_of(self.model.elbo_per_cell(self.held_out, seed=seed))
+        if self.settings["objective"] == "iwae":
+            n_samples = self.settings["n_samples"]
+            bounds = self.model.log_marginal(self.held_out, n_samples=n_samples, seed=seed)
+        else:
+            bounds = self.model.elbo_per_cell(self.held_out, seed=seed)
+        return self.processes.mean_of(bounds)
 
     def is_done(self) -> bool:
         """True if training ends now; the history then has the reason."""
@@ -562,6 +587,7 @@ def _require_settings(settings: dict) -> None:
         ("likelihood_learning_rate", Real, lambda v: 0 < v < np.inf, "None or a number above 0"),
         ("weight_decay", Real, lambda v: 0 <= v < np.inf, "a number, 0 or more"),
         ("kl_warmup", Integral, lambda n: n >= 0, "a whole number of steps, 0 or more"),
+        ("n_samples", Integral, is_size, size),
         ("validation_fraction", Real, lambda v: 0 <= v < 1, "a share, from 0 to below 1"),
         ("patience", Integral, is_size, f"'auto', None or {size}"),
         ("block_size", Integral, is_size, f"None or {size}"),
@@ -570,6 +596,13 @@ def _require_settings(settings: dict) -> None:
         may_be_none = settings[name] is None and "None" in expected
         if not (may_be_none or (name == "patience" and settings[name] == "auto")):
             require(name, settings[name], kind, fits, expected)
+    if settings["objective"] not in ("elbo", "iwae"):
+        raise ValueError(f"objective is {settings['objective']!r}; choose from ['elbo', 'iwae']")
+    if settings["objective"] == "iwae" and settings["kl_warmup"]:
+        raise ValueError(
+            f"kl_warmup is {settings['kl_warmup']}, but objective 'iwae' has no KL term that could "
+            "warm up: leave it at 0, or choose objective='elbo'."
+        )
 
 
 def _choose(settings: dict, n_genes: int, n_training: int, n_held_out: int) -> dict[str, str]:

@@ -45,17 +45,17 @@ from torch.distributions import Distribution
 from .._internal.arguments import require, require_library, require_size
 from ..bounds import Bound
 from ..cells import Cells
-from ..distributions import CountDistribution
 from ..likelihoods import NormalLikelihood
 from ..networks import evaluating
 from ..reparametrization import seeded
 from ._names import other_genes
+from ._predicting import Predicting
 from ._saving import Savable
 
 __all__ = ["Model"]
 
 
-class Model(Savable, nn.Module):
+class Model(Savable, Predicting, nn.Module):
     """Base of all models; the list above says what a subclass must define.
 
     Attributes
@@ -140,127 +140,6 @@ class Model(Savable, nn.Module):
     def embed(self, cells: Cells) -> np.ndarray:
         """The posterior mean E_q[z | x] of each cell; shape (n_cells, n_latent)."""
         return self._over_minibatches(cells, lambda minibatch: self.encode(minibatch).mean)
-
-    def reconstruct(
-        self, cells: Cells, *, n_samples: int | None = None, seed: int = 0
-    ) -> np.ndarray:
-        """The mean of p(x | z) at each cell's own library size.
-
-        Parameters
-        ----------
-        cells
-            The cells.
-        n_samples
-            Number of draws of z from q(z | x) over which to average. None to decode the mean of z:
-            μ(E z), which is not E μ(z) because the decoder is not linear.
-        seed
-            Random seed for the draws.
-
-        Returns
-        -------
-        Expected values in the units of x, shape (n_cells, n_genes), dense.
-        """
-        mean = self._expectation(lambda p, minibatch: p.mean, n_samples)
-        with seeded(seed):
-            return self._over_minibatches(cells, mean)
-
-    def impute(self, cells: Cells, *, n_samples: int | None = None, seed: int = 0) -> np.ndarray:
-        """x where it was observed, and the mean of p(x | z) where it was not.
-
-        The parameters mean the same as in :meth:`reconstruct`. Neither q(z | x) nor the result
-        depends on what an entry was before it was hidden.
-
-        Returns
-        -------
-        Values in the units of x, shape (n_cells, n_genes), dense.
-
-        Raises
-        ------
-        ValueError
-            The cells have no mask.
-        """
-        if isinstance(cells, Cells) and cells.observed is None:
-            raise ValueError(
-                "All entries of these cells were observed, and none is left to impute: mark those "
-                "that are missing, Cells.from_array(x, observed=…)."
-            )
-
-        def filled(p: Distribution, minibatch: Cells) -> Tensor:
-            return minibatch.x.where(minibatch.observed, p.mean)
-
-        with seeded(seed):
-            return self._over_minibatches(cells, self._expectation(filled, n_samples))
-
-    def denoise(self, cells: Cells, *, n_samples: int | None = None, seed: int = 0) -> np.ndarray:
-        """E[λ | x], the posterior mean of the rate of each count, given z: see ``posterior_mean``.
-
-        It uses the cell twice: for z, and then each count for its own random effect. A Poisson has
-        no random effect, so there it is ``reconstruct``. Where x was not observed, it is the mean
-        of p(x | z). The parameters mean the same as in :meth:`reconstruct`.
-
-        Returns
-        -------
-        Rates, as expected counts, shape (n_cells, n_genes), dense.
-
-        Raises
-        ------
-        ValueError
-            p(x | z) is not a CountDistribution.
-        """
-
-        def rate(p: Distribution, minibatch: Cells) -> Tensor:
-            if not isinstance(p, CountDistribution):
-                raise ValueError(
-                    f"denoise needs a count likelihood, but p(x | z) is a {type(p).__name__}: use "
-                    "reconstruct, or choose one such as likelihood='nb'."
-                )
-            λ = p.posterior_mean(minibatch.x)
-            return λ if minibatch.observed is None else λ.where(minibatch.observed, p.mean)
-
-        with seeded(seed):
-            return self._over_minibatches(cells, self._expectation(rate, n_samples))
-
-    def _expectation(self, value: Callable, n_samples: int | None) -> Callable[[Cells], Tensor]:
-        """E_q[value(p(x | z), minibatch)], or the value at E_q[z | x] if n_samples is None."""
-        if n_samples is None:
-
-            def of(minibatch: Cells) -> Tensor:
-                z, library = self.encode(minibatch).mean, self.infer_library(minibatch)
-                return value(self.decode(z, library), minibatch)
-
-            return of
-        require_size("n_samples", n_samples)
-
-        def average(minibatch: Cells) -> Tensor:
-            q, total = self.encode(minibatch), 0.0
-            for _ in range(n_samples):
-                p = self.decode(q.sample(), self.infer_library(minibatch, draw=True))
-                total = total + value(p, minibatch)
-            return total / n_samples
-
-        return average
-
-    def replicate(self, cells: Cells, *, seed: int = 0) -> np.ndarray:
-        """The cells sampled again: x from p(x | z) with z from q(z | x), the posterior predictive.
-
-        Parameters
-        ----------
-        cells
-            The cells.
-        seed
-            Random seed for the draws of z and x.
-
-        Returns
-        -------
-        Drawn values in the units of x, shape (n_cells, n_genes), dense.
-        """
-
-        def draw(minibatch: Cells) -> Tensor:
-            z = self.encode(minibatch).sample()
-            return self.decode(z, self.infer_library(minibatch, draw=True)).sample()
-
-        with seeded(seed):
-            return self._over_minibatches(cells, draw)
 
     def infer_library(self, cells: Cells, *, draw: bool = False) -> Cells:
         """The cells with the library sizes for ``decode``; by default, their own.
