@@ -53,8 +53,8 @@ def nmf(x, rank: int, *, observed=None, max_iter: int = 200, tol: float = 1e-4, 
     Raises
     ------
     ValueError
-        x has values that are negative or not finite, the mask has another shape, or a cell or gene
-        has no observed entry.
+        A value of x is negative or not finite, the mask has another shape, or a cell or gene has no
+        observed entry.
     """
     x, w = _matrices(x, observed)
     L, F = _start(x, w, rank, seed)

@@ -202,7 +202,7 @@ def thin(x, p: float, *, seed: int = 0):
     Raises
     ------
     ValueError
-        x has values that are not counts, or p is not a probability.
+        A value of x is not a count, or p is not a probability.
     """
     require("p", p, Real, lambda v: 0 <= v <= 1, "a probability, from 0 to 1")
     require_seed(seed)
