@@ -29,8 +29,8 @@ TINY = np.finfo(np.float64).tiny
 def nmf(x, rank: int, *, observed=None, max_iter: int = 200, tol: float = 1e-4, seed: int = 0):
     """Non-negative factorisation under a Poisson likelihood (generalised Kullback-Leibler loss).
 
-    If all entries are observed, it is scikit-learn's NMF; otherwise the same updates with the
-    hidden entries left out of every sum (Zhang et al. 2006).
+    Without a mask, it is scikit-learn's NMF. With one, it does the same updates, and the hidden
+    entries are left out of every sum (Zhang et al. 2006).
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def nmf(x, rank: int, *, observed=None, max_iter: int = 200, tol: float = 1e-4, 
 
     Returns
     -------
-    L of shape (n_cells, rank) and F of shape (n_genes, rank); the mean of x is ``L @ F.T``.
+    The matrices L (n_cells, rank) and F (n_genes, rank); the mean of x is ``L @ F.T``.
 
     Raises
     ------
@@ -81,7 +81,7 @@ def nb_factorization(
 
     Returns
     -------
-    L of shape (n_cells, rank), F of shape (n_genes, rank), and the inverse dispersion θ.
+    The matrices L (n_cells, rank) and F (n_genes, rank), and the inverse dispersion θ.
     """
     x, w = _matrices(x, observed)
     L, F = _start(x, w, rank, seed)
