@@ -96,7 +96,7 @@ def test_a_cell_with_nothing_observed_has_minus_the_kl(likelihood):
 
 
 @EACH
-@pytest.mark.parametrize("n_samples", [None, 2])
+@pytest.mark.parametrize("n_samples", [None, 3])
 def test_impute_keeps_what_was_observed_and_does_not_see_the_rest(name, i, n_samples):
     model = fitted(make(name, **CASES[name][i]))
     (cells, other), draws = two_versions(), {"n_samples": n_samples, "seed": 3}
@@ -106,6 +106,12 @@ def test_impute_keeps_what_was_observed_and_does_not_see_the_rest(name, i, n_sam
     np.testing.assert_array_equal(found, model.impute(other, **draws))
     mean = model.reconstruct(cells, **draws)
     np.testing.assert_array_equal(found[~observed], mean[~observed])
+
+
+def test_an_average_over_draws_leaves_observed_values_as_they_are_to_the_bit():
+    model, cells = fitted(make("VAE", likelihood="normal")), hidden(X / 7)
+    found = model.impute(cells, n_samples=3)[OBSERVED.numpy()]
+    np.testing.assert_array_equal(found, (X / 7)[OBSERVED])
 
 
 def fitted(model):

@@ -16,6 +16,10 @@ from ..reparametrization import seeded
 __all__ = ["Predicting"]
 
 
+def _mean(p: Distribution, cells: Cells) -> Tensor:
+    return p.mean
+
+
 class Predicting:
     """E[x | z], missing entries, rates without noise, and cells drawn again."""
 
@@ -38,9 +42,8 @@ class Predicting:
         -------
         Expected values in the units of x, shape (n_cells, n_genes), dense.
         """
-        mean = self._expectation(lambda p, minibatch: p.mean, n_samples)
         with seeded(seed):
-            return self._over_minibatches(cells, mean)
+            return self._over_minibatches(cells, self._expectation(_mean, n_samples))
 
     def impute(self, cells: Cells, *, n_samples: int | None = None, seed: int = 0) -> np.ndarray:
         """x where it was observed, and the mean of p(x | z) where it was not.
@@ -63,11 +66,13 @@ class Predicting:
                 "that are missing, Cells.from_array(x, observed=…)."
             )
 
-        def filled(p: Distribution, minibatch: Cells) -> Tensor:
-            return minibatch.x.where(minibatch.observed, p.mean)
+        mean = self._expectation(_mean, n_samples)
+
+        def filled(minibatch: Cells) -> Tensor:
+            return minibatch.x.where(minibatch.observed, mean(minibatch))
 
         with seeded(seed):
-            return self._over_minibatches(cells, self._expectation(filled, n_samples))
+            return self._over_minibatches(cells, filled)
 
     def denoise(self, cells: Cells, *, n_samples: int | None = None, seed: int = 0) -> np.ndarray:
         """E[λ | x], the posterior mean of the rate of each count, given z: see ``posterior_mean``.
