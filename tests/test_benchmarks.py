@@ -32,6 +32,7 @@ with pytest.MonkeyPatch.context() as patch:  # scripts import what lies beside t
     import mapping
     import rare_labels
     import report
+    import sarkar
     import scanvi
     import scvi_tools
     import time_to_bound
@@ -812,3 +813,109 @@ def test_a_dispersion_that_is_not_learned_is_reported(monkeypatch, tmp_path, cap
     assert status == (gain > 0.5)
     assert ("small, nb, now" in capsys.readouterr().out.splitlines()[-1]) == (gain > 0.5)
     assert json.loads((tmp_path / "dispersion.json").read_text())["small, zinb, now"][0] == found
+
+
+# ------------------------------------------------------------------------------ Sarkar's tables
+
+
+ROW = {"bug": -5.5, "leak": -0.7, "honest": -1.1}
+HIDDEN = {"plug-in": -24_600.0, "mean": -24_500.0, "epochs": 30.0}
+
+
+@pytest.fixture
+def sarkars_numbers(monkeypatch):
+    """The benchmark with trainings that take no time; what they give can be changed."""
+    numbers = {
+        (part, kind): dict(ROW if part == "denoising" else HIDDEN)
+        for part in ("denoising", "imputation")
+        for kind in sarkar.MODELS
+    }
+    numbers["denoising", "poisson"] = {"bug": -5.0, "leak": -5.0, "honest": -4.5}
+
+    class Pool:
+        def __init__(self, *arguments, **options):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def map(self, function, jobs):
+            return [numbers[part, kind] for part, kind, *_ in jobs]
+
+    monkeypatch.setattr(sarkar, "ProcessPoolExecutor", Pool)
+    constants = {"denoising": {"constant": -8.2}, "imputation": {"constant": -25_321.0}}
+    monkeypatch.setattr(sarkar, "references", lambda: constants)
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("part", "kind", "name", "value", "says"),
+    [
+        ("denoising", "nb", "bug", -9.0, ""),
+        ("denoising", "nb", "honest", -1.3, "With 3 dimensions the honest ranking is not"),
+        ("denoising", "poisson", "honest", -1.9, "With 3 dimensions the honest ranking is not"),
+        ("imputation", "poisson", "plug-in", -26_000.0, ""),
+        ("imputation", "nb", "plug-in", -25_400.0, "NBVAE-3 does not beat the constant"),
+    ],
+)
+def test_sarkars_tables_say_what_does_not_hold(
+    sarkars_numbers, tmp_path, capsys, part, kind, name, value, says
+):
+    sarkars_numbers[part, kind][name] = value
+    out = tmp_path / "numbers.json"
+    status = sarkar.main(["--seeds", "2", "--dimensions", "3", "--out", str(out)])
+    assert status == bool(says)
+    printed = capsys.readouterr().out
+    assert says in printed.splitlines()[-1]
+    assert "| PVAE-3 | -5.000 ± 0.000 | -5.000 ± 0.000 |" in printed
+    assert "| constant | -25,321 |" in printed
+    assert json.loads(out.read_text())["denoising"]["NBVAE-3"]["leak"] == [-0.7, -0.7]
+
+
+def test_sarkars_references_are_the_known_numbers():
+    found = sarkar.references()
+    of = {name: round(value, 3) for name, value in found["denoising"].items()}
+    assert of["true rate"] == -0.757 and of["true posterior mean"] == -1.018
+    assert of["constant"] == -8.241
+    of = {name: round(value) for name, value in found["imputation"].items()}
+    assert (of["true mean"], of["constant"]) == (-23_828, -25_321)
+    assert of["weighted NMF, rank 1"] == -24_414
+    assert of["weighted NMF, rank 10"] < of["weighted NMF, rank 3"] < of["constant"]
+
+
+@pytest.mark.parametrize("kind", ["poisson", "nb", "zinb"])
+def test_what_the_source_returned_is_the_rate_without_its_mean(kind):
+    """E[u | x] = E[λ | x] / μ; with zero inflation, 1 − π in place of P(not dropped | x)."""
+    cells = vaelab.Cells.from_array(simulate.sarkar().X[:40])
+    model = sarkar.model_of(kind, 2, seed=0)
+    vaelab.fit(model, cells, epochs=3, validation_fraction=0, progress=False)
+    bug, right = sarkar.effect(model, cells), model.denoise(cells)
+    x = cells.to().x.numpy()
+    π = torch.sigmoid(model.likelihood.dropout_logits).item() if kind == "zinb" else 0.0
+    mean = model.reconstruct(cells) / (1 - π)
+    if kind == "poisson":
+        np.testing.assert_allclose(bug, mean, rtol=1e-5)
+        return
+    θ = model.likelihood.log_inverse_dispersion.exp().item()
+    p_zero = (θ / (θ + mean)) ** θ
+    kept = np.where(x > 0, 1, (1 - π) * p_zero / (π + (1 - π) * p_zero))
+    np.testing.assert_allclose(bug, right / mean / kept * (1 - π), rtol=1e-4)
+
+
+def test_a_row_of_sarkars_tables_scores_the_right_counts(monkeypatch):
+    """The validation counts are scored; "leak" has seen them, "honest" has not."""
+    asked = []
+    monkeypatch.setattr(vaelab.VAE, "denoise", lambda model, cells: cells.to().x.numpy())
+    monkeypatch.setattr(sarkar, "effect", lambda model, cells: cells.to().x.numpy() + 0.5)
+    monkeypatch.setattr(sarkar, "score", lambda rate, x: asked.append((rate, x)) or len(asked))
+    row = sarkar.denoising("nb", 2, seed=0, epochs=1, draws=1)
+    sim = simulate.sarkar()
+    first, second = sim.X.toarray(), sim.layers["validation"]
+    rates = {"bug": second + 0.5, "leak": second, "honest": first}
+    for name, call in row.items():
+        rate, x = asked[call - 1]
+        np.testing.assert_array_equal(rate, rates[name])
+        np.testing.assert_array_equal(x, second)

@@ -158,6 +158,36 @@ def test_iwae_survives_weights_that_no_float_holds():
     np.testing.assert_allclose(iwae, [-1e4, -800 + math.log((1 + math.exp(-1)) / 2)], rtol=1e-14)
 
 
+def parameters_and_bound(n_samples=6, n_cells=4):
+    """A bound whose terms are functions of one parameter per draw and cell."""
+    rng = np.random.default_rng(2)
+    φ = torch.tensor(rng.standard_normal((n_samples, n_cells)), requires_grad=True)
+    return φ, Bound(
+        Term("reconstruction", "E_q[log p(x|z)]", +1, -30 + 2 * φ),
+        Term("kl_z", "KL(q(z|x)‖p(z))", -1, φ.square(), warm_up=True),
+        Term("cross_entropy", "cross-entropy", -1, 5 + φ[0], weight=3.0, in_bound=False),
+    )
+
+
+def test_the_iwae_loss_has_the_gradient_of_each_draw_times_its_share_of_the_weights():
+    φ, bound = parameters_and_bound()
+    loss = bound.weighted().loss()
+    log_w = (-30 + 2 * φ - φ**2).detach().numpy()
+    beside = (5 + φ[0]).detach().numpy()
+    by_hand = -(logsumexp(log_w, axis=0) - math.log(6)).mean() + 3 * beside.mean()
+    assert loss.item() == pytest.approx(by_hand, rel=1e-12)
+    loss.backward()
+    shares = np.exp(log_w - logsumexp(log_w, axis=0))
+    expected = -shares * (2 - 2 * φ.detach().numpy()) / 4  # ∇ log w, mean over four cells
+    expected[0] += 3 / 4
+    np.testing.assert_allclose(φ.grad, expected, rtol=1e-12)
+
+
+def test_the_iwae_loss_of_one_draw_is_the_loss():
+    _, bound = parameters_and_bound(n_samples=1)
+    assert bound.weighted().loss().item() == pytest.approx(bound.loss().item(), rel=1e-12)
+
+
 def test_iwae_of_an_analytic_kl_is_refused_with_the_way_out():
     with pytest.raises(ValueError, match=r"term 'kl_z' is an average .*analytic_kl=False"):
         some_bound().iwae()

@@ -544,6 +544,53 @@ def test_probabilities_sum_to_one_and_moments_are_their_sums(name):
 
 
 @EACH_COUNT
+def test_the_posterior_mean_of_the_rate_is_what_robbins_identity_says(name):
+    """E[λ | x] = (x + 1) p(x + 1) / p(x), with 60 digits (Robbins 1956)."""
+    make, factors, parameters = COUNTS[name]
+    counts = np.r_[0:40, 100, 399]
+    ours = make().posterior_mean(tensor(counts)).numpy()
+    p = {int(n): sum(factors(int(n), *parameters)) for n in {*counts, *(counts + 1)}}
+    expected = [float((n + 1) * oracles.mp.exp(p[int(n) + 1] - p[int(n)])) for n in counts]
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+
+
+@BOTH
+def test_the_posterior_mean_lies_between_mean_and_count_everywhere(dtype):
+    grid = Grid(dtype, 400)
+    x, mean, theta, logits = (
+        tensor(v, dtype) for v in (grid.x, grid.mean, grid.theta, grid.logits)
+    )
+    base = NegativeBinomial(mean, theta)
+    found = base.posterior_mean(x)
+    slack = 8 * EPSILON[dtype]
+    assert found.isfinite().all()
+    assert (found >= torch.minimum(mean, x) * (1 - slack)).all()
+    assert (found <= torch.maximum(mean, x) * (1 + slack)).all()
+    inflated = ZeroInflated(base, logits).posterior_mean(x)
+    assert torch.equal(inflated[x > 0], found[x > 0])  # a count above zero was not dropped
+    assert (inflated <= found).all()
+
+
+@EACH_COUNT
+def test_the_mean_of_the_posterior_mean_is_the_mean(name):
+    ours, x = COUNTS[name][0](), tensor(np.arange(2000))
+    mean = (ours.log_prob(x).exp() * ours.posterior_mean(x)).sum()
+    assert mean.item() == pytest.approx(ours.mean.item(), rel=1e-9)
+
+
+def test_the_posterior_mean_is_that_of_drawn_rates():
+    """λ drawn from a point-Gamma, and x from it: the mean λ of those with a certain x."""
+    rng = np.random.default_rng(0)
+    rate = 3.0 * rng.gamma(0.8, 1 / 0.8, 400_000) * (rng.random(400_000) < 0.7)
+    x = rng.poisson(rate)
+    p = ZeroInflated.from_probs(NegativeBinomial(tensor(3.0), tensor(0.8)), tensor(0.3))
+    for n in (0, 1, 5):
+        of = rate[x == n]
+        error = of.std() / np.sqrt(len(of))
+        assert abs(of.mean() - p.posterior_mean(tensor(n)).item()) < 5 * error
+
+
+@EACH_COUNT
 def test_samples_have_the_right_mean_variance_and_zeros(name):
     ours = COUNTS[name][0]()
     torch.manual_seed(0)

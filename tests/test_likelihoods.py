@@ -15,6 +15,7 @@ S, B, N_IN, G = 5, 4, 6, 3
 KINDS = [
     (name, d) for name, kind in LIKELIHOODS.items() for d in kind.dispersions if d != "gene-batch"
 ]
+COUNTS = ("poisson", "zip", "nb", "zinb")
 EACH = pytest.mark.parametrize(("name", "dispersion"), KINDS, ids=map(" ".join, KINDS))
 
 
@@ -60,7 +61,7 @@ def test_the_registry_knows_each_likelihood_by_its_name():
 def test_unknown_names_and_dispersions_are_refused_with_what_there_is():
     with pytest.raises(ValueError, match=r"likelihood is 'znib'; choose from \['normal', .*'zinb'"):
         make_likelihood("znib", N_IN, G)
-    known = r"\['gene', 'gene-batch', 'gene-cell'\]"
+    known = r"\['scalar', 'gene', 'gene-batch', 'gene-cell'\]"
     with pytest.raises(ValueError, match=rf"dispersion is 'cell'; choose from {known}"):
         make_likelihood("nb", N_IN, G, "cell")
     for name in ("normal", "continuous_bernoulli", "poisson", "zip"):
@@ -176,6 +177,77 @@ def test_dispersion_of_a_gene_is_shared_by_cells_and_that_of_a_gene_and_cell_is_
     assert "log_inverse_dispersion" not in dict(make("nb", "gene-cell").named_parameters())
 
 
+def test_a_scalar_dispersion_is_that_of_all_genes_and_cells():
+    h, library = hidden_and_library(B)
+    for name in ("nb", "zinb"):
+        likelihood = make(name, "scalar")
+        p = likelihood(h, library)
+        θ = (p.base if name == "zinb" else p).inverse_dispersion
+        assert likelihood.log_inverse_dispersion.shape == ()
+        assert torch.equal(θ, likelihood.log_inverse_dispersion.exp().expand(B, G))
+
+
+@pytest.mark.parametrize("dispersion", ["scalar", "gene", "gene-cell"])
+@pytest.mark.parametrize(("kind", "shape"), [("scalar", ()), ("gene", (G,))])
+@pytest.mark.parametrize("name", ["zip", "zinb"])
+def test_dropout_may_be_a_parameter_and_not_an_output(name, kind, shape, dispersion):
+    if name == "zip" and dispersion != "gene":
+        return
+    likelihood = make_likelihood(name, N_IN, G, dispersion, zero_inflation=kind).double()
+    for parameter in likelihood.parameters():
+        torch.nn.init.normal_(parameter)
+    assert likelihood.dropout_logits.shape == shape
+    h, library = hidden_and_library(B)
+    p, x = likelihood(h, library), data_for(likelihood)
+    weight, bias = (t.detach() for t in likelihood.output.parameters())
+    pieces = (h @ weight.T + bias).split(G, dim=-1)  # f, then log θ
+    assert len(pieces) == 1 + (dispersion == "gene-cell")
+    base = Poisson(library[:, None] * pieces[0].softmax(-1))
+    if name == "zinb":
+        given = dispersion == "gene-cell"
+        log_θ = pieces[1] if given else likelihood.log_inverse_dispersion
+        base = NegativeBinomial(base.rate, log_θ.exp())
+    expected = ZeroInflated(base, likelihood.dropout_logits.detach())
+    assert torch.allclose(p.log_prob(x), expected.log_prob(x), rtol=1e-12)
+    (-p.log_prob(x).sum()).backward()
+    assert (likelihood.dropout_logits.grad != 0).all()
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_without_a_library_the_decoder_gives_the_mean_itself(name):
+    likelihood = make_likelihood(name, N_IN, G, library="none").double()
+    h, library = hidden_and_library(S, B)
+    p = likelihood(h, library)
+    weight, bias = (t.detach() for t in likelihood.output.parameters())
+    expected = torch.log1p((h @ weight.T + bias)[..., :G].exp())  # softplus
+    mean = (p.base if name.startswith("z") else p).mean
+    assert torch.allclose(mean, expected, rtol=1e-12)
+    assert torch.equal(likelihood(h, 7 * library).mean, p.mean)
+    with torch.no_grad():  # far below 0, where softplus underflows
+        likelihood.float().output.bias.fill_(-200.0)
+    log_p = likelihood(torch.zeros(1, N_IN), torch.ones(1)).log_prob(torch.ones(1, G))
+    log_p.sum().backward()
+    assert log_p.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in likelihood.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("nb", {"zero_inflation": "scalar"}, r"zero_inflation is 'scalar'; .*\['gene-cell'\]"),
+        ("zinb", {"zero_inflation": "cell"}, r"\['scalar', 'gene', 'gene-cell'\] for this"),
+        ("nb", {"library": None}, r"library is None; choose from \['observed', 'none'\]"),
+        ("normal", {"library": "none"}, r"library is 'none'; choose from \['observed'\]"),
+        ("poisson", {"dispersion": "scalar"}, r"dispersion is 'scalar'; choose from \['gene'\]"),
+    ],
+)
+def test_an_option_that_a_likelihood_does_not_have_is_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        make_likelihood(name, N_IN, G, **options)
+    with pytest.raises(ValueError, match=message):
+        vaelab.VAE(G, likelihood=name, **options)
+
+
 def test_standard_deviation_and_inverse_dispersion_stay_in_a_sane_range():
     normal, nb = make("normal"), make("nb")
     h, library = hidden_and_library(B)
@@ -197,7 +269,7 @@ def test_library_scales_counts_and_nothing_else():
         assert torch.allclose(twice, factor * once, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["poisson", "zip", "nb", "zinb"])
+@pytest.mark.parametrize("name", COUNTS)
 def test_a_count_of_a_gene_whose_share_underflows_gives_a_finite_loss_and_gradient(name):
     likelihood = make_likelihood(name, n_in=1, n_genes=3)
     with torch.no_grad():

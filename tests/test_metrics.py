@@ -5,6 +5,9 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from scipy import sparse
+from scipy.stats import poisson
 from sklearn import metrics as reference
 
 from vaelab import metrics
@@ -206,3 +209,45 @@ def test_labels_may_come_in_any_form(labels_as):
 def test_what_can_not_be_scored_is_refused(latent, labels, seen):
     with pytest.raises(ValueError, match=seen):
         metrics.clustering_scores(latent, labels)
+
+
+# ------------------------------------------------------------------------------------- imputation
+
+
+def test_the_imputation_score_is_the_poisson_log_likelihood_of_hidden_entries_alone():
+    rng = np.random.default_rng(0)
+    x, mean = rng.poisson(3.0, (30, 20)), rng.gamma(2, 2, (30, 20))
+    observed = rng.random(x.shape) < 0.8
+    expected = sum(poisson(mean[i, j]).logpmf(x[i, j]) for i, j in np.argwhere(~observed))
+    assert metrics.imputation_score(x, mean, observed) == pytest.approx(expected, rel=1e-12)
+    # the observed entries have no part in it
+    other_mean, other_x = np.where(observed, 1e6, mean), np.where(observed, -0.5, x)
+    again = metrics.imputation_score(other_x, other_mean, observed)
+    assert again == pytest.approx(expected, rel=1e-12)
+    in_other_forms = metrics.imputation_score(
+        sparse.csr_matrix(x), mean, torch.from_numpy(observed)
+    )
+    assert in_other_forms == pytest.approx(expected, rel=1e-12)
+
+
+def test_an_imputed_zero_is_certain_of_a_zero_and_rules_out_a_count():
+    hidden = np.zeros((1, 2), bool)
+    assert metrics.imputation_score([[0, 0]], np.zeros((1, 2)), hidden) == 0
+    assert metrics.imputation_score([[0, 1]], np.zeros((1, 2)), hidden) == -np.inf
+
+
+@pytest.mark.parametrize(
+    ("x", "mean", "observed", "message"),
+    [
+        ([[1, 2]], [[1.0, 2]], [[True, True]], "No entry was hidden"),
+        ([[1, 2]], [[1.0]], [[True, False]], r"have shapes \(1, 2\), \(1, 1\) and \(1, 2\)"),
+        ([[1, 2]], [[1.0, 2]], [[0.5, 0]], "observed must be True or False"),
+        ([[1, 2.5]], [[1.0, 2]], [[1, 0]], "A hidden entry of x is not a count"),
+        ([[1, np.nan]], [[1.0, 2]], [[1, 0]], "A hidden entry of x is not a count"),
+        ([[1, 2]], [[1.0, -1]], [[1, 0]], "imputed by a value that is negative or not finite"),
+        ([[1, 2]], [[1.0, np.inf]], [[1, 0]], "imputed by a value that is negative or not finite"),
+    ],
+)
+def test_what_cannot_be_scored_as_imputed_is_refused(x, mean, observed, message):
+    with pytest.raises(ValueError, match=message):
+        metrics.imputation_score(x, mean, observed)

@@ -23,7 +23,8 @@ from .test_scvi import randomise
 
 G, N = 12, 30
 CASES = {
-    "VAE": [{}, {"likelihood": "nb", "dispersion": "gene-cell"}, {"likelihood": "normal"}],
+    "VAE": [{}, {"likelihood": "nb", "dispersion": "gene-cell"}, {"likelihood": "normal"},
+            {"dispersion": "scalar", "zero_inflation": "gene", "library": "none"}],
     "GMVAE": [
         {}, {"learn_weights": True}, {"estimator": "gumbel"}, {"estimator": "straight-through"},
     ],

@@ -71,7 +71,12 @@ def assert_same_model(a, b, cells):
 @pytest.mark.parametrize("normalization", ["layer", "batch", None])
 @pytest.mark.parametrize(
     ("likelihood", "dispersion"),
-    [*((name, "gene") for name in LIKELIHOODS), ("nb", "gene-cell"), ("zinb", "gene-cell")],
+    [
+        *((name, "gene") for name in LIKELIHOODS),
+        ("nb", "gene-cell"),
+        ("zinb", "gene-cell"),
+        ("nb", "scalar"),
+    ],
 )
 def test_a_loaded_model_answers_bit_for_bit_as_the_saved_one(
     tmp_path, likelihood, dispersion, normalization

@@ -382,13 +382,13 @@ def test_held_out_cells_are_judged_without_their_labels():
     adata = vaelab.simulate.dataset(120, 30, n_types=3, seed=0)
     cells, asked = Cells.from_anndata(adata, label="cell_type"), []
     model = vaelab.SCANVI(30, n_labels=3, n_latent=2, n_hidden=8)
-    elbo_per_cell = model.elbo_per_cell
+    objective_per_cell = model.objective_per_cell
 
     def watched(cells, **options):
         asked.append(cells)
-        return elbo_per_cell(cells, **options)
+        return objective_per_cell(cells, **options)
 
-    model.elbo_per_cell = watched
+    model.objective_per_cell = watched
     history = vaelab.fit(model, cells, epochs=4, kl_warmup=0, validation_fraction=0.25,
                          seed=3, progress=False)  # fmt: skip
     assert [len(c) for c in asked] == [30] * 4
@@ -398,9 +398,11 @@ def test_held_out_cells_are_judged_without_their_labels():
     libraries = asked[0].library
     held_out = cells[np.flatnonzero(np.isin(cells.library, libraries))]
     if len(held_out) == 30:  # no other cell has the library of one that is held out
-        assert kept == pytest.approx(elbo_per_cell(held_out.unlabelled(), seed=3).mean(), rel=1e-6)
-        assert kept != pytest.approx(elbo_per_cell(held_out, seed=3).mean(), rel=1e-4)
-    assert kept == pytest.approx(elbo_per_cell(asked[0], seed=3).mean(), rel=1e-6)
+        assert kept == pytest.approx(
+            objective_per_cell(held_out.unlabelled(), seed=3).mean(), rel=1e-6
+        )
+        assert kept != pytest.approx(objective_per_cell(held_out, seed=3).mean(), rel=1e-4)
+    assert kept == pytest.approx(objective_per_cell(asked[0], seed=3).mean(), rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------- questions

@@ -232,3 +232,134 @@ def test_arguments_of_profiles_out_of_range_are_refused_by_name(name, values):
     for value in values:
         with pytest.raises(ValueError, match=f"^{name} is {value}; it "):
             simulate.profiles(**{"n_cells": 10, "n_genes": 20} | {name: value})
+
+
+# ------------------------------------------------------------------------- Sarkar's simulations
+
+
+def printed(kind):
+    """The source's code, line by line, with its global generator."""
+    np.random.seed(0)
+    n, p, k = 500, 100, 3
+    l = np.random.lognormal(sigma=0.5, size=(n, k))  # noqa: E741
+    f = np.random.lognormal(sigma=0.5, size=(p, k))
+    mu = l @ f.T
+    if kind == "validation":
+        u = np.random.gamma(shape=0.1, scale=10, size=(n, p))
+    else:
+        u = np.random.gamma(shape=1 / mu.var(), scale=mu.var(), size=(n, p))
+    lam = mu * u
+    x = np.random.poisson(lam=lam)
+    if kind == "validation":
+        return mu, lam, x, np.random.poisson(lam=lam)
+    return mu, lam, x, np.random.uniform(size=x.shape) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("kind", "last", "theta"), [("validation", "validation", 0.1), ("imputation", "observed", None)]
+)
+def test_sarkars_simulations_are_those_that_the_source_prints(kind, last, theta):
+    state = np.random.get_state()
+    try:
+        mu, lam, x, more = printed(kind)
+    finally:
+        np.random.set_state(state)
+    adata = simulate.sarkar(kind)
+    assert np.array_equal(np.random.get_state()[1], state[1])  # the global generator is untouched
+    for name, expected in {"mean": mu, "rate": lam, last: more}.items():
+        assert adata.layers[name].tobytes() == expected.tobytes(), name
+    np.testing.assert_array_equal(adata.X.toarray(), x)
+    np.testing.assert_array_equal(adata.obsm["loadings"] @ adata.varm["factors"].T, mu)
+    assert adata.uns["inverse_dispersion"] == (theta or 1 / mu.var())
+    assert {*adata.layers} == {"mean", "rate", last}
+
+
+def test_the_sums_of_sarkars_simulations_are_the_known_ones():
+    adata = simulate.sarkar("validation")
+    assert (adata.X.sum(), adata.layers["validation"].sum()) == (190_661, 190_076)
+    assert round((adata.X.toarray() == 0).mean(), 3) == 0.699
+    adata = simulate.sarkar("imputation")
+    assert (adata.X.sum(), (~adata.layers["observed"]).sum()) == (191_920, 4_934)
+    cells = Cells.from_anndata(adata, observed="observed")
+    assert int((~cells.observed).sum()) == 4_934
+
+
+@pytest.mark.parametrize("kind", ["validation", "imputation"])
+def test_another_seed_or_dispersion_follows_the_same_model(kind):
+    adata = simulate.sarkar(kind, inverse_dispersion=4.0, seed=3)
+    x, mean, rate = adata.X.toarray(), adata.layers["mean"], adata.layers["rate"]
+    assert adata.uns["inverse_dispersion"] == 4.0
+    assert_mean_is(rate / mean, 1)
+    assert_mean_is((rate / mean - 1) ** 2, 1 / 4)
+    assert_mean_is((x - rate) / np.sqrt(mean), 0)
+    assert_mean_is((x - rate) ** 2 / rate, 1)
+    assert (x != simulate.sarkar(kind, inverse_dispersion=4.0, seed=4).X.toarray()).any()
+    if kind == "validation":
+        assert_mean_is((x - rate) * (adata.layers["validation"] - rate) / rate, 0)
+    else:
+        assert_mean_is(adata.layers["observed"], 0.9)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"kind": "thinning"}, r"kind is 'thinning'; choose from \['validation', 'imputation'\]"),
+        ({"inverse_dispersion": 0}, "inverse_dispersion is 0; it must be None or a number above 0"),
+        ({"inverse_dispersion": np.nan}, "inverse_dispersion is nan; it must be"),
+        ({"seed": 2**32}, "seed is 4294967296; it must be a whole number from 0 to 2³² − 1"),
+        ({"seed": 0.5}, "seed is 0.5; it must be"),
+    ],
+)
+def test_sarkar_refuses_what_it_cannot_simulate(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        simulate.sarkar(**arguments)
+
+
+# ------------------------------------------------------------------------------------- thinning
+
+
+def test_the_two_parts_of_a_count_sum_to_it_and_the_first_is_binomial():
+    x = np.array([0, 1, 7, 400] * 5000)
+    first, rest = simulate.thin(x, 0.3)
+    np.testing.assert_array_equal(first + rest, x)
+    assert (first >= 0).all() and (rest >= 0).all() and first.dtype == x.dtype
+    for n in (1, 7, 400):
+        part = first[x == n]
+        assert_mean_is(part, 0.3 * n)
+        assert_mean_is((part - 0.3 * n) ** 2, n * 0.3 * 0.7)
+    assert (first[x == 0] == 0).all()
+    assert (simulate.thin(x, 0.3)[0] == first).all()
+    assert (simulate.thin(x, 0.3, seed=1)[0] != first).any()
+    for p, share in ((0.0, 0), (1, 1)):
+        np.testing.assert_array_equal(simulate.thin(x, p)[0], share * x)
+
+
+def test_the_parts_are_independent_for_a_poisson_and_not_for_an_overdispersed_count():
+    rng = np.random.default_rng(0)
+    first, rest = simulate.thin(rng.poisson(6.0, 40_000), 0.4)
+    assert_mean_is((first - 2.4) * (rest - 3.6), 0)
+    first, rest = simulate.thin(rng.poisson(6.0 * rng.gamma(2.0, 0.5, 40_000)), 0.4)
+    assert_mean_is((first - 2.4) * (rest - 3.6), 2.4 * 3.6 / 2)  # the variance of u is 1/2
+
+
+@pytest.mark.parametrize("form", [sparse.csr_matrix, sparse.csc_matrix, sparse.coo_array])
+def test_a_sparse_matrix_is_thinned_without_its_zeros(form):
+    x = np.random.default_rng(0).poisson(1.0, (30, 20)).astype(np.float32)
+    given = form(x)
+    first, rest = simulate.thin(given, 0.5)
+    assert first.format == rest.format == "csr" and first.dtype == np.float32
+    np.testing.assert_array_equal(first.toarray() + rest.toarray(), x)
+    np.testing.assert_array_equal(given.toarray(), x)  # what was given is unchanged
+    assert 0 < first.sum() < x.sum()
+
+
+@pytest.mark.parametrize("x", [[-1, 2], [0.5, 1], [np.nan, 1], ["a"], [[np.inf]]])
+def test_what_is_not_a_count_is_not_thinned(x):
+    with pytest.raises(ValueError, match=r"^x must hold counts: whole numbers, 0 or more"):
+        simulate.thin(x, 0.5)
+
+
+@pytest.mark.parametrize("p", [-0.1, 1.1, np.nan, "0.5", None])
+def test_a_share_that_is_no_probability_is_refused(p):
+    with pytest.raises(ValueError, match=r"^p is .*; it must be a probability, from 0 to 1"):
+        simulate.thin([1, 2], p)

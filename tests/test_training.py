@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+import vaelab
 from vaelab import VAE, Cells, fit, metrics, simulate, training
 from vaelab.training import History, StopReason, TrainingError
 
@@ -89,7 +90,7 @@ def script(model, held_out_bounds):
     """Give the model held-out bounds, one an epoch, and keep its parameters at each."""
     at_epoch = []
 
-    def bound(cells, seed=0):
+    def bound(cells, **options):
         at_epoch.append(state(model))
         return np.array([held_out_bounds[len(at_epoch) - 1]])
 
@@ -291,6 +292,89 @@ def test_the_history_holds_the_mean_over_cells_in_nats():
     assert history.frame["bound"].iloc[0] == pytest.approx(np.mean(bounds), abs=max(error, 0.5))
 
 
+# ------------------------------------------------------------------------------ the objective
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_each_step_minimises_the_objective_with_so_many_draws(objective):
+    model, seen = some_model(), []
+    elbo = model.elbo
+
+    def watched(cells, **arguments):
+        bound = elbo(cells, **arguments)
+        if model.training:
+            draws = bound.terms["reconstruction"].value
+            seen.append((draws.shape, bound.terms["kl_z"].value.ndim, bound))
+        return bound
+
+    model.elbo = watched
+    history = quick(model, objective=objective, n_samples=5, epochs=1, batch_size=45)
+    (shape, n_dim, bound) = seen[0]
+    assert len(seen) == 1 and shape == (5, 45) and n_dim == (2 if objective == "iwae" else 1)
+    value = bound.iwae() if objective == "iwae" else bound.per_cell()
+    assert history.frame["bound"].iloc[0] == pytest.approx(value.mean().item(), rel=1e-5)
+    loss = bound.weighted().loss() if objective == "iwae" else bound.loss()
+    assert loss.item() == pytest.approx(-value.mean().item(), rel=1e-5)
+    assert (history.settings["objective"], history.settings["n_samples"]) == (objective, 5)
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae"])
+def test_a_step_follows_the_gradient_of_the_objective(objective):
+    """Written out from the draws of the step: log-mean-weight, or mean log-weight."""
+    model, expected = some_model(dropout_rate=0.0), {}
+    elbo = model.elbo
+
+    def watched(cells, **arguments):
+        bound = elbo(cells, **arguments)
+        if model.training:
+            reconstruction, kl = (bound.terms[name].value for name in ("reconstruction", "kl_z"))
+            if objective == "iwae":
+                value = (reconstruction - kl).exp().double().mean(0).log().mean()
+            else:
+                value = reconstruction.mean() - kl.mean()
+            names, parameters = zip(*model.named_parameters(), strict=True)
+            slopes = torch.autograd.grad(-value, parameters, retain_graph=True)
+            expected.update(zip(names, slopes, strict=True))
+        return bound
+
+    model.elbo = watched
+    quick(model, objective=objective, n_samples=4, epochs=1, batch_size=50, validation_fraction=0)
+    for name, parameter in model.named_parameters():
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-3, atol=1e-4 * scale)
+
+
+def test_with_iwae_the_held_out_bound_is_iwae_too():
+    model = some_model()
+    history = quick(model, objective="iwae", n_samples=20, epochs=3, patience=None)
+    held_out = np.random.default_rng(0).permutation(50)[:5]
+    cells = some_cells()[np.sort(held_out)]
+    best = history.frame["held_out_bound"].max()
+    assert model.log_marginal(cells, n_samples=20, seed=0).mean() == pytest.approx(best, rel=1e-6)
+    assert model.elbo_per_cell(cells, seed=0).mean() != pytest.approx(best, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["GMVAE", "SCVI", "SCANVI"])
+def test_every_model_trains_with_the_importance_weighted_bound(kind):
+    adata = simulate.dataset(60, 30, n_types=2, n_batches=2, library=300)
+    cells = Cells.from_anndata(adata, label="cell_type", batch="batch")
+    options = {"GMVAE": {"n_clusters": 2}, "SCVI": {"n_batches": 2, "library": "latent"},
+               "SCANVI": {"n_batches": 2, "n_labels": 2}}[kind]  # fmt: skip
+    model = getattr(vaelab, kind)(30, n_latent=2, n_hidden=16, **options)
+    history = fit(model, cells, objective="iwae", n_samples=3, epochs=15, progress=False)
+    bounds = history.frame["bound"]
+    assert bounds.iloc[-1] > bounds.iloc[0] + 3
+    terms = history.frame.drop(columns=["kl_weight", "bound", "held_out_bound", "seconds"])
+    assert terms.notna().all(axis=None)
+
+
+def test_an_unknown_objective_or_a_warm_up_of_iwae_is_refused():
+    with pytest.raises(ValueError, match=r"objective is 'IWAE'; choose from \['elbo', 'iwae'\]"):
+        quick(some_model(), objective="IWAE")
+    with pytest.raises(ValueError, match="kl_warmup is 3, but objective 'iwae' has no KL term"):
+        quick(some_model(), objective="iwae", kl_warmup=3)
+
+
 def test_the_history_draws_itself():
     history = quick(some_model())
     axes = history.plot()
@@ -448,7 +532,7 @@ def test_ctrl_c_at_the_first_step_leaves_the_model_as_it_was():
 
 def test_ctrl_c_while_held_out_cells_are_scored_is_a_stop_too():
     model = some_model()
-    model.elbo_per_cell = lambda cells, seed: ctrl_c(None)
+    model.objective_per_cell = lambda cells, **options: ctrl_c(None)
     history = quick(model)
     assert history.stopped == "stopped by Ctrl-C in epoch 1"
     assert not model.training
@@ -613,6 +697,8 @@ def checkpoint(tmp_path_factory):
         ({"likelihood_learning_rate": 0.01}, r"likelihood_learning_rate was"),
         ({"weight_decay": 0.1}, r"weight_decay was 0\.0"),
         ({"kl_warmup": 2}, r"kl_warmup was 0 there and is 2"),
+        ({"objective": "iwae"}, r"objective was elbo there and is iwae"),
+        ({"n_samples": 3}, r"n_samples was 1 there and is 3"),
         ({"validation_fraction": 0.2}, "validation_fraction was"),
         ({"block_size": 4}, "block_size was 1 there and is 4"),
         ({"seed": 1}, "seed was 0 there and is 1"),
@@ -796,6 +882,7 @@ def test_after_a_resume_a_broken_loss_sets_back_to_the_checkpoint(tmp_path):
         ("likelihood_learning_rate", [0, -1e-3, np.nan, np.inf, "1e-3"]),
         ("weight_decay", [-1e-9, np.nan, np.inf, "0"]),
         ("kl_warmup", [-1, 0.25, np.nan, "5", None, True]),
+        ("n_samples", [0, -1, 2.5, np.nan, "3", None, True]),
         ("validation_fraction", [-0.1, 1.0, 2, np.nan, "0.1", None]),
         ("patience", [0, -1, 2.5, np.nan, "3"]),
         ("block_size", [0, -1, 2.5, np.nan, "3", True]),

@@ -6,13 +6,13 @@ Five rooms, from the ground up. A module imports only from those before it.
   ``networks``.
 - The data: ``cells``, ``datasets``, ``preprocessing``, ``simulate``.
 - The models: ``models``.
-- Use: ``plotting``, ``metrics``, ``history``, ``training``, ``interop``.
+- Use: ``plotting``, ``metrics``, ``baselines``, ``history``, ``training``, ``interop``.
 - The course's tools: ``teaching``.
 
 ``_internal`` supports all of them, and ``__main__`` is the command ``vaelab``.
 """
 
-from . import datasets, interop, metrics, plotting, simulate
+from . import baselines, datasets, interop, metrics, plotting, simulate
 from .bounds import Bound, Term
 from .cells import Cells
 from .likelihoods import LIKELIHOODS
@@ -34,6 +34,7 @@ __all__ = [
     "Cells",
     "History",
     "Term",
+    "baselines",
     "check",
     "datasets",
     "fit",

@@ -20,7 +20,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-__all__ = ["Bound", "Objective", "ReconstructionError", "Term"]
+__all__ = ["Bound", "ImportanceWeighted", "Objective", "ReconstructionError", "Term"]
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,31 @@ class Bound(Objective):
             )
         log_weights = sum(term.sign * term.value for term in terms)  # (n_samples, n_cells)
         return torch.logsumexp(log_weights, dim=0) - math.log(len(log_weights))
+
+    def weighted(self) -> ImportanceWeighted:
+        """The same terms, to train :meth:`iwae` of them."""
+        return ImportanceWeighted(*self.terms.values(), posteriors=self.posteriors)
+
+
+class ImportanceWeighted(Bound):
+    """A bound that is not the sum of its terms but :meth:`iwae` of them.
+
+    The gradient is that of each draw's log w_s, times its share w_s / Σ w (Burda et al. 2016,
+    equation 13).
+    """
+
+    def per_cell(self) -> Tensor:
+        """The importance-weighted bound of each cell; nats, shape (n_cells,)."""
+        return self.iwae()
+
+    def total(self, values: Mapping):
+        """The bound, which the terms alone do not give."""
+        return values[self.name]
+
+    def loss(self, kl_weight: float = 1.0) -> Tensor:
+        """Minus the bound, averaged over cells, plus the other terms; there is no KL weight."""
+        others = Bound(*(term for term in self.terms.values() if not term.in_bound))
+        return others.loss() - self.iwae().mean()
 
 
 class ReconstructionError(Objective):

@@ -61,6 +61,14 @@ class CountDistribution(Distribution):
         """log p(value) by the formula in the docstring of the class, for every entry."""
         raise NotImplementedError
 
+    def posterior_mean(self, value: Tensor) -> Tensor:
+        """E[λ | x = value], for a count that is a Poisson with a random rate λ.
+
+        It is (x + 1) p(x + 1) / p(x), whatever the distribution of λ is (Robbins 1956). ``value``
+        broadcasts with the batch.
+        """
+        raise NotImplementedError
+
     def take(self, index: Tensor) -> CountDistribution:
         """The distributions at flat positions ``index`` of the batch, as one flat batch."""
         new = object.__new__(type(self))
@@ -125,6 +133,11 @@ class Poisson(CountDistribution):
         return value * self.rate.log() - self.rate - torch.lgamma(value + 1)
 
     log_prob_textbook = log_prob_positive
+
+    def posterior_mean(self, value: Tensor) -> Tensor:
+        """μ: the rate is not random."""
+        here, _ = self._together(value)
+        return here.rate
 
     @torch.no_grad()
     def sample(self, sample_shape=()) -> Tensor:
@@ -234,6 +247,12 @@ class NegativeBinomial(CountDistribution):
         here, value = self._together(value)
         return negative_binomial_log_prob(value, here.mean, here.inverse_dispersion)
 
+    def posterior_mean(self, value: Tensor) -> Tensor:
+        """μ (x+θ) / (μ+θ), between μ and x: the rate λ given x is Gamma(x+θ) with rate 1 + θ/μ."""
+        here, x = self._together(value)
+        θ, μ = here.inverse_dispersion, here.mean
+        return μ * ((x + θ) / (μ + θ))
+
     @torch.no_grad()
     def sample(self, sample_shape=()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
@@ -294,6 +313,12 @@ class ZeroInflated(CountDistribution):
         here, value = self._together(value)
         base = here.base
         return negative_binomial_log_prob(value, base.mean, base.inverse_dispersion, here.logits)
+
+    def posterior_mean(self, value: Tensor) -> Tensor:
+        """That of the base, times P(not dropped | x): 1 if x > 0, and σ(log base(0) − g) at 0."""
+        here, x = self._together(value)
+        kept = torch.sigmoid(here.base.log_prob_zero() - here.logits)
+        return here.base.posterior_mean(x) * kept.where(x == 0, 1.0)
 
     def take(self, index: Tensor) -> ZeroInflated:
         return ZeroInflated(self.base.take(index), self.logits.reshape(-1)[index], False)

@@ -60,7 +60,8 @@ class History:
         """The history as a pandas DataFrame, indexed by epoch (from 1).
 
         Its columns are the KL weight at the end of the epoch; the value of each term and the bound
-        on the training cells (mean over the epoch, nats per cell, dropout on); the bound on the
+        on the training cells (mean over the epoch, nats per cell, dropout on), which is the sum of
+        the terms or, if the objective is "iwae", the importance-weighted bound; the bound on the
         held-out cells (NaN if there are none); and the duration in seconds. An autoencoder has no
         KL weight, and an "error" and a "held_out_error" in place of the bounds.
         """

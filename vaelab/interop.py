@@ -163,6 +163,8 @@ def to_scvi(
             f"likelihood is {options['likelihood']!r}; of those of scvi-tools, only "
             f"{', '.join(LIKELIHOODS)} have the same parameters."
         )
+    if options["dispersion"] == "scalar":
+        raise ValueError("dispersion is 'scalar'; scvi-tools has one θ per gene or more.")
     if options["normalization"] == "layer" and any(
         (value != (1 if name.endswith("weight") else 0)).any()
         for name, value in ours.state_dict().items()

@@ -16,6 +16,11 @@ zinb                    the same, zero-inflated with logits g_g(h)        counts
 
 with ρ = softmax f(h), the share of each gene in the cell's counts (Lopez et al. 2018).
 
+A count is a Poisson with a random effect: x_g ~ Poisson(μ_g u_g), with μ_g = ℓ ρ_g. The effect u is
+1 (poisson), Gamma with mean 1 and shape θ (nb), or one of them times a Bernoulli (zip, zinb). What
+the parameters of u depend on is said by ``dispersion`` and ``zero_inflation``. Without "gene-cell"
+u is noise without structure, because the decoder does not give its parameters (Sarkar 2019).
+
 To add a likelihood:
 
 1. Write its distribution, if torch has none: in :mod:`vaelab.distributions`, with ``log_prob``,
@@ -32,8 +37,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Normal
+from torch.nn.functional import softplus
 
-from .distributions import ContinuousBernoulli, NegativeBinomial, Poisson, ZeroInflated
+from .distributions import (
+    ContinuousBernoulli,
+    CountDistribution,
+    NegativeBinomial,
+    Poisson,
+    ZeroInflated,
+)
 
 __all__ = ["LIKELIHOODS", "Likelihood", "make_likelihood"]
 
@@ -50,32 +62,59 @@ class Likelihood(nn.Module):
     dispersion
         What the inverse dispersion θ of a negative binomial depends on: "gene" (one θ per gene, the
         field's default), "gene-batch" (one per gene and batch) or "gene-cell" (the decoder gives θ
-        for each gene of each cell, as in Grønbech et al. 2020).
+        for each gene of each cell, as in Grønbech et al. 2020), or "scalar" (one θ for all).
     n_batches
         Number of batches; only the dispersion "gene-batch" uses it.
+    zero_inflation
+        What the dropout logits of a zero-inflated likelihood depend on: "gene-cell" (they are
+        outputs of the decoder), "gene" or "scalar".
+    library
+        "observed" for μ = ℓ softmax f(h). "none" for μ = softplus f(h): the decoder then gives the
+        mean of each count itself, and ℓ is not used (Sarkar 2019).
 
     Raises
     ------
     ValueError
-        This likelihood does not have that dispersion, or "gene-batch" comes without batches.
+        This likelihood does not have that dispersion, zero inflation or library, or "gene-batch"
+        comes without batches.
     """
 
     domain = "counts"  # what the data must be: see Cells.require_domain
-    n_outputs = 1  # how many numbers the decoder gives per gene
     dispersions: tuple[str, ...] = ("gene",)
+    zero_inflations: tuple[str, ...] = ("gene-cell",)
     learning_rate = 0.1  # of its own parameters (log θ), which have far to go from their start
 
-    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
+    def __init__(
+        self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0, *,
+        zero_inflation: str = "gene-cell", library: str = "observed",
+    ):  # fmt: skip
         super().__init__()
-        if dispersion not in self.dispersions:
-            raise ValueError(f"dispersion is {dispersion!r}; choose from {[*self.dispersions]}")
+        for name, value, known in (
+            ("dispersion", dispersion, self.dispersions),
+            ("zero_inflation", zero_inflation, self.zero_inflations),
+            (
+                "library",
+                library,
+                ("observed", "none") if self.domain == "counts" else ("observed",),
+            ),
+        ):
+            if value not in known:
+                raise ValueError(
+                    f"{name} is {value!r}; choose from {[*known]} for this likelihood."
+                )
         if dispersion == "gene-batch" and n_batches < 1:
             raise ValueError(
                 f"dispersion 'gene-batch' needs batches, but n_batches is {n_batches}. Of the "
                 "models, those with batches have it: see vaelab.SCVI."
             )
-        self.n_genes, self.dispersion = int(n_genes), dispersion
-        self.output = nn.Linear(n_in, n_genes * (self.n_outputs + (dispersion == "gene-cell")))
+        self.n_genes, self.dispersion, self.library = int(n_genes), dispersion, library
+        inflated = len(self.zero_inflations) > 1
+        if inflated and zero_inflation != "gene-cell":
+            self.dropout_logits = nn.Parameter(
+                torch.zeros(() if zero_inflation == "scalar" else n_genes)
+            )
+        n_outputs = 1 + (inflated and zero_inflation == "gene-cell") + (dispersion == "gene-cell")
+        self.output = nn.Linear(n_in, n_genes * n_outputs)
 
     def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         """The distribution of x.
@@ -100,6 +139,21 @@ class Likelihood(nn.Module):
         """The output layer applied to h, split into tensors of shape (…, G)."""
         return self.output(h).split(self.n_genes, dim=-1)
 
+    def count_mean(self, logits: Tensor, library: Tensor) -> Tensor:
+        """μ = ℓ softmax(logits), or softplus(logits) without ℓ.
+
+        A share that float32 would round to 0 stays at 1e-30. A count of such a gene is then almost
+        impossible, and its gradient is still a number. Shares above 1e-22 do not change by a bit.
+        """
+        if self.library == "none":
+            return softplus(logits) + 1e-30
+        return library.unsqueeze(-1) * (torch.softmax(logits, dim=-1) + 1e-30)
+
+    def zero_inflated(self, base: CountDistribution, from_decoder: list[Tensor]) -> ZeroInflated:
+        """The base with dropout; ``from_decoder`` has the logits for "gene-cell", else nothing."""
+        (logits,) = from_decoder or [self.dropout_logits]
+        return ZeroInflated(base, logits, validate_args=False)
+
 
 class _Bounded(torch.autograd.Function):
     @staticmethod
@@ -123,15 +177,6 @@ def bounded(x: Tensor, low: Tensor | float, high: Tensor | float) -> Tensor:
     return _Bounded.apply(x, torch.as_tensor(low).to(x), torch.as_tensor(high).to(x))
 
 
-def count_mean(logits: Tensor, library: Tensor) -> Tensor:
-    """μ = ℓρ with ρ = softmax(logits).
-
-    A share that float32 would round to 0 stays at 1e-30. A count of such a gene is then almost
-    impossible, and its gradient is still a number. Shares above 1e-22 do not change by a bit.
-    """
-    return library.unsqueeze(-1) * (torch.softmax(logits, dim=-1) + 1e-30)
-
-
 class NormalLikelihood(Likelihood):
     """Normal(f_g(h), σ_g), with σ_g = s_g exp(``log_std``_g).
 
@@ -143,8 +188,8 @@ class NormalLikelihood(Likelihood):
     domain = "real"
     learning_rate = 0.0025  # faster, σ becomes too narrow for cells that were not seen
 
-    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
-        super().__init__(n_in, n_genes, dispersion, n_batches)
+    def __init__(self, n_in: int, n_genes: int, *options, **more):
+        super().__init__(n_in, n_genes, *options, **more)
         self.log_std = nn.Parameter(torch.zeros(n_genes))
         self.register_buffer("scale", torch.ones(n_genes))
 
@@ -174,30 +219,31 @@ class ContinuousBernoulliLikelihood(Likelihood):
 class PoissonLikelihood(Likelihood):
     def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         (logits,) = self.outputs(h)
-        return Poisson(count_mean(logits, library), validate_args=False)
+        return Poisson(self.count_mean(logits, library), validate_args=False)
 
 
 class ZeroInflatedPoissonLikelihood(Likelihood):
-    n_outputs = 2
+    zero_inflations = ("scalar", "gene", "gene-cell")
 
     def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
-        logits, dropout_logits = self.outputs(h)
-        base = Poisson(count_mean(logits, library), validate_args=False)
-        return ZeroInflated(base, dropout_logits, validate_args=False)
+        logits, *dropout_logits = self.outputs(h)
+        base = Poisson(self.count_mean(logits, library), validate_args=False)
+        return self.zero_inflated(base, dropout_logits)
 
 
 class NegativeBinomialLikelihood(Likelihood):
-    dispersions = ("gene", "gene-batch", "gene-cell")
+    dispersions = ("scalar", "gene", "gene-batch", "gene-cell")
 
-    def __init__(self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0):
-        super().__init__(n_in, n_genes, dispersion, n_batches)
-        if dispersion == "gene":
-            self.log_inverse_dispersion = nn.Parameter(torch.zeros(n_genes))
-        elif dispersion == "gene-batch":
-            self.log_inverse_dispersion = nn.Parameter(torch.zeros(n_batches, n_genes))
+    def __init__(
+        self, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0, **options
+    ):
+        super().__init__(n_in, n_genes, dispersion, n_batches, **options)
+        shapes = {"scalar": (), "gene": (n_genes,), "gene-batch": (n_batches, n_genes)}
+        if dispersion in shapes:
+            self.log_inverse_dispersion = nn.Parameter(torch.zeros(shapes[dispersion]))
 
     def negative_binomial(self, logits: Tensor, from_decoder: list[Tensor], library: Tensor, batch):
-        """NB(ℓρ, θ); ``from_decoder`` holds log θ for the dispersion "gene-cell", else nothing."""
+        """NB(μ, θ); ``from_decoder`` holds log θ for the dispersion "gene-cell", else nothing."""
         if from_decoder:
             (log_θ,) = from_decoder
         elif self.dispersion == "gene-batch":
@@ -206,7 +252,7 @@ class NegativeBinomialLikelihood(Likelihood):
             log_θ = self.log_inverse_dispersion
         # In float32 the NB equals a Poisson for θ above e^12; its gradient in θ is rounding error.
         θ = bounded(log_θ, -12, 12).exp()
-        return NegativeBinomial(count_mean(logits, library), θ, validate_args=False)
+        return NegativeBinomial(self.count_mean(logits, library), θ, validate_args=False)
 
     def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
         logits, *log_θ = self.outputs(h)
@@ -214,12 +260,14 @@ class NegativeBinomialLikelihood(Likelihood):
 
 
 class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
-    n_outputs = 2
+    zero_inflations = ("scalar", "gene", "gene-cell")
 
     def forward(self, h: Tensor, library: Tensor, batch: Tensor | None = None) -> Distribution:
-        logits, dropout_logits, *log_θ = self.outputs(h)
+        logits, *rest = self.outputs(h)
+        n_theta = self.dispersion == "gene-cell"  # log θ is the last of the outputs, if it is one
+        dropout_logits, log_θ = rest[: len(rest) - n_theta], rest[len(rest) - n_theta :]
         base = self.negative_binomial(logits, log_θ, library, batch)
-        return ZeroInflated(base, dropout_logits, validate_args=False)
+        return self.zero_inflated(base, dropout_logits)
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
@@ -233,15 +281,15 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
 
 
 def make_likelihood(
-    name: str, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0
+    name: str, n_in: int, n_genes: int, dispersion: str = "gene", n_batches: int = 0, **options
 ) -> Likelihood:
     """The likelihood of that name; the other arguments are those of :class:`Likelihood`.
 
     Raises
     ------
     ValueError
-        The name is not in ``LIKELIHOODS``, or the likelihood does not have that dispersion.
+        The name is not in ``LIKELIHOODS``, or the likelihood does not have one of the options.
     """
     if name not in LIKELIHOODS:
         raise ValueError(f"likelihood is {name!r}; choose from {[*LIKELIHOODS]}")
-    return LIKELIHOODS[name](n_in, n_genes, dispersion, n_batches)
+    return LIKELIHOODS[name](n_in, n_genes, dispersion, n_batches, **options)

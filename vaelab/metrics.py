@@ -1,4 +1,4 @@
-"""Scores of latent spaces and clusters, and the activity of latent dimensions."""
+"""Scores of latent spaces, clusters and imputed values, and the activity of latent dimensions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ __all__ = [
     "adjusted_rand_index",
     "average_silhouette_width",
     "clustering_scores",
+    "imputation_score",
     "kmeans",
     "latent_activity",
     "leiden",
@@ -197,6 +198,48 @@ def clustering_scores(
         "leiden_ari": adjusted_rand_index(types, by_leiden),
         "leiden_nmi": normalized_mutual_information(types, by_leiden),
     }
+
+
+def imputation_score(x, mean: np.ndarray, observed) -> float:
+    """Σ log Poisson(x; mean) over the entries that were hidden; nats, higher is better.
+
+    The observed entries have no part in it: they say how well a model fits, and a model that
+    overfits gets better at them.
+
+    Parameters
+    ----------
+    x
+        The true counts, shape (n_cells, n_genes), dense or scipy-sparse.
+    mean
+        The imputed values, of the same shape, such as ``model.impute(cells)``.
+    observed
+        The mask, False for the hidden entries, of the same shape: a matrix or ``cells.observed``.
+
+    Raises
+    ------
+    ValueError
+        The shapes differ, no entry is hidden, or a hidden entry is not a count or was imputed by
+        a value that is negative or not finite.
+    """
+    from scipy.special import gammaln, xlogy
+
+    x, mean, observed = (
+        np.asarray(m.toarray() if hasattr(m, "toarray") else m) for m in (x, mean, observed)
+    )
+    if not x.shape == mean.shape == observed.shape or not np.isin(observed, (0, 1)).all():
+        raise ValueError(
+            f"x, mean and observed have shapes {x.shape}, {mean.shape} and {observed.shape}; they "
+            "must have the same one, and observed must be True or False."
+        )
+    hidden = observed == 0
+    if not hidden.any():
+        raise ValueError("No entry was hidden, so that there is nothing to score.")
+    x, mean = x[hidden].astype(np.float64), mean[hidden].astype(np.float64)
+    if not ((x >= 0) & (x % 1 == 0)).all():
+        raise ValueError("A hidden entry of x is not a count; the score is one of true counts.")
+    if not (np.isfinite(mean) & (mean >= 0)).all():
+        raise ValueError("A hidden entry was imputed by a value that is negative or not finite.")
+    return float((xlogy(x, mean) - mean - gammaln(x + 1)).sum())
 
 
 def usage(shares: np.ndarray) -> dict[str, float]:

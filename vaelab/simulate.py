@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import numpy as np
 
-__all__ = ["dataset", "profiles"]
+from ._internal.arguments import require, require_seed
+
+__all__ = ["dataset", "profiles", "sarkar", "thin"]
 
 
 def dataset(
@@ -186,3 +190,106 @@ def profiles(
         ),
         layers={"mean": mean.astype(np.float32)},
     )
+
+
+def sarkar(kind: str = "validation", *, inverse_dispersion: float | None = None, seed: int = 0):
+    """The two simulations of Sarkar (2019), in which each count has a random effect of its own.
+
+        μ = L Fᵀ,    L and F log-normal (log-scale ½), of rank 3
+        u ~ Gamma(mean 1, shape θ)
+        x ~ Poisson(λ),    λ = μ u
+
+    With the default arguments, the numbers are those of the source, bit for bit.
+
+    Parameters
+    ----------
+    kind
+        "validation" for θ = 0.1 and a second count that is drawn from the same λ. "imputation" for
+        θ = 1 / var μ and a mask that hides 10 % of the entries.
+    inverse_dispersion
+        θ; None for that of the source.
+    seed
+        Random seed, from 0 to 2³² − 1. The source has 0.
+
+    Returns
+    -------
+    An AnnData of 500 cells × 100 genes with counts in ``X`` (CSR), ``layers["mean"]`` = μ and
+    ``layers["rate"]`` = λ, ``obsm["loadings"]`` = L, ``varm["factors"]`` = F, and
+    ``uns["inverse_dispersion"]`` = θ. The second count is ``layers["validation"]``, and the mask is
+    ``layers["observed"]``.
+
+    Raises
+    ------
+    ValueError
+        The kind is unknown, or a number is out of range.
+    """
+    import anndata
+    from scipy import sparse
+
+    if kind not in ("validation", "imputation"):
+        raise ValueError(f"kind is {kind!r}; choose from ['validation', 'imputation']")
+    if inverse_dispersion is not None:
+        expected = "None or a number above 0"
+        require("inverse_dispersion", inverse_dispersion, Real, lambda v: 0 < v < np.inf, expected)
+    require_seed(seed, bits=32)
+    n_cells, n_genes, rank = 500, 100, 3
+    rng = np.random.RandomState(seed)  # the generator of the source
+    L = rng.lognormal(sigma=0.5, size=(n_cells, rank))
+    F = rng.lognormal(sigma=0.5, size=(n_genes, rank))
+    mean = L @ F.T
+    scale = 10 if kind == "validation" else mean.var()  # 1/θ, rounded as in the source
+    theta = 0.1 if kind == "validation" else 1 / mean.var()
+    if inverse_dispersion is not None:
+        theta, scale = inverse_dispersion, 1 / inverse_dispersion
+    rate = mean * rng.gamma(shape=theta, scale=scale, size=mean.shape)
+    x = rng.poisson(rate)
+    if kind == "validation":
+        more = {"validation": rng.poisson(rate)}
+    else:
+        more = {"observed": rng.uniform(size=x.shape) < 0.9}
+    return anndata.AnnData(
+        sparse.csr_matrix(x, dtype=np.float32),
+        obsm={"loadings": L},
+        varm={"factors": F},
+        layers={"mean": mean, "rate": rate, **more},
+        uns={"inverse_dispersion": float(theta)},
+    )
+
+
+def thin(x, p: float, *, seed: int = 0):
+    """Binomial thinning: each molecule goes to the first part with probability p.
+
+    The first part is Binomial(x, p), and the two parts sum to x. If x is Poisson with rate λ, the
+    parts are independent Poissons with rates pλ and (1 − p)λ. Given μ, the parts of an
+    overdispersed count depend on each other, because they share its random effect. Two draws from
+    one λ, as in :func:`sarkar`, do not sum to a given x.
+
+    Parameters
+    ----------
+    x
+        Counts, dense or scipy-sparse.
+    p
+        Probability that a molecule goes to the first part, from 0 to 1.
+    seed
+        Random seed; the same seed gives the same parts.
+
+    Returns
+    -------
+    The two parts, of the shape and dtype of x; CSR if x is sparse.
+
+    Raises
+    ------
+    ValueError
+        A value of x is not a count, or p is not a probability.
+    """
+    require("p", p, Real, lambda v: 0 <= v <= 1, "a probability, from 0 to 1")
+    require_seed(seed)
+    in_csr = hasattr(x, "tocsr")
+    x = x.tocsr() if in_csr else np.asarray(x)
+    first = x.copy()
+    counts = first.data if in_csr else first
+    counted = counts.dtype.kind in "iuf" and np.isfinite(counts).all()
+    if not (counted and (counts >= 0).all() and (counts % 1 == 0).all()):
+        raise ValueError("x must hold counts: whole numbers, 0 or more, and none missing.")
+    counts[...] = np.random.default_rng(seed).binomial(counts.astype(np.int64), p)
+    return first, x - first

@@ -71,6 +71,8 @@ def fit(
     likelihood_learning_rate: float | None = None,
     weight_decay: float = 0.0,
     kl_warmup: int = 0,
+    objective: str = "elbo",
+    n_samples: int = 1,
     train: str = "all",
     validation_fraction: float = 0.1,
     patience: int | str | None = "auto",
@@ -115,6 +117,13 @@ def fit(
         0 for a weight of 1 from the start. It did not improve the bound of the default networks.
         Deep networks without normalisation may need it: without, all of z may collapse. An
         autoencoder does not have a KL, and must have 0.
+    objective
+        "elbo" for the mean of log w = log p(x, z) − log q(z | x) over draws of z, and for the error
+        of an autoencoder. "iwae" for the importance-weighted bound log (1/S) Σ_s w_s, with the same
+        S draws in numerator and denominator. It is closer to log p(x), and it is also the held-out
+        bound. It has no KL term, and so no warm-up.
+    n_samples
+        Number of draws of z per cell and step, S. The held-out ELBO has one draw.
     train
         "all" to train all weights. "new batch" to train only the weights of the cells' batches,
         which ``model.extend`` has added: all other parameters and buffers stay equal to the bit.
@@ -193,6 +202,8 @@ def fit(
         "likelihood_learning_rate": likelihood_learning_rate,
         "weight_decay": weight_decay,
         "kl_warmup": kl_warmup,
+        "objective": objective,
+        "n_samples": n_samples,
         "validation_fraction": validation_fraction,
         "patience": patience,
         "block_size": block_size,
@@ -200,10 +211,12 @@ def fit(
     }
     _require_settings(settings)
     model.require_compatible(cells)
-    if kl_warmup and not isinstance(model, Model):
-        raise ValueError(
-            f"kl_warmup is {kl_warmup}, but {type(model).__name__} has no KL: leave it at 0."
-        )
+    for name, default in {"kl_warmup": 0, "objective": "elbo", "n_samples": 1}.items():
+        if settings[name] != default and not isinstance(model, Model):
+            raise ValueError(
+                f"{name} is {settings[name]!r}, but {type(model).__name__} has no KL and no draws: "
+                f"leave it at {default!r}."
+            )
     if train != "all":
         _require_new_batches(train, model, cells)
     if block_size is None:
@@ -384,6 +397,10 @@ class _Run:
         self.new = new  # masks of the entries to train; None for all
         self.processes = processes  # those that train this model together
         self.history = History()
+        self.draws = {}  # of the latent variables, for the objective
+        if isinstance(model, Model):
+            weighted = settings["objective"] == "iwae"
+            self.draws = {"n_samples": settings["n_samples"], "weighted": weighted}
         self.best: dict[str, Tensor] = {}  # parameters of the best epoch
         self.best_score = -np.inf  # its held-out bound, or minus its held-out error
         fused = model.device.type in ("cpu", "cuda") and model.dtype == torch.float32
@@ -417,7 +434,9 @@ class _Run:
         self.model.train(self.new is None)
         for i, minibatch in enumerate(shuffled):
             kl_weight = self.kl_weight((number - 1) * self.n_minibatches + i + 1)
-            objective = self.model.objective(minibatch.to(self.model.device, self.model.dtype))
+            objective = self.model.objective(
+                minibatch.to(self.model.device, self.model.dtype), **self.draws
+            )
             loss = self.processes.mean(objective.loss(kl_weight), len(minibatch))
             if not torch.isfinite(loss):
                 broken = [n for n in objective.terms if not torch.isfinite(objective[n]).all()]
@@ -431,6 +450,7 @@ class _Run:
             self.model.after_step()
             sums = {name: objective[name].detach().sum() for name in objective.terms}
             sums |= {name: q.sum(0) for name, q in objective.posteriors.items()}
+            sums[objective.name] = objective.per_cell().detach().sum()
             totals = {name: totals.get(name, 0) + value for name, value in sums.items()}
         self.processes.share(self.model.state_dict())
         if not _finite(self.model.state_dict().values()):
@@ -477,7 +497,8 @@ class _Run:
         if self.n_held_out == 0:
             return float("nan")
         seed = (int(self.settings["seed"]) + self.processes.rank) % 2**63
-        return self.processes.mean_of(self.model.objective_per_cell(self.held_out, seed=seed))
+        values = self.model.objective_per_cell(self.held_out, seed=seed, **self.draws)
+        return self.processes.mean_of(values)
 
     def is_done(self) -> bool:
         """True if training ends now; the history then has the reason."""
@@ -578,6 +599,7 @@ def _require_settings(settings: dict) -> None:
         ("likelihood_learning_rate", Real, lambda v: 0 < v < np.inf, "None or a number above 0"),
         ("weight_decay", Real, lambda v: 0 <= v < np.inf, "a number, 0 or more"),
         ("kl_warmup", Integral, lambda n: n >= 0, "a whole number of steps, 0 or more"),
+        ("n_samples", Integral, is_size, size),
         ("validation_fraction", Real, lambda v: 0 <= v < 1, "a share, from 0 to below 1"),
         ("patience", Integral, is_size, f"'auto', None or {size}"),
         ("block_size", Integral, is_size, f"None or {size}"),
@@ -586,6 +608,13 @@ def _require_settings(settings: dict) -> None:
         may_be_none = settings[name] is None and "None" in expected
         if not (may_be_none or (name == "patience" and settings[name] == "auto")):
             require(name, settings[name], kind, fits, expected)
+    if settings["objective"] not in ("elbo", "iwae"):
+        raise ValueError(f"objective is {settings['objective']!r}; choose from ['elbo', 'iwae']")
+    if settings["objective"] == "iwae" and settings["kl_warmup"]:
+        raise ValueError(
+            f"kl_warmup is {settings['kl_warmup']}, but objective 'iwae' has no KL term that could "
+            "warm up: leave it at 0, or choose objective='elbo'."
+        )
 
 
 def _choose(settings: dict, n_genes: int, n_training: int, n_held_out: int) -> dict[str, str]:

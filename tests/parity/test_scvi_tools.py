@@ -334,6 +334,9 @@ def test_there_is_a_sentence_for_what_to_scvi_cannot_do(adata):
         vaelab.fit(model, cells, epochs=1, progress=False)
     with pytest.raises(ValueError, match=r"^likelihood is 'zip'"):
         to_scvi(zip_, adata.copy(), batch="batch")
+    scalar = vaelab.SCVI(60, n_batches=2, dispersion="scalar")
+    with pytest.raises(ValueError, match=r"^dispersion is 'scalar'; scvi-tools has one θ per gene"):
+        to_scvi(scalar, adata.copy(), batch="batch")
     with pytest.raises(ValueError, match=r"^batch is None"):
         to_scvi(scanvi, adata.copy(), label="known")
     with pytest.raises(ValueError, match=r"^label is None"):

@@ -26,10 +26,10 @@ def require_size(name: str, value) -> None:
     require(name, value, Integral, lambda n: n >= 1, "a whole number, at least 1")
 
 
-def require_seed(value) -> None:
-    """Refuse a random seed that is not a whole number."""
-    expected = "a whole number from 0 to 2⁶³ − 1"
-    require("seed", value, Integral, lambda n: 0 <= n < 2**63, expected)
+def require_seed(value, bits: int = 63) -> None:
+    """Refuse a random seed that is not a whole number of so many bits."""
+    expected = f"a whole number from 0 to 2{'⁶³' if bits == 63 else '³²'} − 1"
+    require("seed", value, Integral, lambda n: 0 <= n < 2**bits, expected)
 
 
 def require_library(library, n_cells: int) -> np.ndarray:

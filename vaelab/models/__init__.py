@@ -1,6 +1,6 @@
 """The models, each a page or two."""
 
-from ._saving import ParameterFileError
+from .._internal.saving import ParameterFileError
 from .autoencoder import Autoencoder
 from .base import Model
 from .gmvae import GMVAE

@@ -11,9 +11,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from .._internal.saving import NAMES
 from ..cells import Cells
 from ..networks import Conditioned
-from ._saving import NAMES
 
 __all__ = ["Extensible"]
 

@@ -13,8 +13,9 @@ A new model is a subclass of :class:`Model` with
 6. ``elbo(cells, *, n_samples=1, analytic_kl=True)``: a :class:`vaelab.Bound` of named terms. With
    ``analytic_kl=False`` every term is drawn, so that ``Bound.iwae`` can weight the draws.
 
-That is enough for ``fit``, ``save`` and ``load``, ``embed``, ``reconstruct``, ``replicate``,
-``elbo_per_cell``, ``log_marginal``, ``generate``, and the ledger. A model may also override
+That is enough for ``fit``, ``save`` and ``load``, ``embed``, ``reconstruct``, ``impute``,
+``denoise``, ``replicate``, ``elbo_per_cell``, ``log_marginal``, ``generate``, and the ledger. A
+model may also override
 
 7. ``prepare(cells)``: called once by ``fit``, before the first step; keeps what the model needs to
    know about the cells. Call ``super().prepare(cells)`` first.
@@ -47,12 +48,13 @@ from ..bounds import Bound
 from ..cells import Cells
 from ..networks import evaluating
 from ..reparametrization import seeded
+from ._predicting import Predicting
 from .trainable import Trainable
 
 __all__ = ["Model"]
 
 
-class Model(Trainable):
+class Model(Predicting, Trainable):
     """Base of all probabilistic models; the list above says what a subclass must define."""
 
     # The mathematics: see the subclass.
@@ -71,9 +73,18 @@ class Model(Trainable):
 
     # Shared by several models.
 
-    def objective(self, cells: Cells) -> Bound:
-        """What ``fit`` maximises: the bound, ``elbo(cells)``."""
-        return self.elbo(cells)
+    def objective(self, cells: Cells, *, n_samples: int = 1, weighted: bool = False) -> Bound:
+        """What ``fit`` maximises: the ELBO, or the importance-weighted bound if ``weighted``."""
+        bound = self.elbo(cells, n_samples=n_samples, analytic_kl=not weighted)
+        return bound.weighted() if weighted else bound
+
+    def objective_per_cell(
+        self, cells: Cells, *, seed: int = 0, n_samples: int = 1, weighted: bool = False
+    ) -> np.ndarray:
+        """The ELBO of each cell with one draw of z, or its importance-weighted bound with all."""
+        if weighted:
+            return self.log_marginal(cells, n_samples=n_samples, seed=seed)
+        return super().objective_per_cell(cells, seed=seed)
 
     @staticmethod
     def log_likelihood(p: Distribution, cells: Cells) -> Tensor:
@@ -86,42 +97,6 @@ class Model(Trainable):
     def embed(self, cells: Cells) -> np.ndarray:
         """The posterior mean E_q[z | x] of each cell; shape (n_cells, n_latent)."""
         return self._over_minibatches(cells, lambda minibatch: self.encode(minibatch).mean)
-
-    def reconstruct(self, cells: Cells) -> np.ndarray:
-        """The mean of p(x | z) at z = E_q[z | x], at each cell's own library size.
-
-        Returns
-        -------
-        Expected values in the units of x, shape (n_cells, n_genes), dense.
-        """
-
-        def mean(minibatch: Cells) -> Tensor:
-            z = self.encode(minibatch).mean
-            return self.decode(z, self.infer_library(minibatch)).mean
-
-        return self._over_minibatches(cells, mean)
-
-    def replicate(self, cells: Cells, *, seed: int = 0) -> np.ndarray:
-        """The cells sampled again: x from p(x | z) with z from q(z | x), the posterior predictive.
-
-        Parameters
-        ----------
-        cells
-            The cells.
-        seed
-            Random seed for the draws of z and x.
-
-        Returns
-        -------
-        Drawn values in the units of x, shape (n_cells, n_genes), dense.
-        """
-
-        def draw(minibatch: Cells) -> Tensor:
-            z = self.encode(minibatch).sample()
-            return self.decode(z, self.infer_library(minibatch, draw=True)).sample()
-
-        with seeded(seed):
-            return self._over_minibatches(cells, draw)
 
     def infer_library(self, cells: Cells, *, draw: bool = False) -> Cells:
         """The cells with the library sizes for ``decode``; by default, their own.

@@ -66,12 +66,12 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from .._internal.arguments import require, require_size
+from .._internal.names import index_of, require_labels, require_names
 from .._internal.processes import total
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..networks import MLP
 from ..reparametrization import gaussian, gumbel_softmax, seeded
-from ._names import index_of, require_labels, require_names
 from .scvi import SCVI, exp_within_limits, normal_of_log_variance
 
 __all__ = ["SCANVI"]

@@ -52,12 +52,12 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from .._internal.arguments import require_library, require_seed, require_size
+from .._internal.names import gene_columns, index_of, require_names, to_frame
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..likelihoods import LIKELIHOODS, bounded, make_likelihood
 from ..networks import MLP
 from ..reparametrization import gaussian, seeded
-from ._names import gene_columns, index_of, require_names, to_frame
 from ._surgery import Extensible
 from .base import Model
 
@@ -79,8 +79,8 @@ class SCVI(Extensible, Model):
         "observed" for ℓ = ``cells.library``, as in the released code. "latent" for a log-normal ℓ
         with the mean and variance of each batch, as published; it needs a count likelihood.
     dispersion
-        What the inverse dispersion of a negative binomial depends on: "gene", "gene-batch" or
-        "gene-cell".
+        What the inverse dispersion of a negative binomial depends on: "scalar", "gene",
+        "gene-batch" or "gene-cell".
     encode_batch
         True if the encoders, q(z | x) and q(ℓ | x), receive the batch as input too.
     seed

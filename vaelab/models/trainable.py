@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from .._internal.arguments import require_library
+from .._internal.names import other_genes
+from .._internal.saving import Savable
 from ..bounds import Objective
 from ..cells import Cells
 from ..likelihoods import NormalLikelihood
 from ..networks import evaluating
 from ..reparametrization import seeded
-from ._names import other_genes
-from ._saving import Savable
 
 __all__ = ["Trainable"]
 

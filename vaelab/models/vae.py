@@ -22,7 +22,12 @@ p(x | z, ℓ)    ``decode(z, cells)``, from ``decoder`` and ``likelihood``
 the bound      ``elbo(cells)``
 =============  ================================================================
 
-ℓ is ``cells.library``: it is observed and not modelled, so that the bound is on log p(x | ℓ).
+ℓ is ``cells.library``: it is observed and not modelled, so that the bound is on log p(x | ℓ). With
+``library="none"`` the decoder does not use it.
+
+The models of Sarkar (2019) are x ~ Poisson(μ(z) u) with random effects u whose parameters are not
+outputs of the decoder: PVAE, NBVAE and ZINBVAE are ``VAE(…, library="none")`` with the likelihoods
+"poisson", "nb" and "zinb", ``dispersion="scalar"`` and ``zero_inflation="scalar"``.
 """
 
 from __future__ import annotations
@@ -59,7 +64,13 @@ class VAE(Model):
     likelihood
         Name of a likelihood in ``vaelab.LIKELIHOODS``.
     dispersion
-        What the inverse dispersion of a negative binomial depends on: "gene" or "gene-cell".
+        What the inverse dispersion of a negative binomial depends on: "scalar" (one for all),
+        "gene" or "gene-cell" (the decoder gives it).
+    zero_inflation
+        What the dropout of a zero-inflated likelihood depends on: "scalar", "gene" or "gene-cell".
+    library
+        "observed" for a mean that is ℓ times the share of each gene. "none" for a decoder that
+        gives the mean of each count itself; it needs a count likelihood.
     normalization
         "batch", "layer" or None: see :class:`vaelab.networks.MLP`.
     seed
@@ -68,7 +79,8 @@ class VAE(Model):
     Raises
     ------
     ValueError
-        The likelihood, dispersion or normalisation is unknown, or a size is out of range.
+        The likelihood, one of its options or the normalisation is unknown, or a size is out of
+        range.
     """
 
     graph = {  # for plotting.graphical_model
@@ -89,6 +101,8 @@ class VAE(Model):
         dropout_rate: float = 0.1,
         likelihood: str = "zinb",
         dispersion: str = "gene",
+        zero_inflation: str = "gene-cell",
+        library: str = "observed",
         normalization: str | None = "batch",
         seed: int = 0,
     ):
@@ -99,7 +113,10 @@ class VAE(Model):
             hidden = {"n_hidden": n_hidden, "n_layers": n_layers, "normalization": normalization}
             self.encoder = MLP(n_genes, 2 * n_latent, dropout_rate=dropout_rate, **hidden)
             self.decoder = MLP(n_latent, dropout_rate=0.0, **hidden)
-            self.likelihood = make_likelihood(likelihood, self.decoder.n_out, n_genes, dispersion)
+            self.likelihood = make_likelihood(
+                likelihood, self.decoder.n_out, n_genes, dispersion,
+                zero_inflation=zero_inflation, library=library,
+            )  # fmt: skip
         self.domain = self.likelihood.domain
 
     def prior(self) -> Distribution:

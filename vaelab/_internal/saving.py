@@ -10,7 +10,7 @@ from typing import Self
 
 import torch
 
-from .._internal.machine import find_device, to_json, write_atomically
+from .machine import find_device, to_json, write_atomically
 
 __all__ = ["ParameterFileError", "Savable"]
 

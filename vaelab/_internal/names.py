@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._internal.reading import name_of
+from .reading import name_of
 
 __all__ = ["gene_columns", "index_of", "other_genes", "require_labels", "require_names", "to_frame"]
 
