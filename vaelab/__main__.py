@@ -22,9 +22,11 @@ from . import datasets
 
 REPOSITORY = Path(__file__).resolve().parents[1]  # in a checkout
 IN_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()
-SAVED = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "saved_model_parameters"
-EDITIONS = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "course" / "exercises"
-EVIDENCE = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "course" / "evidence"
+ROOT = REPOSITORY if IN_CHECKOUT else Path.cwd()
+SAVED = ROOT / "saved_model_parameters"
+EDITIONS = ROOT / "course" / "exercises"
+EVIDENCE = ROOT / "course" / "evidence"
+WORK = ROOT / "my-course"  # the learner's folder
 ENOUGH_MEMORY = 2e9  # bytes: the budget of a lesson
 
 app = typer.Typer(
@@ -54,24 +56,36 @@ def _fail(sentence: object) -> NoReturn:
 
 
 @app.command()
-def course(browser: Annotated[bool, typer.Option(help="Open a web browser.")] = True) -> None:
-    """Open the course in JupyterLab; Ctrl-C ends it. BROWSER=no opens no web browser."""
-    folder = REPOSITORY / "course"
-    if not (IN_CHECKOUT and folder.is_dir()):
+def course(
+    browser: Annotated[bool, typer.Option(help="Open a web browser.")] = True,
+    update: Annotated[
+        bool, typer.Option("--update", help="Also bring new versions of the notebooks there.")
+    ] = False,
+) -> None:
+    """Bring the lessons into my-course/ and open them in JupyterLab; Ctrl-C ends it.
+
+    What you wrote in my-course/ is never written over. BROWSER=no opens no web browser."""
+    if not (ROOT / "course" / "exercises").is_dir():
         _fail(
             "There is no course folder next to this package: the lessons are in the repository. "
             "Clone it and run `make course` there."
         )
     try:
         from jupyterlab.labapp import LabApp
+
+        from .teaching import my_course
     except ImportError:
         _fail('JupyterLab is not installed here. Install it with: pip install "vaelab[course]"')
-    first = next(iter(sorted(folder.glob("[0-9]*.ipynb"))), folder)
+    try:
+        for sentence in my_course.bring(ROOT, WORK, update):
+            typer.echo(sentence)
+        options = my_course.arrange_jupyterlab(WORK)
+    except OSError as error:
+        _fail(error)
     as_root = hasattr(os, "geteuid") and os.geteuid() == 0
     server = LabApp.initialize_server(
         [
-            f"--ServerApp.root_dir={REPOSITORY}",
-            f"--LabApp.default_url=/lab/tree/{first.relative_to(REPOSITORY).as_posix()}",
+            *options,
             f"--ServerApp.open_browser={browser and os.environ.get('BROWSER') != 'no'}",
             f"--ServerApp.allow_root={as_root}",
             "--ServerApp.log_level=ERROR",
@@ -85,6 +99,17 @@ def course(browser: Annotated[bool, typer.Option(help="Open a web browser.")] = 
     server.io_loop.add_callback(typer.echo, address)  # once the server answers
     server.start()
     typer.echo("\nThe course is closed.")
+
+
+@app.command()
+def progress() -> None:
+    """Say which exercises you have done, which misconceptions you met, and what to repeat."""
+    from .teaching import progress
+
+    folder = progress.folder_of() or progress.folder_of(WORK)
+    if folder is None:
+        _fail("There is no record of your exercises yet: `vaelab course` makes the folder for it.")
+    typer.echo(progress.read(folder))
 
 
 # --------------------------------------------------------------------------------------- data
