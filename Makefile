@@ -21,12 +21,13 @@ BUILD = build
 PYTHONS ?= python3.11 python3.12 python3.13
 TORCH = 2.13.0
 
-.PHONY: help course test parity lessons format bench portable lock matrix clean venv
+.PHONY: help course test parity lessons slides format bench portable lock matrix clean venv
 help:
 	@echo "make course    set up, get the data, and open the course in JupyterLab"
 	@echo "make test      set up, and run every test"
 	@echo "make parity    compare our models with scvi-tools, in an environment of its own"
 	@echo "make lessons   run course/*.py again into their notebooks (LESSONS=course/01_x.py: one)"
+	@echo "make slides    make slides and answers of the lessons, for teachers: build/slides/"
 	@echo "make format    format the code"
 	@echo "make bench     compare time, speed and memory with scvi-tools (BENCH=--quick: a trial)"
 	@echo "make portable  run lessons as on other processors (LESSONS=course/01_x.py: one)"
@@ -62,6 +63,9 @@ lessons: $(STAMP)
 	done
 	@$(VENV)/bin/python tests/readme_picture.py
 	@$(RUN) vaelab release
+
+slides: $(STAMP)
+	@$(RUN) vaelab slides
 
 format: $(STAMP)
 	$(RUN) ruff check --fix .

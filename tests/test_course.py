@@ -229,13 +229,6 @@ def here(work, monkeypatch):
     return work
 
 
-def right(x, mean, theta):
-    from scipy import stats
-    import torch
-
-    return torch.from_numpy(stats.nbinom.logpmf(x, theta, theta / (theta + mean)))
-
-
 def record_in(work: Path) -> list[dict]:
     return [json.loads(line) for line in (work / progress.FILE).read_text().splitlines()]
 
@@ -245,12 +238,13 @@ def answer(name: str, outcome: str) -> None:
     exercise = exercises.find(name)
     by_name = {m.name: m.wrong for m in exercise.misconceptions}
 
-    def given(*args, **kwargs):
+    def given(*args):
         if outcome == "open":
             raise NotImplementedError
         if outcome == "other":
             return 12345.678
-        return by_name.get(outcome, exercise.oracle)(*args, **kwargs)
+        case = dict(zip(exercise.cases(0)[0], args, strict=True))
+        return by_name.get(outcome, exercise.oracle)(**case)
 
     try:
         vaelab.check(name, given)
@@ -258,7 +252,7 @@ def answer(name: str, outcome: str) -> None:
         assert outcome != "right"
 
 
-NAME = "06.2"  # takes arrays, so the oracle itself is an answer
+NAME = "06.1"  # takes arrays, so the oracle itself is an answer
 
 
 def test_a_check_is_remembered(here):

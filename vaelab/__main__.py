@@ -362,6 +362,34 @@ def _superfluous(made: dict[Path, bytes], out: Path) -> list[str]:
     return [f"{path.name} belongs to no lesson (remove it)" for path in others]
 
 
+# ------------------------------------------------------------------------------------ slides
+
+
+@app.command()
+def slides(
+    lessons: Annotated[list[Path] | None, typer.Argument(metavar="[LESSON.ipynb]...")] = None,
+    out: Annotated[Path, typer.Option(show_default="build/slides")] = ROOT / "build" / "slides",
+) -> None:
+    """Make slides, one HTML file for each lesson, and answers.html. Without LESSON: of all."""
+    from ._internal.machine import write_atomically
+    from .teaching import slides
+
+    paths = lessons or sorted((ROOT / "course").glob("[0-9]*.ipynb"))
+    if not paths:
+        _fail("There are no lessons next to this package. Name the .ipynb of a lesson.")
+    try:
+        made = {out / f"{path.stem}.html": slides.deck(path).encode() for path in paths}
+        made[out / "answers.html"] = slides.answers_page(paths).encode()
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(made)
+    except ImportError as error:
+        _fail(f'{error.name} is not installed here. Install it with: pip install "vaelab[dev]"')
+    except (OSError, ValueError) as error:
+        _fail(error)
+    for path, page in made.items():
+        typer.echo(f"Wrote {path} ({len(page) / 1e6:.1f} MB).")
+
+
 # ------------------------------------------------------------------------------------- grade
 
 

@@ -16,11 +16,11 @@ from . import exercises
 __all__ = ["EditionError", "is_untouched", "release", "to_text"]
 
 PREFACE = """\
-This is the learner's edition of lesson {number}. Shift+Enter runs a cell. Write your answers in place \
-of the lines that raise `NotImplementedError`. Then run the cell below your answer: its check says at \
-once whether it is right, and if not, what went wrong. You may leave an exercise open: only cells that \
-use its answer stop. Hints are folded. The model solution opens when the check has passed; before \
-that, ask twice for it with `vaelab.solution("{number}.1")`."""
+This is the learner's edition of lesson {number}. Shift+Enter runs a cell. Write your answers in \
+place of the lines that raise `NotImplementedError`. Then run the cell below your answer: its \
+check says at once whether it is right, and if not, what went wrong. You may leave an exercise \
+open: only cells that use its answer stop. Hints are folded. The model solution opens when the \
+check has passed; before that, ask twice for it with `vaelab.solution("{number}.1")`."""
 MARKER = re.compile(r"(BEGIN|END) SOLUTION")  # nbgrader looks for the same words
 SOLUTION = re.compile(r"^([ \t]*)[^\n]*BEGIN SOLUTION.*?END SOLUTION[^\n]*", re.M | re.S)
 UPWARDS = re.compile(r"""(["'])\.\./""")  # a path in a string, relative to the lesson's folder

@@ -36,8 +36,8 @@ PATHS = (
         "You know VAEs. See what is different about counts, clusters and batches of cells.",
         (("05", 1), ("06", 1), ("08", 0), ("10", 0)),
     ),
-    ("A whole term", "Every lesson in its order, one or two sittings a week, with every exercise.", ()),
-)  # fmt: skip
+    ("A whole term", "Every lesson in its order, one or two sittings a week.", ()),
+)
 OVERRIDES = {  # JupyterLab's own settings, where the learner has set nothing else
     "@jupyterlab/apputils-extension:notification": {
         "fetchNews": "false",
