@@ -247,6 +247,7 @@ def arrange_jupyterlab(work: Path) -> list[str]:
     neither changed nor hidden.
     """
     import zmq
+    from jupyter_client.manager import KernelManager
     from jupyterlab_server.workspaces_handler import WorkspacesManager
 
     settings, workspaces = work / ".jupyter" / "settings", work / ".jupyter" / "workspaces"
@@ -266,6 +267,7 @@ def arrange_jupyterlab(work: Path) -> list[str]:
         f"--LabApp.workspaces_dir={workspaces}",
         *(f"--ContentsManager.hide_globs={pattern}" for pattern in hidden),
     ]
-    if zmq.has("curve"):  # else each kernel warns that it is not encrypted
+    if hasattr(KernelManager, "transport_encryption") and zmq.has("curve"):
+        # Else each kernel warns on the terminal that it is not encrypted.
         options.append("--KernelManager.transport_encryption=auto")
     return options
