@@ -10,7 +10,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections import namedtuple
 from dataclasses import replace
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from jupyter_client.manager import KernelManager
+from jupyter_client.blocking import BlockingKernelClient
 from typer.testing import CliRunner
 
 import vaelab
@@ -439,9 +438,11 @@ def test_course_serves_until_ctrl_c(tmp_path):
         (panels,) = ask("/lab/api/workspaces/")["workspaces"]["values"]
         assert panels["data"]["layout-restorer:data"]["left"]["current"] == "@jupyterlab/toc:plugin"
         kernel = ask("/api/kernels", "POST")["id"]
-        connection = json.loads((tmp_path / "RUNTIME" / f"kernel-{kernel}.json").read_text())
-        if hasattr(KernelManager, "transport_encryption"):  # older kernels do not warn
-            assert any("curve" in key for key in connection)
+        client = BlockingKernelClient()
+        client.load_connection_file(str(tmp_path / "RUNTIME" / f"kernel-{kernel}.json"))
+        client.start_channels()
+        client.wait_for_ready(timeout=60)  # by now it would have warned, which ends on stderr
+        client.stop_channels()
         server.send_signal(signal.SIGINT)
         last, said = server.stdout.read(), server.stderr.read()
         assert last.endswith("\nThe course is closed.\n") and said == ""
