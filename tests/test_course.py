@@ -375,3 +375,23 @@ def test_without_the_lessons_there_is_no_solution(here, capsys, monkeypatch, tmp
     assert "repository" in capsys.readouterr().out
     with pytest.raises(KeyError):
         vaelab.solution("06.99")
+
+
+# ------------------------------------------------------------------------------ for teachers
+
+
+def test_the_plans_have_the_minutes_of_the_lessons():
+    text = (ROOT / "course" / "INSTRUCTORS.md").read_text(encoding="utf-8")
+    minutes = {}
+    for lesson in my_course.lessons_in(ROOT):
+        first, *rest = lesson.minutes
+        minutes[lesson.number, "to the first stop"] = first if rest else None
+        minutes[lesson.number, "after the first stop"] = sum(rest)
+        minutes[lesson.number, "whole"] = first + sum(rest)
+    planned = re.findall(r"(\d\d), (to the first stop|after the first stop|whole) \| (\d+)", text)
+    assert len(planned) > 20
+    for number, part, said in planned:
+        assert minutes[number, part] == int(said), (number, part)
+    term = text[text.index("**A term") : text.index("## Before")]
+    weeks = re.findall(r"^\| \d+ \| (\d\d)", term, re.M)
+    assert weeks == [lesson.number for lesson in my_course.lessons_in(ROOT)]

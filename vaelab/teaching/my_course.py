@@ -88,7 +88,7 @@ def bring(root: Path, work: Path, update: bool = False) -> list[str]:
         The learner's folder.
     update
         Also bring new versions of notebooks that are there. One that nobody has changed is
-        replaced; beside one that was changed, the new version gets a name of its own.
+        replaced; next to one that was changed, the new version gets a name of its own.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def _state(path: Path, content: bytes) -> str:
         if editions.release_in(path) == json.loads(content)["metadata"]["vaelab"]["release"]:
             return "same"
         return "old" if editions.is_untouched(path) else "changed"
-    except Exception:  # it is no notebook any more: whatever it is, it stays
+    except Exception:  # not a notebook any more: whatever it is, it stays
         return "changed"
 
 

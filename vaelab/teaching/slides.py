@@ -20,7 +20,7 @@ FOLDED = re.compile(
 )
 SECTION = re.compile(r"^## (?P<title>[^\n]+)$", re.M)
 ASKED = re.compile(r"\*\*Predict\s+first[.:]\*\*\s*(?P<begins>\w?)", re.I)
-# Where a question's own paragraph ends: a blank line, or the next thing that is no prose.
+# Where a question's own paragraph ends: a blank line, a heading, or something folded.
 PARAGRAPH = re.compile(r"\n\s*\n|\n(?=#|<details)")
 UNREAD = {  # what latex2mathml does not read, or turns into MathML that browsers do not
     r"\\[bB]igg?[lr]?(?=\\[{}])": "",
