@@ -9,6 +9,7 @@ other platform would read it.
 import argparse
 import json
 import os
+import platform as platform_
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,13 @@ def download(pins: dict[str, str], platform: str, to: Path) -> None:
     tags = [x for tag in [*PLATFORMS[platform][0], "any"] for x in ("--platform", tag)]
     abis = [x for abi in (f"cp{number}", "abi3", "none") for x in ("--abi", abi)]
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(to), "--no-deps"]
-    command += ["--only-binary=:all:", "--python-version", PYTHON, "--implementation", "cp"]
+    command += [
+        "--only-binary=:all:",
+        "--python-version",
+        platform_.python_version(),
+        "--implementation",
+        "cp",
+    ]
     command += [*tags, *abis]
     others = {n: v for n, v in pins.items() if n != "torch"}
     subprocess.run([*command, *(f"{n}=={v}" for n, v in others.items())], check=True)
