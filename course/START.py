@@ -50,7 +50,7 @@ vaelab.check("00.1", share_of_zeros)
 # check has passed. Before that, run `vaelab.solution("02.1")` twice.
 #
 # **Predict first.** Before a surprise, a lesson asks what you expect. Say your answer, even a wrong
-# one, and only then open the folded text. You remember more of what you predicted.
+# one, and only then open the folded text.
 #
 # ## 3 · Where your work is kept
 #

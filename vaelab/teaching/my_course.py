@@ -28,7 +28,8 @@ ROW = re.compile(
 PATHS = (
     (
         "A biologist in a day",
-        "You know cells, and some Python. See what a model says about counts, batches and types.",
+        "You know cells, and some Python. See what a model says about counts, batches and types. "
+        "These lessons use the model of lesson 04: take it as given, and read it another day.",
         (("05", 1), ("06", 0), ("10", 1), ("13", 1)),
     ),
     (
