@@ -16,7 +16,10 @@ ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "course").glob("[0-9]*.ipynb"))
 PICTURE = '<img alt="A hill." width="640" style="max-width: 100%" src="data:image/png;base64,AA==">'
 SMALL = [
-    v4.new_markdown_cell("# 99 · A small lesson\n\nWhat is **it**?\n\n**Objectives.** Be small."),
+    v4.new_markdown_cell(
+        "# 99 · A small lesson\n\nWhat is **it**?\n\n**Objectives.** After it you can\n\n"
+        "- be small\n- , and know it.\n\n**You need** $x$."
+    ),
     v4.new_markdown_cell(
         "## 1 · First\n\nSome prose.\n\n$$a = \\mathbb E[x]$$\n\n"
         "They are two. **Predict first:** which\nis $q_1$?\n\n"
@@ -83,7 +86,9 @@ def test_the_questions_of_a_lesson(small):
 def test_the_slides_of_a_lesson(small):
     page = Text(slides.deck(small))
     texts = [" ".join(slide["text"].split()) for slide in page.slides]
-    assert texts[0] == "99 · A small lesson What is it? Objectives. Be small."
+    assert texts[0] == "99 · A small lesson What is it?"
+    assert texts[1] == "Objectives. After it you can be small , and know it."
+    page.slides, texts = page.slides[1:], texts[1:]
     assert texts[1].startswith("1 · First") and "𝔼" in texts[1]
     assert "They are two. Which is q1? AnswerThe first_one of" in texts[2]
     assert page.slides[3]["alt"] == ["A hill."]
@@ -103,6 +108,7 @@ def test_a_lesson_has_its_slides(lesson):
         if cell.cell_type == "markdown"
     )
     questions = slides.questions_in(notebook)
+    assert body.count("<strong>Objectives.</strong>") == 1
     assert len(questions) == asked == body.count("<h2>Predict first</h2>")
     assert all(question.text and question.answer for question in questions)
     pictures = [

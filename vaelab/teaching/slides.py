@@ -19,6 +19,9 @@ FOLDED = re.compile(
     r"<details>\s*<summary>(?P<title>.*?)</summary>(?P<text>.*?)</details>", re.S | re.I
 )
 SECTION = re.compile(r"^## (?P<title>[^\n]+)$", re.M)
+OBJECTIVES = re.compile(
+    r"^\*\*Objectives\.\*\*.*?(?=\n\s*\n(?![-*\d] )|\n\*\*You|\Z)", re.S | re.M | re.I
+)
 ASKED = re.compile(r"\*\*Predict\s+first[.:]\*\*\s*(?P<begins>\w?)", re.I)
 # Where a question's own paragraph ends: a blank line, a heading, or something folded.
 PARAGRAPH = re.compile(r"\n\s*\n|\n(?=#|<details)")
@@ -164,13 +167,16 @@ def _title(notebook) -> str:
 
 def _parts(notebook) -> list:
     """A lesson's opening, sections with their formulas, figures, and questions, in order."""
-    opening = re.sub(r"^>.*\n?", "", notebook.cells[0].source, flags=re.M)
-    parts: list = [("opening", opening)]
+    parts: list = [
+        ("opening", re.split(r"\*\*(?:Objectives|You need)", notebook.cells[0].source)[0])
+    ]
     section, heading = None, _title(notebook)
     for i, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
             parts += [("figure", figure) for figure in _figures(cell)]
             continue
+        if goals := OBJECTIVES.search(cell.source):
+            parts.append(("opening", goals[0]))
         if i == 0 or "solution" in cell.metadata.get("tags", ()):
             continue
         ends = [m.start() for m in SECTION.finditer(cell.source)] + [len(cell.source)]
