@@ -13,6 +13,7 @@ import threading
 import urllib.request
 from collections import namedtuple
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -304,7 +305,14 @@ def test_labels_of_the_second_mouse_are_hidden(monkeypatch):
 def test_doctor_finds_this_environment_healthy(mirror):
     result = invoke("doctor")
     assert result.exit_code == 0, result.output
-    for part in ("Python 3.", "vaelab in", "torch", "memory", "disk", "data letters: mirror"):
+    for part in (
+        "Python 3.",
+        f"vaelab {version('vaelab')} in",
+        "torch",
+        "memory",
+        "disk",
+        "data letters: mirror",
+    ):
         assert f"✓ {part}" in result.output
     assert "✓ Jupyter kernel python3" in result.output
     assert f"✓ can write to {ROOT / 'saved_model_parameters'}" in result.output

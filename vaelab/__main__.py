@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -477,7 +478,7 @@ def _diagnose() -> Iterator[tuple[bool | None, str]]:
     import torch
 
     yield sys.version_info >= (3, 11), f"Python {platform.python_version()} (3.11 or newer)"
-    yield True, f"vaelab in {Path(__file__).parent}"
+    yield True, f"vaelab {version('vaelab')} in {Path(__file__).parent}"
 
     mps = torch.backends.mps.is_available()
     device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
