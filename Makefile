@@ -21,12 +21,14 @@ BUILD = build
 PYTHONS ?= python3.11 python3.12 python3.13
 TORCH = 2.13.0
 
-.PHONY: help course test parity lessons format bench portable lock matrix clean venv
+.PHONY: help course test parity lessons slides stick format bench portable lock matrix clean venv
 help:
 	@echo "make course    set up, get the data, and open the course in JupyterLab"
 	@echo "make test      set up, and run every test"
 	@echo "make parity    compare our models with scvi-tools, in an environment of its own"
 	@echo "make lessons   run course/*.py again into their notebooks (LESSONS=course/01_x.py: one)"
+	@echo "make slides    make slides and answers of the lessons, for teachers: build/slides/"
+	@echo "make stick     a folder with course, data and wheels, for a room without a network"
 	@echo "make format    format the code"
 	@echo "make bench     compare time, speed and memory with scvi-tools (BENCH=--quick: a trial)"
 	@echo "make portable  run lessons as on other processors (LESSONS=course/01_x.py: one)"
@@ -62,6 +64,13 @@ lessons: $(STAMP)
 	done
 	@$(VENV)/bin/python tests/readme_picture.py
 	@$(RUN) vaelab release
+
+slides: $(STAMP)
+	@$(RUN) vaelab slides
+
+# For example make stick STICK="--platform linux windows"; its Python is that of this environment.
+stick: $(STAMP) slides
+	@$(VENV)/bin/python tests/stick.py $(STICK)
 
 format: $(STAMP)
 	$(RUN) ruff check --fix .
@@ -111,6 +120,12 @@ $(STAMP): pyproject.toml $(PINS)
 	@$(RUN) ipykernel install --sys-prefix >/dev/null
 	@cp $(PINS) $(VENV)/.pins
 	@echo "$(CURDIR)" >$@ && rm $(BEGUN)
+
+# `make stick` puts wheels there. With them pip asks no network.
+ifneq ($(wildcard wheels),)
+export PIP_NO_INDEX = 1
+export PIP_FIND_LINKS = $(CURDIR)/wheels
+endif
 
 # Start from nothing, also if an earlier set-up was killed.
 venv:

@@ -4,19 +4,21 @@ import inspect
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 import urllib.request
 from collections import namedtuple
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jupyter_client.blocking import BlockingKernelClient
 from typer.testing import CliRunner
 
 import vaelab
@@ -303,7 +305,14 @@ def test_labels_of_the_second_mouse_are_hidden(monkeypatch):
 def test_doctor_finds_this_environment_healthy(mirror):
     result = invoke("doctor")
     assert result.exit_code == 0, result.output
-    for part in ("Python 3.", "vaelab in", "torch", "memory", "disk", "data letters: mirror"):
+    for part in (
+        "Python 3.",
+        f"vaelab {version('vaelab')} in",
+        "torch",
+        "memory",
+        "disk",
+        "data letters: mirror",
+    ):
         assert f"✓ {part}" in result.output
     assert "✓ Jupyter kernel python3" in result.output
     assert f"✓ can write to {ROOT / 'saved_model_parameters'}" in result.output
@@ -398,35 +407,55 @@ def test_doctor_on_a_terminal_without_signs(tmp_path):
 
 
 def test_course_serves_until_ctrl_c(tmp_path):
+    """It opens START, lists what a learner needs, asks nobody for news, and ends with Ctrl-C."""
     environment = os.environ | {"BROWSER": "no", "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     environment |= {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "RUNTIME")}
+    work = tmp_path / "my-course"
+    code = (
+        "import sys; from pathlib import Path; from vaelab import __main__ as cli; "
+        "cli.WORK = Path(sys.argv.pop()); cli.app(['course'])"
+    )
     keyboard, terminal = pty.openpty()  # at a terminal Jupyter would ask whether that was meant
     server = subprocess.Popen(
-        [sys.executable, "-m", "vaelab", "course"],
+        [sys.executable, "-c", code, str(work)],
         env=environment, cwd=tmp_path, text=True, stdin=terminal, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )  # fmt: skip
     limit = threading.Timer(90, server.kill)
     limit.start()
-    notebook = next(iter(sorted((ROOT / "course").glob("[0-9]*.ipynb"))))
-    times = notebook.stat().st_atime, notebook.stat().st_mtime
-    os.utime(notebook, (times[0], time.time() + 3600))  # newer than its .py, as after a git pull
     try:
         address = next((line.strip() for line in server.stdout if "//" in line), "none")
-        first = next(iter(sorted((ROOT / "course").glob("[0-9]*.ipynb"))), ROOT / "course")
-        assert f"/lab/tree/{first.relative_to(ROOT).as_posix()}" in address, server.stderr.read()
+        assert "/lab/tree/START.ipynb?" in address, server.stderr.read()
         with urllib.request.urlopen(address, timeout=30) as page:
             assert page.status == 200 and b"JupyterLab" in page.read()
-        # Files are seen from the repository's root.
-        contents = address.replace("/lab/tree/", "/api/contents/")
-        with urllib.request.urlopen(contents, timeout=30) as page:
-            assert json.load(page)["path"].startswith("course")
+        home, token = re.fullmatch(r"(.*)/lab/tree/START.ipynb\?token=(\w+)", address).groups()
+
+        def ask(path: str, method: str = "GET"):
+            headers = {"Authorization": f"token {token}"}
+            request = urllib.request.Request(home + path, headers=headers, method=method)
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return json.load(answer)
+
+        listed = {file["name"] for file in ask("/api/contents/")["content"]}
+        assert listed == {"START.ipynb", "lessons"}
+        lessons = {file["name"] for file in ask("/api/contents/lessons")["content"]}
+        assert lessons == {path.name for path in (ROOT / "course" / "exercises").iterdir()}
+        assert ask("/api/contents/evidence/04_vae.py")["name"] == "04_vae.py"  # lessons link to it
+        news = ask("/lab/api/settings/@jupyterlab/apputils-extension:notification")
+        assert news["schema"]["properties"]["fetchNews"]["default"] == "false"
+        (panels,) = ask("/lab/api/workspaces/")["workspaces"]["values"]
+        assert panels["data"]["layout-restorer:data"]["left"]["current"] == "@jupyterlab/toc:plugin"
+        kernel = ask("/api/kernels", "POST")["id"]
+        client = BlockingKernelClient()
+        client.load_connection_file(str(tmp_path / "RUNTIME" / f"kernel-{kernel}.json"))
+        client.start_channels()
+        client.wait_for_ready(timeout=60)  # by now it would have warned, which ends on stderr
+        client.stop_channels()
         server.send_signal(signal.SIGINT)
         last, said = server.stdout.read(), server.stderr.read()
         assert last.endswith("\nThe course is closed.\n") and said == ""
         assert server.wait() == 0
     finally:
-        os.utime(notebook, times)
         limit.cancel()
         server.kill()
         os.close(keyboard)
@@ -440,7 +469,7 @@ def test_course_without_jupyterlab(monkeypatch):
 
 
 def test_course_without_lessons(monkeypatch, tmp_path):
-    monkeypatch.setattr(cli, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
     monkeypatch.setitem(sys.modules, "jupyterlab.labapp", None)  # never serve from here
     result = invoke("course")
     assert result.exit_code == 1 and "make course" in result.stderr

@@ -144,7 +144,7 @@ def test_the_rest_stays_as_it_is(tmp_path):
     (tmp_path / "evidence" / "05_mini.py").touch()
     cited = MINI.replace("# 05 · Counts", "# 05 · Counts, [E05.zeros](evidence/05_mini.py)")
     preface, opening, imports, task, *_, last = release(write(tmp_path, cited)).cells
-    assert "(../05_mini.ipynb)" in preface.source
+    assert "lesson 05" in preface.source and "05_mini.ipynb" not in preface.source  # has solutions
     assert "![](../counts.png)" in opening.source  # an edition lies in a folder below
     assert "[E05.zeros](../evidence/05_mini.py)" in opening.source
     assert "(https://example.org/counts.png), [see](#counts.png)" in opening.source

@@ -87,3 +87,18 @@ def test_an_installed_package_is_the_pinned_one():
         name = canonicalize_name(package.metadata["Name"])
         if name in pinned:
             assert Version(package.version).public == pinned[name], name
+
+
+def test_one_version_is_named_everywhere():
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    newest = re.search(r"^## (\S+), ", (ROOT / "CHANGELOG.md").read_text(), re.M)[1]
+    assert version == citation["version"] == newest
+
+
+def test_github_runs_the_commands_of_the_readme():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "test.yml").read_text())["jobs"]
+    runs = {name: [step.get("run") for step in job["steps"]] for name, job in jobs.items()}
+    assert runs["test"][-1] == "make test" and runs["everything"][-1] == ".ci/run"
+    torch = re.search(r"^TORCH = (\S+)", (ROOT / "Makefile").read_text(), re.M)[1]
+    assert f"torch=={torch} " in str(runs["test"])

@@ -16,6 +16,7 @@ PAGES = [
     ROOT / "CONTRIBUTING.md",
     ROOT / "data/README.md",
     ROOT / "course/INSTRUCTORS.md",
+    ROOT / "course/START.py",
 ]
 
 

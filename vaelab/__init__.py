@@ -19,7 +19,7 @@ from .likelihoods import LIKELIHOODS
 from .models import GMVAE, SCANVI, SCVI, VAE, Autoencoder
 from .networks import MLP
 from .preprocessing import log_normalize, select_genes, to_counts
-from .teaching.exercises import check
+from .teaching.exercises import check, solution
 from .training import History, fit
 
 __all__ = [
@@ -44,5 +44,6 @@ __all__ = [
     "plotting",
     "select_genes",
     "simulate",
+    "solution",
     "to_counts",
 ]

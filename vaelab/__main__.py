@@ -13,6 +13,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -22,9 +23,11 @@ from . import datasets
 
 REPOSITORY = Path(__file__).resolve().parents[1]  # in a checkout
 IN_CHECKOUT = (REPOSITORY / "pyproject.toml").is_file()
-SAVED = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "saved_model_parameters"
-EDITIONS = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "course" / "exercises"
-EVIDENCE = (REPOSITORY if IN_CHECKOUT else Path.cwd()) / "course" / "evidence"
+ROOT = REPOSITORY if IN_CHECKOUT else Path.cwd()
+SAVED = ROOT / "saved_model_parameters"
+EDITIONS = ROOT / "course" / "exercises"
+EVIDENCE = ROOT / "course" / "evidence"
+WORK = ROOT / "my-course"  # the learner's folder
 ENOUGH_MEMORY = 2e9  # bytes: the budget of a lesson
 
 app = typer.Typer(
@@ -54,24 +57,36 @@ def _fail(sentence: object) -> NoReturn:
 
 
 @app.command()
-def course(browser: Annotated[bool, typer.Option(help="Open a web browser.")] = True) -> None:
-    """Open the course in JupyterLab; Ctrl-C ends it. BROWSER=no opens no web browser."""
-    folder = REPOSITORY / "course"
-    if not (IN_CHECKOUT and folder.is_dir()):
+def course(
+    browser: Annotated[bool, typer.Option(help="Open a web browser.")] = True,
+    update: Annotated[
+        bool, typer.Option("--update", help="Also bring new versions of the notebooks there.")
+    ] = False,
+) -> None:
+    """Bring the lessons into my-course/ and open them in JupyterLab; Ctrl-C ends it.
+
+    What you wrote in my-course/ is never written over. BROWSER=no opens no web browser."""
+    if not (ROOT / "course" / "exercises").is_dir():
         _fail(
             "There is no course folder next to this package: the lessons are in the repository. "
             "Clone it and run `make course` there."
         )
     try:
         from jupyterlab.labapp import LabApp
+
+        from .teaching import my_course
     except ImportError:
         _fail('JupyterLab is not installed here. Install it with: pip install "vaelab[course]"')
-    first = next(iter(sorted(folder.glob("[0-9]*.ipynb"))), folder)
+    try:
+        for sentence in my_course.bring(ROOT, WORK, update):
+            typer.echo(sentence)
+        options = my_course.arrange_jupyterlab(WORK)
+    except OSError as error:
+        _fail(error)
     as_root = hasattr(os, "geteuid") and os.geteuid() == 0
     server = LabApp.initialize_server(
         [
-            f"--ServerApp.root_dir={REPOSITORY}",
-            f"--LabApp.default_url=/lab/tree/{first.relative_to(REPOSITORY).as_posix()}",
+            *options,
             f"--ServerApp.open_browser={browser and os.environ.get('BROWSER') != 'no'}",
             f"--ServerApp.allow_root={as_root}",
             "--ServerApp.log_level=ERROR",
@@ -85,6 +100,17 @@ def course(browser: Annotated[bool, typer.Option(help="Open a web browser.")] = 
     server.io_loop.add_callback(typer.echo, address)  # once the server answers
     server.start()
     typer.echo("\nThe course is closed.")
+
+
+@app.command()
+def progress() -> None:
+    """Say which exercises you have done, which misconceptions you met, and what to repeat."""
+    from .teaching import progress
+
+    folder = progress.folder_of() or progress.folder_of(WORK)
+    if folder is None:
+        _fail("There is no record of your exercises yet: `vaelab course` makes the folder for it.")
+    typer.echo(progress.read(folder))
 
 
 # --------------------------------------------------------------------------------------- data
@@ -337,6 +363,34 @@ def _superfluous(made: dict[Path, bytes], out: Path) -> list[str]:
     return [f"{path.name} belongs to no lesson (remove it)" for path in others]
 
 
+# ------------------------------------------------------------------------------------ slides
+
+
+@app.command()
+def slides(
+    lessons: Annotated[list[Path] | None, typer.Argument(metavar="[LESSON.ipynb]...")] = None,
+    out: Annotated[Path, typer.Option(show_default="build/slides")] = ROOT / "build" / "slides",
+) -> None:
+    """Make slides, one HTML file for each lesson, and answers.html. Without LESSON: of all."""
+    from ._internal.machine import write_atomically
+    from .teaching import slides
+
+    paths = lessons or sorted((ROOT / "course").glob("[0-9]*.ipynb"))
+    if not paths:
+        _fail("There are no lessons next to this package. Name the .ipynb of a lesson.")
+    try:
+        made = {out / f"{path.stem}.html": slides.deck(path).encode() for path in paths}
+        made[out / "answers.html"] = slides.answers_page(paths).encode()
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(made)
+    except ImportError as error:
+        _fail(f'{error.name} is not installed here. Install it with: pip install "vaelab[dev]"')
+    except (OSError, ValueError) as error:
+        _fail(error)
+    for path, page in made.items():
+        typer.echo(f"Wrote {path} ({len(page) / 1e6:.1f} MB).")
+
+
 # ------------------------------------------------------------------------------------- grade
 
 
@@ -424,7 +478,7 @@ def _diagnose() -> Iterator[tuple[bool | None, str]]:
     import torch
 
     yield sys.version_info >= (3, 11), f"Python {platform.python_version()} (3.11 or newer)"
-    yield True, f"vaelab in {Path(__file__).parent}"
+    yield True, f"vaelab {version('vaelab')} in {Path(__file__).parent}"
 
     mps = torch.backends.mps.is_available()
     device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"

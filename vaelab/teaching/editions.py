@@ -16,9 +16,11 @@ from . import exercises
 __all__ = ["EditionError", "is_untouched", "release", "to_text"]
 
 PREFACE = """\
-This is the learner's edition of [lesson {number}](../{stem}.ipynb), which has the solutions: here \
-you write the answers, in place of the lines that raise `NotImplementedError`. Run the cell below \
-your answer: its check says at once whether it is right, and if not, what went wrong."""
+This is the learner's edition of lesson {number}. Shift+Enter runs a cell. Write your answers in \
+place of the lines that raise `NotImplementedError`. Then run the cell below your answer: its \
+check says at once whether it is right, and if not, what went wrong. You may leave an exercise \
+open: only cells that use its answer stop. Hints are folded. The model solution opens when the \
+check has passed; before that, ask twice for it with `vaelab.solution("{number}.1")`."""
 MARKER = re.compile(r"(BEGIN|END) SOLUTION")  # nbgrader looks for the same words
 SOLUTION = re.compile(r"^([ \t]*)[^\n]*BEGIN SOLUTION.*?END SOLUTION[^\n]*", re.M | re.S)
 UPWARDS = re.compile(r"""(["'])\.\./""")  # a path in a string, relative to the lesson's folder
@@ -60,7 +62,7 @@ def release(lesson: Path):
     number = lesson.stem.partition("_")[0]
     if not _exercises_in(lesson.name, number, master.cells):
         return None
-    preface = PREFACE.format(number=number, stem=lesson.stem)
+    preface = PREFACE.format(number=number)
     cells = [v4.new_markdown_cell(preface, id=f"{number}-000")]
     for cell in master.cells:
         metadata = {k: v for k, v in cell.metadata.items() if k != "lines_to_next_cell"}
@@ -73,17 +75,21 @@ def release(lesson: Path):
         elif "solution" not in metadata.get("tags", ()):
             source = LINK.sub(lambda link: _from_below(link, lesson.parent), cell.source)
             cells.append(v4.new_markdown_cell(source, id=own, metadata=metadata))
-    edition = v4.new_notebook(cells=cells, nbformat_minor=5)
-    edition.metadata = {
+    about = {"lesson": number, "data": master.metadata.get("vaelab", {}).get("data", [])}
+    return notebook_of(cells, about)
+
+
+def notebook_of(cells, about: dict):
+    """A notebook of these cells; ``metadata.vaelab`` holds ``about``, and the release."""
+    from nbformat import v4
+
+    notebook = v4.new_notebook(cells=cells, nbformat_minor=5)
+    notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
-        "vaelab": {
-            "lesson": number,
-            "data": master.metadata.get("vaelab", {}).get("data", []),
-            "release": _hash_of(cells),
-        },
+        "vaelab": about | {"release": _hash_of(cells)},
     }
-    return edition
+    return notebook
 
 
 def to_text(edition) -> str:
@@ -97,14 +103,23 @@ def is_untouched(path: Path) -> bool:
     """True if nobody has written into an edition's file since its release."""
     import nbformat
 
-    notebook = nbformat.read(path, as_version=4)
-    released = notebook.metadata.get("vaelab", {}).get("release")
-    return released == _hash_of(notebook.cells)
+    return release_in(path) == _hash_of(nbformat.read(path, as_version=4).cells)
+
+
+def release_in(path: Path) -> str | None:
+    """The release that an edition's file names, if any."""
+    import nbformat
+
+    return nbformat.read(path, as_version=4).metadata.get("vaelab", {}).get("release")
 
 
 def _hash_of(cells) -> str:
-    """Hash of the cells' types, sources and marks, without outputs and other metadata."""
-    parts = [(c.cell_type, c.source, c.metadata.get("nbgrader")) for c in cells]
+    """Hash of the cells' types, sources and marks, without outputs and other metadata.
+
+    A cell tagged "practice" is there to be changed, and does not count.
+    """
+    kept = [cell for cell in cells if "practice" not in cell.metadata.get("tags", ())]
+    parts = [(c.cell_type, c.source, c.metadata.get("nbgrader")) for c in kept]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

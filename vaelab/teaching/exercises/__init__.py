@@ -7,9 +7,11 @@ from contextlib import redirect_stderr
 from importlib import import_module
 from pkgutil import iter_modules
 
-__all__ = ["CheckFailed", "check", "find", "lessons"]
+__all__ = ["CheckFailed", "check", "find", "lessons", "solution"]
 
 SEED = 0  # for the inputs that learners see; the grader uses other seeds
+PRACTICE = "00"  # its exercise stands on the START page, and counts for no lesson
+OPEN: set[str] = set()  # exercises that passed here, or whose solution was asked for once
 
 
 class CheckFailed(AssertionError):
@@ -36,9 +38,14 @@ def lessons() -> list[str]:
     return sorted(name.removeprefix("lesson_") for name in names if name.startswith("lesson_"))
 
 
+def _declared(lesson: str) -> dict:
+    module = "practice" if lesson == PRACTICE else f"lesson_{lesson}"
+    return import_module(f".{module}", __name__).EXERCISES
+
+
 def names_in(lesson: str) -> list[str]:
     """The names of a lesson's exercises, in their order."""
-    return [*import_module(f".lesson_{lesson}", __name__).EXERCISES]
+    return [*_declared(lesson)]
 
 
 def find(name: str):
@@ -50,11 +57,11 @@ def find(name: str):
         No exercise has this name.
     """
     lesson = str(name).partition(".")[0]
-    if lesson not in lessons():
+    if lesson not in (PRACTICE, *lessons()):
         raise KeyError(
             f"There is no exercise {name!r}. The lessons with exercises are {', '.join(lessons())}."
         )
-    exercises = import_module(f".lesson_{lesson}", __name__).EXERCISES
+    exercises = _declared(lesson)
     if name not in exercises:
         raise KeyError(f"There is no exercise {name!r}. This lesson has {', '.join(exercises)}.")
     return exercises[name]
@@ -81,6 +88,7 @@ def check(name: str, answer) -> None:
     KeyError
         No exercise has this name.
     """
+    from .. import progress
     from . import box
 
     exercise = find(name)
@@ -98,5 +106,39 @@ def check(name: str, answer) -> None:
             display(both, raw=True)
         elif verdict.passed:
             print(box.as_text(verdict))
+    if verdict.passed:
+        OPEN.add(name)
+    if where == "attended":
+        progress.record(verdict)
     if not verdict.passed and not (verdict.undone and shown):
         raise CheckFailed(verdict, shown)
+
+
+def solution(name: str) -> None:
+    """Print the model solution of an exercise: once its check has passed, or if you ask twice.
+
+    Parameters
+    ----------
+    name
+        The exercise as the lesson names it, for example "05.2".
+
+    Raises
+    ------
+    KeyError
+        No exercise has this name.
+    """
+    from .. import progress
+    from . import box
+
+    exercise = find(name)
+    text = box.solution_of(name)
+    if not text:
+        print(f"The solution of {name} is in the repository, whose course folder is not here.")
+    elif name in OPEN or progress.has_passed(name):
+        print(text)
+    else:
+        OPEN.add(name)
+        print(
+            f"{name} {exercise.title}: the check has not passed yet. The task has a folded hint. "
+            "To see the solution all the same, run this cell again."
+        )
