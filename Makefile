@@ -21,13 +21,14 @@ BUILD = build
 PYTHONS ?= python3.11 python3.12 python3.13
 TORCH = 2.13.0
 
-.PHONY: help course test parity lessons format bench portable site lock matrix clean venv
+.PHONY: help course test parity lessons format bench portable site pdf lock matrix clean venv
 help:
 	@echo "make course    set up, get the data, and open the course in JupyterLab"
 	@echo "make test      set up, and run every test"
 	@echo "make parity    compare our models with scvi-tools, in an environment of its own"
 	@echo "make lessons   run course/*.py again into their notebooks (LESSONS=course/01_x.py: one)"
 	@echo "make site      build the site, to read without installing: build/site/html/index.html"
+	@echo "make pdf       print each lesson of the site to build/site/pdf"
 	@echo "make format    format the code"
 	@echo "make bench     compare time, speed and memory with scvi-tools (BENCH=--quick: a trial)"
 	@echo "make portable  run lessons as on other processors (LESSONS=course/01_x.py: one)"
@@ -85,6 +86,9 @@ site: $(STAMP)
 	@$(VENV)/bin/python course/site/prepare.py $(BUILD)/site/source
 	@$(RUN) sphinx -q -W -b html $(BUILD)/site/source $(BUILD)/site/html
 	@echo "The site is $(BUILD)/site/html/index.html"
+
+pdf: site
+	@$(VENV)/bin/python course/site/pdf.py $(BUILD)/site/html $(BUILD)/site/pdf
 
 # Everybody gets one version of torch, so that a seed gives the same numbers.
 RESOLVE = echo "torch==$(TORCH)" | $(BUILD)/lock/bin/uv pip compile pyproject.toml --quiet --universal \

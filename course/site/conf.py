@@ -70,7 +70,7 @@ def copy_mathjax(app, error) -> None:
     if error:
         return
     for file in metadata.files("sphinx-mathjax-offline"):
-        _, found, name = str(file).partition("static/mathjax/")
+        _, _, name = str(file).partition("static/mathjax/")
         if name == mathjax_path.removeprefix("mathjax/") or name.startswith("output/chtml/fonts"):
             folder = (app.outdir / "_static" / "mathjax" / name).parent
             folder.mkdir(parents=True, exist_ok=True)
