@@ -21,7 +21,7 @@ BUILD = build
 PYTHONS ?= python3.11 python3.12 python3.13
 TORCH = 2.13.0
 
-.PHONY: help course test parity lessons slides stick format bench portable lock matrix clean venv
+.PHONY: help course test parity lessons slides stick site pdf format bench portable lock matrix clean venv
 help:
 	@echo "make course    set up, get the data, and open the course in JupyterLab"
 	@echo "make test      set up, and run every test"
@@ -29,6 +29,8 @@ help:
 	@echo "make lessons   run course/*.py again into their notebooks (LESSONS=course/01_x.py: one)"
 	@echo "make slides    make slides and answers of the lessons, for teachers: build/slides/"
 	@echo "make stick     a folder with course, data and wheels, for a room without a network"
+	@echo "make site      build the site, to read without installing: build/site/html/index.html"
+	@echo "make pdf       print each lesson of the site to build/site/pdf"
 	@echo "make format    format the code"
 	@echo "make bench     compare time, speed and memory with scvi-tools (BENCH=--quick: a trial)"
 	@echo "make portable  run lessons as on other processors (LESSONS=course/01_x.py: one)"
@@ -85,6 +87,17 @@ bench: $(STAMP)
 portable: $(STAMP)
 	$(VENV)/bin/python tests/portable.py $(PORTABLE) \
 	    $(if $(filter command line environment,$(origin LESSONS)),$(LESSONS))
+
+# From the notebooks as they are; it asks nothing of the network, and nor do its pages.
+site: $(STAMP)
+	@$(VENV)/bin/python -c 'import myst_nb, playwright' 2>/dev/null || \
+	    $(RUN) pip install -c $(PINS) -e ".[dev,site]"
+	@$(VENV)/bin/python course/site/prepare.py $(BUILD)/site/source
+	@$(RUN) sphinx -q -W -b html $(BUILD)/site/source $(BUILD)/site/html
+	@echo "The site is $(BUILD)/site/html/index.html"
+
+pdf: site
+	@$(VENV)/bin/python course/site/pdf.py $(BUILD)/site/html $(BUILD)/site/pdf
 
 # Everybody gets one version of torch, so that a seed gives the same numbers.
 RESOLVE = echo "torch==$(TORCH)" | $(BUILD)/lock/bin/uv pip compile pyproject.toml --quiet --universal \

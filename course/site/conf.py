@@ -1,0 +1,102 @@
+"""The site, for Sphinx: `make site` writes it to build/site/html. It asks nothing of the network."""
+
+import inspect
+from importlib import metadata
+
+from sphinx.util.fileutil import copy_asset
+
+# Where this project is published, "https://github.com/owner/name"; empty: no links to it are shown.
+REPOSITORY = ""
+
+project, author = "vaelab", "the authors of vaelab"
+release = metadata.version("vaelab")
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+]
+suppress_warnings = ["mystnb.unknown_mime_type", "config.cache"]
+
+nb_execution_mode = "off"  # the committed notebooks hold every output
+nb_merge_streams = True
+nb_ipywidgets_js = {}  # else two scripts come from the network
+nb_code_prompt_show = "Show the solution"
+nb_code_prompt_hide = "Hide the solution"
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+autodoc_typehints = "none"  # the docstrings say them
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_use_rtype = False
+viewcode_line_numbers = True
+
+html_theme = "sphinx_book_theme"
+html_title = "vaelab"
+html_context = {"default_mode": "auto"}
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_js_files = ["site.js"]
+html_copy_source = html_show_sourcelink = False
+mathjax_path = "mathjax/tex-chtml-full.js"
+html_theme_options = {
+    "repository_url": REPOSITORY,
+    "use_repository_button": bool(REPOSITORY),
+    "use_download_button": False,
+    "home_page_in_toc": True,
+    "show_navbar_depth": 1,
+    "pygments_light_style": "a11y-high-contrast-light",
+    "pygments_dark_style": "a11y-high-contrast-dark",
+    # one search box, not two
+    "navbar_start": [], "navbar_center": [], "navbar_end": [], "navbar_persistent": [],
+}  # fmt: skip
+if REPOSITORY:
+    html_theme_options |= {
+        "launch_buttons": {
+            "colab_url": "https://colab.research.google.com",
+            "binderhub_url": "https://mybinder.org",
+        },
+        "path_to_docs": "course/exercises",
+        "repository_branch": "main",
+    }
+
+
+def copy_mathjax(app, error) -> None:
+    """Of MathJax, what the pages need: 2 MB of 24."""
+    if error:
+        return
+    for file in metadata.files("sphinx-mathjax-offline"):
+        _, _, name = str(file).partition("static/mathjax/")
+        if name == mathjax_path.removeprefix("mathjax/") or name.startswith("output/chtml/fonts"):
+            folder = (app.outdir / "_static" / "mathjax" / name).parent
+            folder.mkdir(parents=True, exist_ok=True)
+            copy_asset(file.locate(), folder)
+
+
+def signature(app, what, name, object_, options, arguments, returns):
+    """A model's own arguments; its class takes any, to remember them."""
+    if what == "class" and "__init__" in vars(object_):
+        own = [
+            parameter.replace(annotation=inspect.Parameter.empty)
+            for parameter in inspect.signature(object_.__init__).parameters.values()
+        ]
+        return str(inspect.Signature(own[1:])), returns
+    return arguments, returns
+
+
+def keep_lines(app, what, name, object_, options, lines) -> None:
+    """Show an indented block of equations as it was written."""
+    for n in range(len(lines) - 1, 1, -1):
+        above = next((line for line in lines[n - 2 :: -1] if line.strip()), " ")
+        if lines[n].startswith("    ") and not lines[n - 1].strip() and above[0] not in " -=":
+            lines[n:n] = [] if above.endswith("::") else ["::", ""]
+
+
+def setup(app) -> None:
+    app.connect("autodoc-process-docstring", keep_lines, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", signature)
+    app.connect("build-finished", copy_mathjax)
