@@ -85,7 +85,7 @@ def test_colours_are_imported_by_their_names(lesson):
         )
 
 
-# ----------------------------------------------------------------- form of revised lessons
+# --------------------------------------------------------------------------------- their form
 
 
 def test_each_picture_has_alternative_text(lesson):
