@@ -475,9 +475,9 @@ plotting.show("Three clusters on a line, before and after the step, with what 16
 # $$\frac{\partial}{\partial a_k}\big({-\mathrm{KL}_y}\big) = q_k \big( \log\pi_k - \log q_k + \mathrm{KL}_y \big)$$
 #
 # It is positive for $q_k < \pi_k$, so **the bound does pull an empty cluster back, and the pull
-# fades with $q_k$**. With ten clusters, nine of them equal, it is 0.036 nats per unit of logit at
-# $q_k = 0.05$, and 0.005 at 0.001. Reconstruction may pull harder the other way. So clusters can
-# return, but an empty one is returned to slowly. §11 watches it.
+# fades with $q_k$**. With ten clusters, nine of them equal, it is 0.035 nats per unit of logit at
+# $q_k = 0.05$, and 0.005 at 0.001. Reconstruction may pull harder the other way. So a
+# cluster can come back, but only slowly once it is empty. §11 watches it.
 #
 # ## 4 · What the clusters cost
 #
@@ -1067,7 +1067,7 @@ plotting.show("Cells and clusters on two principal directions of z. Each ellipse
 # Where the two agree, a draw from the prior is a cell like the real ones. Where an ellipse is
 # larger than its cells, or next to them, it will be less so. Cluster 4 is such a case: one long
 # ellipse holds NK cells and monocytes, and its middle, where hardly a cell lies. A cluster that is
-# not in use is dotted (1 and 7): next to nothing in the bound tells it where to go, as §3 predicted.
+# not in use is dotted (1 and 7): its $\mu$ and $\sigma$ get next to no gradient, as §3 predicted.
 #
 # The map has two of ten dimensions, and clusters that overlap here may be apart in another. But see
 # the T cells: 5 and 2 overlap, and 2, with most CD8 cells of the cytotoxic tube, lies between 5 and
