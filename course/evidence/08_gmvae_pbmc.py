@@ -55,13 +55,13 @@ def fitted(kind, likelihood, seed):
 
 @claim(
     "E08.mixture",
-    "With clusters in the prior, the bound on held-out cells is better.",
-    holds=more("clusters", "one normal"),
+    "A GMVAE has a better bound on held-out cells than a VAE that is trained in the same way.",
+    holds=more("GMVAE", "VAE"),
 )
 def mixture(seed: int) -> dict[str, float]:
     return {
-        "one normal": fitted("VAE", "nb", seed)[1],
-        "clusters": fitted("GMVAE", "nb", seed)[1],
+        "VAE": fitted("VAE", "nb", seed)[1],
+        "GMVAE": fitted("GMVAE", "nb", seed)[1],
     }
 
 
