@@ -14,7 +14,6 @@ from jupytext.compare import compare_notebooks
 
 ROOT = Path(__file__).parents[1]
 LESSONS = sorted((ROOT / "course").glob("[0-9]*.py"))
-TO_REVISE = {"08"}  # lessons whose form is still the old one
 UNCOMPARED = {"nbval-ignore-output", "nbval-skip"}
 A_MACHINES_OWN = re.compile(
     r"/(?:home|Users|root|tmp|private|var|opt|mnt)/|[A-Za-z]:\\|" + re.escape(str(ROOT))
@@ -86,18 +85,11 @@ def test_colours_are_imported_by_their_names(lesson):
         )
 
 
-# ----------------------------------------------------------------- form of revised lessons
+# --------------------------------------------------------------------------------- their form
 
 
-@pytest.fixture
-def revised(lesson):
-    if lesson.stem[:2] in TO_REVISE:
-        pytest.skip("still to be revised")
-    return lesson
-
-
-def test_each_picture_has_alternative_text(revised):
-    for cell, output in outputs_of(revised):
+def test_each_picture_has_alternative_text(lesson):
+    for cell, output in outputs_of(lesson):
         data = output.get("data", {})
         assert "image/png" not in data, f"no plotting.show(alt) at the end of:\n{cell.source}"
         html = data.get("text/html", "")
@@ -109,24 +101,24 @@ def test_each_picture_has_alternative_text(revised):
             )
 
 
-def test_pictures_come_from_plotting_show(revised):
-    text = revised.read_text(encoding="utf-8")
+def test_pictures_come_from_plotting_show(lesson):
+    text = lesson.read_text(encoding="utf-8")
     assert "plt.show(" not in text, "use plotting.show(alt), which has alternative text"
 
 
-def test_figures_fit_the_page(revised):
-    text = revised.read_text(encoding="utf-8")
+def test_figures_fit_the_page(lesson):
+    text = lesson.read_text(encoding="utf-8")
     widths = [float(width) for width in re.findall(r"figsize=\(\s*([\d.]+)", text)]
     assert max(widths, default=0) <= 9.5, f"the widest figsize is {max(widths)}; 9.5 fits"
 
 
-def test_the_state_of_widgets_is_not_stored(revised):
+def test_the_state_of_widgets_is_not_stored(lesson):
     """Viewers without a kernel would try to show it instead of the picture."""
-    assert "widgets" not in notebook_of(revised).metadata, (
+    assert "widgets" not in notebook_of(lesson).metadata, (
         "delete metadata.widgets and run: make lessons"
     )
 
 
-def test_it_ends_with_what_comes_next(revised):
-    last = notebook_of(revised).cells[-1]
+def test_it_ends_with_what_comes_next(lesson):
+    last = notebook_of(lesson).cells[-1]
     assert last.cell_type == "markdown" and re.search(r"(?m)^[#*> ]*Next\b", last.source)

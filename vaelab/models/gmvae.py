@@ -1,4 +1,4 @@
-"""The VAE whose prior is a Gaussian mixture (Dilokthanakul et al. 2016; Grønbech et al. 2020).
+"""The VAE whose prior is a Gaussian mixture (Jiang et al. 2017; Grønbech et al. 2020).
 
 Generative model, for each cell with library size ℓ:
 

@@ -87,6 +87,12 @@ def with_kl_z(kl):
     return lambda *case, **named: two_kls(*case, **named, kl=kl)
 
 
+def by_the_prior(log_q, m, s, log_prior, means, stds):
+    """Each cluster's KL of z counts by π instead of by q."""
+    _, kl_y = two_kls(log_q, m, s, log_prior, means, stds)
+    return kl_of_normals(m, s, means, stds) @ np.exp(log_prior), kl_y
+
+
 def unweighted(log_q, m, s, log_prior, means, stds):
     _, kl_y = two_kls(log_q, m, s, log_prior, means, stds)
     return kl_of_normals(m, s, means, stds).sum(-1), kl_y
@@ -145,11 +151,17 @@ def tiny_bound(x, log_q, m, s, log_prior, means, stds, a, b, spread=1.0, twice=F
     return total
 
 
+def without_factorial(**case):
+    from scipy import special
+
+    return tiny_bound(**case) + special.gammaln(case["x"] + 1).sum(-1)
+
+
 def tiny_with(**change):
     return lambda **case: tiny_bound(**case, **change)
 
 
-# 08.3: where a component of the prior should stand
+# 08.3: where a cluster of the prior should be
 
 
 def draw_posteriors(rng: np.random.Generator) -> list[dict]:
@@ -222,11 +234,11 @@ def shares_changed(change):
     return lambda q: tuple(map(np.asarray, change(*information_and_imbalance(q), q)))
 
 
-# 08.5: clusters against names
+# 08.5: clusters against tubes
 
 
 def draw_clusterings(rng: np.random.Generator) -> list[dict]:
-    """Five cells; then more clusters than types, with one type split in two; then fewer."""
+    """Five cells; then more clusters than tubes, with one tube split in two; then fewer."""
     cases = [{"truth": np.array([0, 0, 0, 1, 1]), "found": np.array([1, 1, 1, 0, 1])}]
     truth = rng.choice(4, size=150, p=[0.55, 0.2, 0.15, 0.1])
     split = np.where(truth == 0, rng.choice([4, 2], size=150), truth)
@@ -301,6 +313,26 @@ EXERCISES = {
                     "q.",
                 ),
                 Misconception(
+                    "the KLs of z weighted by the prior",
+                    by_the_prior,
+                    "You averaged the KLs of z with the prior's weights. In the bound the mean is "
+                    "under q.",
+                ),
+                Misconception(
+                    "a mean over dimensions",
+                    with_kl_z(lambda m, s, mean, std: kl_of_normals(m, s, mean, std) / m.shape[-1]),
+                    "Your KL of z is too small by the number of dimensions. Over independent "
+                    "dimensions, is the KL a mean or a sum?",
+                ),
+                Misconception(
+                    "the half forgotten",
+                    with_kl_z(
+                        lambda m, s, mean, std: kl_of_normals(m, s, mean, std) + m.shape[-1] / 2
+                    ),
+                    "Your KL of z is too large by a half per dimension. What is it if both normals "
+                    "are the same?",
+                ),
+                Misconception(
                     "variances for standard deviations",
                     with_kl_z(
                         lambda m, s, mean, std: kl_of_normals(m, np.sqrt(s), mean, np.sqrt(std))
@@ -315,6 +347,7 @@ EXERCISES = {
             points=3,
             draw=draw_tiny,
             oracle=tiny_bound,
+            rtol=3e-4,  # a grid of a few hundred points passes, also with a spacing in float32
             verified="Agrees with enumeration of y and quadrature over z, for 21 cells.",
             misconceptions=(
                 Misconception(
@@ -339,6 +372,12 @@ EXERCISES = {
                     "Almost. Look at the units of each part of the KL of z, if z had units.",
                 ),
                 Misconception(
+                    "no factorial",
+                    without_factorial,
+                    "The Poisson's log x! is missing. It does not depend on the parameters, but "
+                    "without it the number is not a bound on log p(x).",
+                ),
+                Misconception(
                     "the mean decoded, and the KL of y weighted twice",
                     tiny_with(spread=0.0, twice=True),
                     "One of three errors is fixed. Two are left: one in the reconstruction, one in "
@@ -359,7 +398,7 @@ EXERCISES = {
         ),
         Exercise(
             name="08.3",
-            title="Where a cluster should stand",
+            title="Where a cluster should be",
             points=3,
             draw=draw_posteriors,
             oracle=moments,
@@ -453,30 +492,40 @@ EXERCISES = {
         ),
         Exercise(
             name="08.5",
-            title="Clusters against names",
+            title="Clusters against tubes",
             points=2,
             draw=draw_clusterings,
             oracle=best_of_all_matchings,
             call="arrays",
-            verified="Agrees with the best of all matchings, for more clusters than types and for "
+            verified="Agrees with the best of all matchings, for more clusters than tubes and for "
             "fewer.",
             misconceptions=(
                 Misconception(
                     "numbers compared",
                     lambda truth, found: np.asarray((truth == found).mean()),
-                    "The number of a cluster has no meaning: cluster 3 may well be type 0.",
+                    "The number of a cluster has no meaning: cluster 3 may well be tube 0.",
                 ),
                 Misconception(
                     "each cluster takes its majority",
                     majority,
-                    "In your answer two clusters can take the same type, so a clustering gains by "
-                    "splitting a type in two. How many clusters may a type have?",
+                    "In your answer two clusters can take the same tube, so a clustering gains by "
+                    "splitting a tube in two. How many clusters may a tube have?",
                 ),
                 Misconception(
-                    "each type takes its largest cluster",
+                    "each tube takes its largest cluster",
                     lambda truth, found: majority(found, truth),
-                    "In your answer two types can take the same cluster, so a clustering gains by "
-                    "putting all cells together. How many types may a cluster have?",
+                    "In your answer two tubes can take the same cluster, so a clustering gains by "
+                    "putting all cells together. How many tubes may a cluster have?",
+                ),
+                Misconception(
+                    "a share of mistakes",
+                    lambda truth, found: 1 - best_of_all_matchings(truth, found),
+                    "This is the share of cells that do not agree.",
+                ),
+                Misconception(
+                    "a number of cells",
+                    lambda truth, found: len(truth) * best_of_all_matchings(truth, found),
+                    "This is the number of cells that agree; a share is asked for.",
                 ),
             ),
         ),
