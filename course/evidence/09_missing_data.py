@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 from scipy.special import gammaln
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.nn.functional import logsigmoid, softplus
 
@@ -256,8 +257,8 @@ def overfit(seed: int) -> dict[str, float]:
 @claim(
     "E09.validated",
     "The same trainings, stopped where a tenth of the observed entries says: all three beat the "
-    "constant on the hidden entries, and NB and ZINB beat Poisson.",
-    holds=every(*(more(kind, "constant") for kind in KINDS), more("NB", "P"), more("ZINB", "P")),
+    "constant on the hidden entries, and NB beats Poisson.",
+    holds=every(*(more(kind, "constant", by=500) for kind in KINDS), more("NB", "P")),
 )
 def validated(seed: int) -> dict[str, float]:
     found = references()
@@ -278,11 +279,12 @@ OPTIONS = {  # the source's three models, as configurations of vaelab.VAE
 @claim(
     "E09.stopped",
     "vaelab.fit, which stops by the bound of held-out cells, beats the constant on the hidden entries "
-    "with all three likelihoods. Averaging the mean over draws of z beats decoding the mean of z, "
-    "for NB and ZINB.",
+    "with NB and ZINB, and not with Poisson. Averaging the mean over draws of z beats decoding the "
+    "mean of z.",
     holds=every(
-        *(more(f"{kind}, μ(E z)", "constant") for kind in KINDS),
-        *(more(f"{kind}, E μ(z)", f"{kind}, μ(E z)") for kind in ("NB", "ZINB")),
+        *(more(f"{kind}, μ(E z)", "constant") for kind in ("NB", "ZINB")),
+        more("constant", "P, E μ(z)"),
+        *(more(f"{kind}, E μ(z)", f"{kind}, μ(E z)") for kind in KINDS),
     ),
 )
 def stopped(seed: int) -> dict[str, float]:
@@ -300,7 +302,7 @@ def stopped(seed: int) -> dict[str, float]:
 @claim(
     "E09.factors",
     "Over five masks: with every further factor NMF fits the observed entries better and imputes the "
-    "hidden ones worse. One factor beats the constant, three do not.",
+    "hidden ones worse. On average, one factor beats the constant, and three do not.",
     holds=every(
         more("observed, 3", "observed, 1"),
         more("observed, 10", "observed, 3"),
@@ -391,8 +393,6 @@ def thinned(seed: int) -> dict[str, float]:
     ),
 )
 def query(seed: int) -> dict[str, float]:
-    from sklearn.neighbors import KNeighborsClassifier
-
     adata, x = mouse(2)
     rng = np.random.default_rng(seed)
     lacking = np.sort(rng.permutation(500)[:250])
