@@ -860,10 +860,14 @@ ax.set(
 )
 ax.legend(frameon=False, loc="lower right")
 plotting.show("Importance-weighted bounds of held-out pancreas cells against the number of draws, two models, "
-              "five seeds: both climb; the one trained on IWAE starts lower and ends higher.")  # fmt: skip
+              "five seeds: both climb; the one trained on IWAE starts lower, and they meet.")  # fmt: skip
 
 # %% [markdown]
-# IWAE-TEXT
+# The first ten draws gain 2.4 ± 0.3 nats, the next ninety 0.7 ± 0.2
+# ([E09.ladder](evidence/09_missing_data.py)). Training on 5 draws gives a model whose ELBO is 4.4 ± 1.3
+# nats *lower*: a mean of weights forgives a poor $q$, as long as one draw in five is good. With 1,000
+# draws the two models agree, up to 0.2 ± 0.6 nats. On these cells, a tighter bound to train on bought
+# nothing that we could measure; a tighter bound to score with did.
 #
 # ## What was not used, and why
 #

@@ -434,11 +434,10 @@ def query(seed: int) -> dict[str, float]:
 @claim(
     "E09.ladder",
     "On pancreas cells that were not trained on, the importance-weighted bound rises with its draws. "
-    "Training on it with 5 draws raises log p(x) of such cells, and lowers their ELBO.",
+    "A model trained on it with 5 draws has a lower ELBO.",
     holds=every(
         more("S = 10", "S = 1"),
         more("S = 100", "S = 10"),
-        more("IWAE, S = 1000", "S = 1000"),
         more("S = 1", "IWAE, S = 1"),
     ),
 )
