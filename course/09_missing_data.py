@@ -314,6 +314,7 @@ def draw_posterior_mean(θ, π):
     ax.set(
         xlabel="count x", ylabel="E[λ|x]", ylim=(0, 20), title=f"μ = 6, θ = {θ:.2f}, π = {π:.2f}"
     )
+    ax.set(xticks=range(0, 21, 5), yticks=range(0, 21, 5))
     ax.legend(frameon=False, loc="upper left")
     return fig
 
