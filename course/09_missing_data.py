@@ -602,9 +602,9 @@ plotting.show("Left: on observed entries NMF gets better with every factor. Righ
 #
 # ### The fourth clue: training for too long
 #
-# **Predict first.** After 3,000 epochs without validation, where will the three VAEs lie on the hidden
+# **Predict first.** The source trains for 3,000 epochs, without validation. We stop at 1,000. Where will the three VAEs lie on the hidden
 # entries: near the truth, or near the constant?
-# <details><summary>Answer</summary>Far below both. The picture stops at 1,000 epochs.</details>
+# <details><summary>Answer</summary>Far below both, and still falling.</details>
 
 # %%
 frame, stopped = measured["E09.overfit"], measured["E09.validated"]
