@@ -110,9 +110,9 @@ print(f"zeros: {(x == 0).mean():.1%};  variance / mean of the counts: {x.var() /
 # $$z \sim \mathcal N(0, I), \qquad u_j \sim p(u), \qquad x_j \sim \mathrm{Poisson}\big(\mu_j(z)\, u_j\big)$$
 #
 # The decoder gives $\mu(z)$: the *structure*, what this cell is. The factor $u_j$, of mean 1 before
-# zero inflation, is new for each entry: it is a **random effect**, and it has no structure. So its parameters are not
-# outputs of the decoder. They are one number for the whole table ("scalar"), or one for each gene.
-# Three choices of $p(u)$ give three models:
+# zero inflation, is new for each entry: it is a **random effect**, and it has no structure. So its
+# parameters are not outputs of the decoder. They are one number for the whole table ("scalar"), or
+# one for each gene. Three choices of $p(u)$ give three models:
 #
 # | $p(u)$ | then $x$ given $z$ is | source's name | in our package |
 # |---|---|---|---|
@@ -180,8 +180,8 @@ models = {
 }
 
 # %% [markdown]
-# Next, $\hat\lambda$. The source calls the function `denoise`. It encodes the validation counts, decodes
-# the mean of $z$, and returns for NB and ZINB
+# Next, $\hat\lambda$. The source calls the function `denoise`. It encodes the validation counts,
+# decodes the mean of $z$, and returns for NB and ZINB
 #
 # $$\hat\lambda_j = (1 - \pi)\,\frac{x_j + \theta}{\mu_j + \theta} \qquad (\pi = 0 \text{ for NB})$$
 #
@@ -229,8 +229,8 @@ plotting.show("Validation scores of three models, five seeds each, next to the p
 # %% [markdown]
 # The printed ranking is back ([E09.reproduced](evidence/09_missing_data.py)): Poisson −5.0 ± 0.1, NB
 # −5.2 ± 0.2, ZINB −10.6 ± 0.6. (To save time we take one draw of $z$ for each step, where the source
-# takes ten. The levels of NB and ZINB are a little off; the order is not.) So we run the same experiment,
-# and can look for what is wrong with it.
+# takes ten. The levels of NB and ZINB are a little off; the order is not.) So we run the same
+# experiment, and can look for what is wrong with it.
 #
 # ### The first clue
 #
@@ -387,11 +387,11 @@ plotting.show("Corrected scores, five seeds: Poisson far below NB and ZINB, whic
 
 # %% [markdown]
 # On honest terms, NB reaches −1.08 ± 0.02 and ZINB −1.09 ± 0.04: they cannot be told apart, and are
-# **3.4 nats per entry above the Poisson**, −4.46 ± 0.12 ([E09.turned](evidence/09_missing_data.py)). The
-# best that anybody can do from these counts, $\mathbb E[\lambda \mid x]$ with the true $\mu$ and
+# **3.4 nats per entry above the Poisson**, −4.46 ± 0.12 ([E09.turned](evidence/09_missing_data.py)).
+# The best that anybody can do from these counts, $\mathbb E[\lambda \mid x]$ with the true $\mu$ and
 # $\theta$, is −1.02. So there is almost nothing left to gain. With the leak, NB scores −0.68 ± 0.03,
-# above the true rate's −0.757 ([E09.leak](evidence/09_missing_data.py)); ZINB, at −0.69 ± 0.08, does so on
-# average.
+# above the true rate's −0.757 ([E09.leak](evidence/09_missing_data.py)); ZINB, at −0.69 ± 0.08, does
+# so on average.
 #
 # The published ranking, Poisson > NB ≫ ZINB, was the artefact of a bug. The corrected one is
 # **NB ≈ ZINB ≫ Poisson**. And shrinkage, the suspect of section 1, is innocent: it is what makes NB and
@@ -502,8 +502,9 @@ plotting.show("Score on the second half of thinned pancreas cells, five seeds: N
 # `masked_bound(x, observed, A, s, W, eps)`, the bound of each cell, with the KL in closed form. Hidden
 # entries of `x` hold anything, NaN included, and must not matter.
 #
-# Shapes: `x` and `observed` (True or False) are cells × genes, `A` genes × latent, `s` latent, `W` latent
-# × genes, `eps` cells × latent. `torch.distributions.Poisson(rate, validate_args=False)` has `log_prob`.
+# Shapes: `x` and `observed` (True or False) are cells × genes, `A` genes × latent, `s` latent, `W`
+# latent × genes, `eps` cells × latent. `torch.distributions.Poisson(rate, validate_args=False)` has
+# `log_prob`.
 #
 # <details><summary>Hint</summary><code>torch.where(observed, x, 0)</code> first. What does 0 · NaN
 # give?</details>
@@ -542,17 +543,18 @@ print("the bound is the same to the last bit:", np.array_equal(*bounds))
 # ## 7 · The second table
 #
 # The source hides 10 % of the entries of a new simulation, trains on the rest, imputes, and prints a
-# "loss" for each model: Poisson −167,575, NB −231,875, ZINB −321,748. It is a log-likelihood, so higher is
-# better: the Poisson wins again. And for factorisations with 1 to 30 factors, it falls and falls the
-# more factors there are. Repeat this for NMF, which factors the table, $\mu = LF^\top$.
+# "loss" for each model: Poisson −167,575, NB −231,875, ZINB −321,748. It is a log-likelihood, so
+# higher is better: the Poisson wins again. For factorisations with 1 to 30 factors, the plot has minus
+# this number, and it falls and falls with every factor. Repeat this for NMF, which factors the table,
+# $\mu = LF^\top$.
 #
 # **The third clue.** The code sums `np.where(w, log p, 0)`. Which entries are these?
 #
 # ### Exercise 09.4 · Spot the error: which entries?
 # ★☆☆ · 4 minutes · 1 point
 #
-# Write `imputation_score(x, mean, observed)`: the sum of $\log \mathrm{Poisson}(x; \text{mean})$ over the
-# entries that say something about imputation.
+# Write `imputation_score(x, mean, observed)`: the sum of $\log \mathrm{Poisson}(x; \text{mean})$ over
+# the entries that say something about imputation.
 #
 # <details><summary>Hint</summary>Which entries did the model not see?</details>
 
@@ -602,8 +604,8 @@ plotting.show("Left: on observed entries NMF gets better with every factor. Righ
 #
 # ### The fourth clue: training for too long
 #
-# **Predict first.** The source trains for 3,000 epochs, without validation. We stop at 1,000. Where will the three VAEs lie on the hidden
-# entries: near the truth, or near the constant?
+# **Predict first.** The source trains for 3,000 epochs, without validation. We stop at 1,000. Where
+# will the three VAEs lie on the hidden entries: near the truth, or near the constant?
 # <details><summary>Answer</summary>Far below both, and still falling.</details>
 
 # %%
@@ -622,16 +624,16 @@ plotting.show("Score of hidden entries against epochs, three models, five seeds 
               "and 200 epochs, above the constant; far below it after a thousand.")  # fmt: skip
 
 # %% [markdown]
-# Every model passes its best within 150 epochs, and then falls without end, while the entries
-# that it trains on fit better and better. After 1,000 epochs, Poisson is at −34,300 ± 1,800, NB at
-# −29,000 ± 1,300 and ZINB at −29,100 ± 2,600, all far below one constant
-# ([E09.overfit](evidence/09_missing_data.py)). The cure is cheap: hide another tenth, from the training
-# this time, and stop where **its** score is best. Now all three beat −25,321 by 500 nats or more: Poisson
-# −24,670 ± 90, NB −24,510 ± 110, ZINB −24,520 ± 130
+# Every model passes its best within 150 epochs, and then falls without end, while the entries that it
+# trains on fit better and better. After 1,000 epochs, Poisson is at −34,300 ± 1,800, NB at −29,000 ±
+# 1,300 and ZINB at −29,100 ± 2,600, all far below one constant
+# ([E09.overfit](evidence/09_missing_data.py)). The cure is cheap: hide another tenth, from the
+# training this time, and stop where **its** score is best. Now all three beat −25,321 by 500 nats or
+# more: Poisson −24,670 ± 90, NB −24,510 ± 110, ZINB −24,520 ± 130
 # ([E09.validated](evidence/09_missing_data.py)). NB and ZINB cannot be told apart here.
 #
-# In the package, `vaelab.fit` stops by the bound of held-out *cells*, and `model.impute(cells)` fills the
-# hidden entries.
+# In the package, `vaelab.fit` stops by the bound of held-out *cells*, and `model.impute(cells)` fills
+# the hidden entries.
 
 # %%
 cells = vaelab.Cells.from_array(x, observed=w)
@@ -665,12 +667,12 @@ plotting.show("Score of the hidden entries for three models that stopped in time
 
 # %% [markdown]
 # Averaged, NB reaches −24,340 ± 50, which is 980 nats above the constant and two thirds of the way to
-# the truth; plugged in, −24,820 ± 310 ([E09.stopped](evidence/09_missing_data.py); one of the five seeds is
-# below the constant). So average, if you
-# can afford it. **Poisson stays below the constant**, though it beat it above. Several things differ
-# between the two trainings, and one of them is who says when to stop: held-out cells here, hidden
-# entries there. The bound of a held-out cell asks how well the model explains counts that it has
-# encoded. That is not the question of imputation. Hold out entries if you want to impute.
+# the truth; plugged in, −24,820 ± 310 ([E09.stopped](evidence/09_missing_data.py); one of the five
+# seeds is below the constant). So average, if you can afford it. **Poisson stays below the
+# constant**, though it beat it above. Several things differ between the two trainings, and one of
+# them is who says when to stop: held-out cells here, hidden entries there. The bound of a held-out
+# cell asks how well the model explains counts that it has encoded. That is not the question of
+# imputation. Hold out entries if you want to impute.
 #
 # ## 8 · Genes that the query lacks
 #
@@ -700,8 +702,8 @@ with warnings.catch_warnings(record=True) as said:
 print(next(str(w.message) for w in said if "masked" in str(w.message)))
 
 # %% [markdown]
-# **Predict first.** Someone fills the missing genes with zeros instead, and does not mask them. Which of
-# these differ: the embedding, the library size, the bound?
+# **Predict first.** Someone fills the missing genes with zeros instead, and does not mask them. Which
+# of these differ: the embedding, the library size, the bound?
 # <details><summary>Answer</summary>Not the embedding: the encoder gets a 0 in both cases. The library
 # size and the bound differ.</details>
 
@@ -784,17 +786,18 @@ for name, seen in masks.items():
 #
 # $$\ell_S = \mathbb E\Big[\log \frac 1S \sum_{s=1}^S \frac{p(x, z_s)}{q(z_s \mid x)}\Big], \qquad z_s \sim q(z \mid x) \text{ independent}$$
 #
-# $\ell_1$ is the ELBO, $\ell_S \le \ell_{S+1} \le \log p(x)$, and the ladder climbs to $\log p(x)$. If $q$
-# is the posterior, every weight is $p(x)$ and nothing is left to climb. With missing entries, $p(x, z)$
-# is the masked one.
+# $\ell_1$ is the ELBO, $\ell_S \le \ell_{S+1} \le \log p(x)$, and the ladder climbs to $\log p(x)$.
+# If $q$ is the posterior, every weight is $p(x)$ and nothing is left to climb. With missing entries,
+# $p(x, z)$ is the masked one.
 #
 # ### Exercise 09.5 · Bug hunt: weights from other draws
 # ★★☆ · 8 minutes · 2 points
 #
-# scVI 0.2.4 computed its marginal likelihood with $z$ drawn twice: once for the weights, and once more
-# inside the model. (It was corrected in 0.4.0.) The function below does the same, and has a second bug. The model is
-# $z \sim \mathcal N(0, 1)$, $x \sim \mathcal N(z, 1)$, with $q = \mathcal N(m, s^2)$ for each cell; the
-# draws have shape (S, cells). Correct it. You need no second set of draws.
+# scVI 0.2.4 computed its marginal likelihood with $z$ drawn twice: once for the weights, and once
+# more inside the model. (It was corrected in 0.4.0.) The function below does the same, and has a
+# second bug. The model is $z \sim \mathcal N(0, 1)$, $x \sim \mathcal N(z, 1)$, with $q = \mathcal
+# N(m, s^2)$ for each cell; the draws have shape (S, cells). Correct it. You need no second set of
+# draws.
 #
 # ```python
 # def iwae(x, m, s, eps, more_eps):
@@ -924,11 +927,12 @@ evidence.table("09")
 # %% [markdown]
 # **Read on.** The notebook: A. Sarkar, *Variational autoencoders for scRNA-seq data* (2019), and his
 # package scmodes, in which `denoise` was corrected on 26 July 2020. H. Robbins, *An empirical Bayes
-# approach to statistics*, Third Berkeley Symposium (1956) 157–163. Masked bounds: A. Nazabal et al., *Handling incomplete heterogeneous
-# data using VAEs* (2018); P.-A. Mattei and J. Frellsen, *MIWAE* (2019). IWAE: Y. Burda, R. Grosse and
-# R. Salakhutdinov (2016). Thinning: A. Neufeld et al., *Inference after latent variable estimation for
-# single-cell RNA sequencing data*, Biostatistics 25 (2024) 270–287. Missing at random: D. Rubin, Biometrika 63
-# (1976) 581–592. The mice: M. Baron et al., Cell Systems 3 (2016) 346–360.
+# approach to statistics*, Third Berkeley Symposium (1956) 157–163. Masked bounds: A. Nazabal et al.,
+# *Handling incomplete heterogeneous data using VAEs* (2018); P.-A. Mattei and J. Frellsen, *MIWAE*
+# (2019). IWAE: Y. Burda, R. Grosse and R. Salakhutdinov (2016). Thinning: A. Neufeld et al.,
+# *Inference after latent variable estimation for single-cell RNA sequencing data*, Biostatistics 25
+# (2024) 270–287. Missing at random: D. Rubin, Biometrika 63 (1976) 581–592. The mice: M. Baron et
+# al., Cell Systems 3 (2016) 346–360.
 #
 # **Next:** [lesson 10](10_scvi.ipynb) integrates three random draws out of one count, and gives the
 # decoder the batch.
