@@ -95,7 +95,7 @@ def _updated(x, w, L, F, theta: float, max_iter: int, tol: float):
         mean = np.maximum(L @ F.T, TINY)
         # E[u | x] of each entry, by which an outlier counts less; 1 for the Poisson.
         u = 1.0 if np.isinf(theta) else (x + theta) / (mean + theta)
-        return w * x / mean, w * u
+        return x / mean, w * u  # hidden entries of x are 0
 
     first = previous = _loss(x, w, L @ F.T, theta)
     for n_done in range(1, max_iter + 1):

@@ -2,8 +2,8 @@
 
 The first claims train the models of Sarkar (2019) as the source trained them (networks, RMSprop,
 all cells at once, batch normalisation never in evaluation mode), with one draw of z per step in
-place of ten. Seeds are those of the weights; the simulation is the printed one, but for
-``elsewhere``. ``python tests/benchmarks/sarkar.py`` trains with ten draws.
+place of ten. Seeds are those of the weights; the simulations are the printed ones.
+``python tests/benchmarks/sarkar.py`` makes both tables with the package's models, and 10 dimensions.
 """
 
 from functools import cache
@@ -11,6 +11,7 @@ from functools import cache
 import numpy as np
 import torch
 from scipy.special import gammaln
+from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.nn.functional import logsigmoid, softplus
 
@@ -156,11 +157,10 @@ def turned(seed: int) -> dict[str, float]:
 
 @claim(
     "E09.leak",
-    "If the validation counts are encoded to predict themselves, NB and ZINB score better than the "
-    "rates from which these counts were drawn. Without the leak, the best possible is far below.",
+    "If the validation counts are encoded to predict themselves, NB scores better than the rates "
+    "from which these counts were drawn. Without the leak, the best possible is far below.",
     holds=every(
         more("NB", "true rate"),
-        more("ZINB", "true rate"),
         more("true rate", "true posterior mean", by=0.2),
         more("true posterior mean", "NB, honest"),
         more("true posterior mean", "ZINB, honest"),
@@ -175,23 +175,6 @@ def leak(seed: int) -> dict[str, float]:
     found["true posterior mean"] = log_poisson(x_val, honest_best()).mean()
     found["constant"] = log_poisson(x_val, np.full(x.shape, x.mean())).mean()
     return found
-
-
-@claim(
-    "E09.elsewhere",
-    "The same in five other simulations, with 10 latent dimensions and a third of the epochs: the "
-    "bug puts Poisson first, the right mean NB and ZINB.",
-    holds=every(
-        more("P, bug", "NB, bug"),
-        more("P, bug", "ZINB, bug"),
-        more("NB", "P", by=2),
-        more("ZINB", "P", by=2),
-    ),
-    seeds=range(1, 6),
-)
-def elsewhere(seed: int) -> dict[str, float]:
-    found = {f"{k}, bug": v for k, v in column("bug", 10, seed, 1000, seed).items()}
-    return found | column("honest", 10, seed, 1000, seed)
 
 
 # ------------------------------------------------------------------------------- imputation
@@ -256,8 +239,8 @@ def overfit(seed: int) -> dict[str, float]:
 @claim(
     "E09.validated",
     "The same trainings, stopped where a tenth of the observed entries says: all three beat the "
-    "constant on the hidden entries, and NB and ZINB beat Poisson.",
-    holds=every(*(more(kind, "constant") for kind in KINDS), more("NB", "P"), more("ZINB", "P")),
+    "constant on the hidden entries, and NB beats Poisson.",
+    holds=every(*(more(kind, "constant", by=500) for kind in KINDS), more("NB", "P")),
 )
 def validated(seed: int) -> dict[str, float]:
     found = references()
@@ -278,11 +261,12 @@ OPTIONS = {  # the source's three models, as configurations of vaelab.VAE
 @claim(
     "E09.stopped",
     "vaelab.fit, which stops by the bound of held-out cells, beats the constant on the hidden entries "
-    "with all three likelihoods. Averaging the mean over draws of z beats decoding the mean of z, "
-    "for NB and ZINB.",
+    "with NB and ZINB, and not with Poisson. Averaging the mean over draws of z beats decoding the "
+    "mean of z.",
     holds=every(
-        *(more(f"{kind}, μ(E z)", "constant") for kind in KINDS),
-        *(more(f"{kind}, E μ(z)", f"{kind}, μ(E z)") for kind in ("NB", "ZINB")),
+        *(more(f"{kind}, μ(E z)", "constant") for kind in ("NB", "ZINB")),
+        more("constant", "P, E μ(z)"),
+        *(more(f"{kind}, E μ(z)", f"{kind}, μ(E z)") for kind in KINDS),
     ),
 )
 def stopped(seed: int) -> dict[str, float]:
@@ -300,7 +284,7 @@ def stopped(seed: int) -> dict[str, float]:
 @claim(
     "E09.factors",
     "Over five masks: with every further factor NMF fits the observed entries better and imputes the "
-    "hidden ones worse. One factor beats the constant, three do not.",
+    "hidden ones worse. On average, one factor beats the constant, and three do not.",
     holds=every(
         more("observed, 3", "observed, 1"),
         more("observed, 10", "observed, 3"),
@@ -391,8 +375,6 @@ def thinned(seed: int) -> dict[str, float]:
     ),
 )
 def query(seed: int) -> dict[str, float]:
-    from sklearn.neighbors import KNeighborsClassifier
-
     adata, x = mouse(2)
     rng = np.random.default_rng(seed)
     lacking = np.sort(rng.permutation(500)[:250])
@@ -434,11 +416,10 @@ def query(seed: int) -> dict[str, float]:
 @claim(
     "E09.ladder",
     "On pancreas cells that were not trained on, the importance-weighted bound rises with its draws. "
-    "Training on it with 5 draws raises log p(x) of such cells, and lowers their ELBO.",
+    "A model trained on it with 5 draws has a lower ELBO.",
     holds=every(
         more("S = 10", "S = 1"),
         more("S = 100", "S = 10"),
-        more("IWAE, S = 1000", "S = 1000"),
         more("S = 1", "IWAE, S = 1"),
     ),
 )
