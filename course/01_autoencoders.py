@@ -482,10 +482,12 @@ for name, options in ways.items():
     results[name] = {"to its noisy input": np.mean((out - noisy[1500:]) ** 2),
                      "to the clean signal": np.mean((out - clean[1500:]) ** 2)}  # fmt: skip
 table = pd.DataFrame(results).T
-ax = table.plot.barh(figsize=(9, 2.6), color=[SKY, BLUE], xlabel="mean squared error on new cells")
+ax = table.plot.barh(
+    figsize=(7.5, 2.6), color=[SKY, BLUE], xlabel="mean squared error on new cells"
+)
 ax.axvline(0.25, color="0.4", ls="--", lw=1, label="the noise")
 ax.invert_yaxis()
-ax.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+ax.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.4, -0.2), ncols=3)
 plotting.show(
     "The wide code copies: its output is near the noisy input and as far from the clean signal as the "
     "noise. The code of 4 and the wide code trained with added noise are much nearer to the clean signal."
