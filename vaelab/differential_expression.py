@@ -54,6 +54,7 @@ __all__ = ["differential_expression", "pseudobulk"]
 LEVELS = (0.01, 0.05, 0.10)  # claimed false discovery rates at which a null is measured
 WEIGHTINGS = 10  # bootstrap weightings, or pairs of cells, for each draw of z
 PSEUDOCOUNT = 0.1  # counts per cell of median library size
+FIRST = 10  # draws of z for a first estimate of the model's fold changes
 PER = 1e4  # means are per ten thousand counts
 
 
@@ -66,6 +67,7 @@ def differential_expression(
     mode: str = "groups",
     delta: float = 0.25,
     fdr: float = 0.05,
+    count_noise: bool = True,
     batch: str | Sequence[str] | None = "all",
     n_samples: int = 100,
     pseudocount: float = PSEUDOCOUNT,
@@ -165,6 +167,7 @@ def differential_expression(
     rows, in_group = _two_groups(cells, group, reference)
     order = np.lexsort(models[0].embed(cells[rows]).T)  # one order, whatever that of the cells
     cells, in_group = cells[rows[order]], in_group[order]
+    count_noise = count_noise and mode == "groups" and min(in_group.sum(), (~in_group).sum()) > 1
     turned = not in_group[0]  # computed in one direction only, so that signs are exactly opposite
     masks = _null_masks(in_group ^ turned, cells.batch.cpu().numpy(), null, n_nulls, seed)
     task = _Task(cells, torch.from_numpy(masks), mode, n_samples, pseudocount)
@@ -172,11 +175,12 @@ def differential_expression(
         total=len(models) * n_samples, unit="draw", disable=not progress, file=sys.stdout,
         leave=False,
     )  # fmt: skip
+    counts = _Counts(task)
     samples, in_null, means = [], [], []
     with bar, seeded(seed):
         for one in models:
             blocks, more, mean = [], 0, 0
-            for lfc, ρ in task.draws(one, batch):  # (1 + n_nulls, 10, G) and (2, G)
+            for lfc, ρ in task.draws(one, batch, counts if count_noise else None):  # (1 + n_nulls, 10, G) and (2, G)
                 blocks.append(lfc[0])
                 more = more + (lfc[1:].abs() > delta).sum(1)  # (n_nulls, G)
                 mean = mean + ρ / n_samples
@@ -188,11 +192,10 @@ def differential_expression(
     table = _summary(sign * np.concatenate(samples), delta)
     n = WEIGHTINGS * n_samples * len(models)
     names = ("reference", "group") if turned else ("group", "reference")
-    observed, detected = task.observed()
     for i, name in enumerate(names):
         table[f"mean_{name}"] = PER * np.mean(means, axis=0)[i]
-        table[f"observed_{name}"] = PER * observed[i]
-        table[f"detected_{name}"] = detected[i]
+        table[f"observed_{name}"] = PER * counts.share[i]
+        table[f"detected_{name}"] = counts.detected[i]
     table = pd.DataFrame(table, index=pd.Index(cells.gene_names, name="gene"))
     if len(models) > 1:
         calls = [expected_fdr(_summary(one, delta)["p_change"]) <= fdr for one in samples]
@@ -235,25 +238,57 @@ class _Task:
     n_samples: int
     pseudocount: float
 
+    @property
+    def ε(self) -> float:
+        return self.pseudocount / self.cells.library.median().item()
+
     @torch.no_grad()
-    def draws(self, model: Model, batch) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each draw of z: LFC, (1 + n_nulls, 10, G), and the mean ρ of both groups, (2, G)."""
+    def draws(
+        self, model: Model, batch, counts: _Counts | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """For each draw of z: LFC, (1 + n_nulls, 10, G), and the mean ρ of both groups, (2, G).
+
+        With ``counts``, LFC is corrected by them.
+        """
         at_once = max(1, 2**22 // model.n_values)  # cells: 16 MiB for each float32 tensor
         parts = torch.arange(len(self.cells)).split(at_once)
         batches = _batches(model, batch)
-        ε = self.pseudocount / self.cells.library.median().item()
         masks = self.masks.to(model.device, model.dtype)
         with evaluating(model):
             posteriors = [  # q(z | x) of each part; ρ needs no more of the cells than their batch
                 model.encode(self.cells[rows].unlabelled().to(model.device, model.dtype))
                 for rows in parts
             ]
+
+            def draw_z() -> Tensor:
+                return torch.cat([q.sample() for q in posteriors])  # (n_cells, n_latent)
+
+            noise = None
+            if counts is not None:
+                of_model = self._variance(model, draw_z, masks, batches, parts).double().cpu()
+                noise = (counts.variance - of_model).clamp(min=0).sqrt()[:, None].to(masks)
+            draw = self._of_groups if self.mode == "groups" else self._of_pairs
             for _ in range(self.n_samples):
-                z = torch.cat([q.sample() for q in posteriors])  # (n_cells, n_latent)
-                draw = self._of_groups if self.mode == "groups" else self._of_pairs
-                ρ = draw(model, z, masks, batches, parts)  # (1 + n_nulls, 2, 10, G)
-                log_ρ = (ρ + ε).log2()
-                yield log_ρ[:, 0] - log_ρ[:, 1], ρ[0].mean(1)
+                ρ = draw(model, draw_z(), masks, batches, parts)  # (1 + n_nulls, 2, 10, G)
+                log_ρ = (ρ + self.ε).log2()
+                lfc = log_ρ[:, 0] - log_ρ[:, 1]
+                if noise is not None:
+                    lfc = lfc + noise * torch.randn_like(lfc)
+                yield lfc, ρ[0].mean(1)
+
+    def _variance(self, model, draw_z, masks, batches, parts) -> Tensor:
+        """The variance of the LFC of mean ρ if other cells were drawn; (1 + n_nulls, G)."""
+        total, squares = 0.0, 0.0
+        for _ in range(FIRST):
+            z = draw_z()
+            for rows in parts:
+                ρ = self._shares(model, z, rows, batches)
+                total = total + masks[:, :, rows] @ ρ / FIRST
+                squares = squares + masks[:, :, rows] @ ρ**2 / FIRST
+        n = masks.sum(-1, keepdim=True)
+        mean = total / n
+        variance = (squares / n - mean**2).clamp(min=0) / (n - 1)
+        return _variance_of_log_ratio(mean, variance, self.ε)
 
     def _of_groups(self, model, z, masks, batches, parts) -> Tensor:
         """Weighted means of ρ over the cells of each group, with 10 weightings."""
@@ -280,17 +315,45 @@ class _Task:
             total = total + getattr(p, "base", p).mean  # not zero-inflated
         return total / len(batches)
 
-    def observed(self) -> tuple[np.ndarray, np.ndarray]:
-        """Counts over library sizes, and the share of cells with a count; (2, G) each."""
-        counts, size, with_count, seen = (np.zeros((2, self.cells.n_genes)) for _ in range(4))
-        for rows in torch.arange(len(self.cells)).split(1024):
-            part, mask = self.cells[rows].to("cpu", torch.float64), self.masks[0][:, rows].double()
-            there = torch.ones_like(part.x) if part.observed is None else part.observed.double()
-            counts += (mask @ part.x).numpy()
-            with_count += (mask @ (part.x > 0).double()).numpy()
-            size += (mask @ (part.library[:, None] * there)).numpy()
-            seen += (mask @ there).numpy()
-        return counts / size.clip(1e-300), with_count / seen.clip(1)
+
+def _variance_of_log_ratio(mean: Tensor, variance: Tensor, ε: float) -> Tensor:
+    """The variance of the log2 ratio of two means, to first order; (…, 2, G) to (…, G)."""
+    return (variance / ((mean + ε) * np.log(2)) ** 2).sum(-2)
+
+
+class _Counts:
+    """What the counts say without the model.
+
+    Attributes
+    ----------
+    share, detected
+        Counts over library sizes, and share of cells with a count, of both groups; (2, G).
+    variance
+        Variance of the log2 fold change of the shares, if other cells of the same batches and other
+        counts of them were drawn; (1 + n_nulls, G).
+    """
+
+    def __init__(self, task: _Task):
+        cells, masks = task.cells, task.masks.double()
+        of_all, squares = 0.0, 0.0
+        for b in cells.batch.unique():
+            sums = 0.0
+            for rows in torch.nonzero(cells.batch == b)[:, 0].split(max(1, 2**21 // cells.n_genes)):
+                part = cells[rows].to("cpu", torch.float64)
+                seen = torch.ones_like(part.x) if part.observed is None else part.observed.double()
+                x, size = part.x, part.library[:, None] * seen
+                values = (x, size, seen, (x > 0).double(), x * x, x * size, size * size)
+                sums = sums + torch.stack([masks[:, :, rows] @ v for v in values])
+            of_all = of_all + sums[:4]
+            Σx, Σℓ, n, _, Σxx, Σxℓ, Σℓℓ = sums  # (1 + n_nulls, 2, G) each
+            m = Σx / Σℓ.clamp(min=1e-300)
+            squares = squares + (Σxx - 2 * m * Σxℓ + m * m * Σℓℓ) * n / (n - 1).clamp(min=1)
+        Σx, Σℓ, n, n_detected = of_all
+        Σℓ = Σℓ.clamp(min=1e-300)
+        self.share, self.detected = (Σx / Σℓ)[0].numpy(), (n_detected / n.clamp(min=1))[0].numpy()
+        pooled = (Σx.sum(1, keepdim=True) + 0.5) / Σℓ.sum(1, keepdim=True)
+        variance = torch.maximum(squares / Σℓ**2, pooled / Σℓ)  # at least that of a Poisson
+        self.variance = _variance_of_log_ratio(Σx / Σℓ, variance, task.ε)
 
 
 def _summary(lfc: np.ndarray, delta: float) -> dict[str, np.ndarray]:
