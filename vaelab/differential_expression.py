@@ -3,7 +3,7 @@
 For a cell n, z_n ~ q(z | x_n) is drawn once, and all genes of ρ_n = ρ(z_n) come from that draw
 (Lopez et al. 2018). For two groups a and b, one posterior sample of the log2 fold change is
 
-    LFC_g = log2((ρ_ag + ε) / (ρ_bg + ε))
+    LFC_g = log2((ρ_ag + ε) / (ρ_bg + ε)) + η_g
 
 ================  ==============================================================================
 ``mode``          ρ_a
@@ -15,6 +15,11 @@ For a cell n, z_n ~ q(z | x_n) is drawn once, and all genes of ρ_n = ρ(z_n) co
 The weights are the Bayesian bootstrap (Rubin 1981): they add the uncertainty that comes from having
 these cells and not others. Without them, the mean over many cells would be almost certain.
 
+ρ takes the decoder as known, but the decoder was fitted to the same counts and follows their noise.
+With ``count_noise``, η_g ~ N(0, max(s_g² − v_g, 0)): s_g² is the variance that the log2 ratio of
+the counts' own shares has over draws of cells and counts, and v_g that of the ratio of mean ρ over
+draws of cells. Without it, η = 0.
+
 With S samples, and half a count added to each side so that nothing is infinite,
 
     P(ρ_a > ρ_b) = (#{LFC > 0} + ½ #{LFC = 0} + ½) / (S + 1)
@@ -23,11 +28,12 @@ With S samples, and half a count added to each side so that nothing is infinite,
 
 The false discovery rate expected by the model is the mean of 1 − P(|LFC| > δ) over the genes that
 are called. It holds only as far as the model does. ``null`` measures it: the same calls are made
-between groups that do not differ.
+between groups that do not differ. The models stay as they are, so that a null cannot show what the
+training on the two groups themselves does; only a simulation with known fold changes can.
 
-The model's parameters are taken as known. Several models with other seeds show how much that hides.
 The weights take each cell as a replicate: that mice differ from each other is not in the result.
-:func:`pseudobulk` tests between replicates.
+:func:`pseudobulk` tests between replicates. Several models with other seeds show which calls depend
+on the training.
 """
 
 from __future__ import annotations
@@ -98,6 +104,9 @@ def differential_expression(
         Smallest change of interest, δ, in units of log2 fold change, above 0.
     fdr
         Expected false discovery rate of the genes that are called.
+    count_noise
+        True to widen the samples by the noise of the counts that the decoder was fitted to. It does
+        nothing between pairs of cells, and if a group has one cell only.
     batch
         Batch in which to predict the expression of all cells, or several to average over; "all" for
         all batches of the model, None for each cell's own batch.
@@ -134,12 +143,12 @@ def differential_expression(
                                               above it
     called                                    True if that is at most ``fdr``
     mean_group, mean_reference                mean of ρ, per ten thousand counts
-    observed_group, observed_reference        counts of the gene per ten thousand counts of all genes
+    observed_group, observed_reference        counts of the gene per ten thousand of all genes
     detected_group, detected_reference        share of the cells with a count of the gene
     agreement, stable                         with several models: share of them that call the gene;
                                               True if all agree
     fdr_null                                  with ``null``: false discovery rate of this gene and
-                                              all above it, if as many genes are false as in the null
+                                              all above it, if as many are false as in the null
     ========================================  ====================================================
 
     With ``null``, ``attrs["null"]`` holds what was measured at each ``claimed`` rate: the number of
@@ -180,7 +189,7 @@ def differential_expression(
     with bar, seeded(seed):
         for one in models:
             blocks, more, mean = [], 0, 0
-            for lfc, ρ in task.draws(one, batch, counts if count_noise else None):  # (1 + n_nulls, 10, G) and (2, G)
+            for lfc, ρ in task.draws(one, batch, counts if count_noise else None):
                 blocks.append(lfc[0])
                 more = more + (lfc[1:].abs() > delta).sum(1)  # (n_nulls, G)
                 mean = mean + ρ / n_samples
@@ -243,12 +252,10 @@ class _Task:
         return self.pseudocount / self.cells.library.median().item()
 
     @torch.no_grad()
-    def draws(
-        self, model: Model, batch, counts: _Counts | None
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+    def draws(self, model: Model, batch, counts: _Counts | None) -> Iterator[tuple[Tensor, Tensor]]:
         """For each draw of z: LFC, (1 + n_nulls, 10, G), and the mean ρ of both groups, (2, G).
 
-        With ``counts``, LFC is corrected by them.
+        With ``counts``, LFC is widened by their noise.
         """
         at_once = max(1, 2**22 // model.n_values)  # cells: 16 MiB for each float32 tensor
         parts = torch.arange(len(self.cells)).split(at_once)
@@ -413,13 +420,15 @@ def _certificate(fdr: np.ndarray, p_null: np.ndarray) -> dict[str, list]:
 def _batches(model: Model, batch) -> list[int | None]:
     """The indices of the batches to predict in; None for each cell's own."""
     n_batches = model.configuration.get("n_batches", 1)
-    if batch is None or n_batches == 1 and isinstance(batch, str) and batch == "all":
-        return [None] if n_batches > 1 else [0]
+    if batch is None:
+        return [None]
     if isinstance(batch, str) and batch == "all":
         return [*range(n_batches)]
+    if "n_batches" not in model.configuration:
+        raise ValueError(f"batch is {batch!r}, but a {type(model).__name__} has no batches.")
     names = [batch] if np.ndim(batch) == 0 else [*batch]
     if not names:
-        raise ValueError('batch is empty; name one or more, or "all", or None for each cell\'s own.')
+        raise ValueError('batch is empty; name one or more, "all", or None for each cell\'s own.')
     return [index_of("batch", name, model.batch_names) for name in names]
 
 
@@ -469,8 +478,8 @@ def _members(cells: Cells, which, name: str) -> np.ndarray:
     mask = np.zeros(len(cells), dtype=bool)
     if values.ndim != 1 or (values.size and values.dtype.kind not in "biuUOS"):
         raise TypeError(
-            f"{name} has shape {values.shape} and dtype {values.dtype}; give the name of a label or "
-            "a batch, a boolean mask, or the numbers of cells."
+            f"{name} has shape {values.shape} and dtype {values.dtype}; give the name of a label "
+            "or a batch, a boolean mask, or the numbers of cells."
         )
     if values.dtype.kind == "O" and values.size and all(isinstance(v, bool) for v in values):
         values = values.astype(bool)
@@ -479,10 +488,10 @@ def _members(cells: Cells, which, name: str) -> np.ndarray:
             raise ValueError(f"{name} is a mask of {len(values):,} for {len(cells):,} cells.")
         mask = values.copy()
     elif values.dtype.kind in "iu":
-        if values.size and not (0 <= values.min() and values.max() < len(cells)):
+        if (outside := values[(values < 0) | (values >= len(cells))]).size:
             raise ValueError(
-                f"{name} has cell number {values.min() if values.min() < 0 else values.max()}; the "
-                f"{len(cells):,} cells have numbers from 0 to {len(cells) - 1:,}."
+                f"{name} has cell number {outside[0]}; the {len(cells):,} cells have numbers from "
+                f"0 to {len(cells) - 1:,}."
             )
         mask[values] = True
     else:

@@ -175,7 +175,8 @@ def two_groups(
     from scipy import sparse
 
     for name, value, low, high in (
-        ("n_cells", n_cells, 2, 1e9), ("n_genes", n_genes, 2, 1e9), ("n_factors", n_factors, 1, 1e9),
+        ("n_cells", n_cells, 2, 1e9), ("n_genes", n_genes, 2, 1e9),
+        ("n_factors", n_factors, 1, 1e4),
         ("n_replicates", n_replicates, 1, n_cells // 2), ("share_changed", share_changed, 0, 1),
         ("library", library, 1, 1e9), ("library_ratio", library_ratio, 1e-3, 1e3),
         ("inverse_dispersion", inverse_dispersion, 1e-6, 1e9),
