@@ -59,7 +59,7 @@ def fitted():
     adata = simulate.two_groups(300, 60, log2_fold_changes=(2.0,), library=3000, seed=3)
     cells = Cells.from_anndata(adata, label="group")
     model = SCVI(cells.n_genes, likelihood="nb", n_hidden=32)
-    vaelab.fit(model, cells, epochs=25, batch_size=32, lr=5e-3, progress=False)
+    vaelab.fit(model, cells, epochs=40, batch_size=32, seed=0, progress=False)
     return cells, model, adata.var["log2_fold_change"]
 
 
@@ -170,12 +170,13 @@ def test_known_changes_are_found_with_their_sign(fitted):
 
 def test_count_noise_is_the_spread_of_the_counts_themselves():
     """The variance of the log ratio of shares, against a bootstrap of cells."""
-    cells = some_cells(400, n_batches=2)
-    group = np.arange(400) % 2 == 1
-    group[:40] = True  # groups that are not equal in the batches
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.5, 4, size=(400, 30)))
+    cells = Cells.from_array(counts, batch=["day 1", "day 2"] * 200)
+    group = rng.random(400) < 0.4
     task = _Task(cells, torch.tensor(np.array([[group, ~group]])), "groups", 1, 0.1)
     counts = _Counts(task)
-    x, size, rng = cells.x.toarray(), cells.library.numpy(), np.random.default_rng(0)
+    x, size = cells.x.double().numpy(), cells.library.double().numpy()
     ε = 0.1 / np.median(size)
     logs = []
     for side in (group, ~group):
@@ -426,7 +427,7 @@ def test_every_model_of_counts_can_be_asked(kind, options):
     with torch.no_grad():
         part = cells[rows].unlabelled().to()
         z = model.encode(part).sample((200,)).flatten(0, 1)
-    np.testing.assert_allclose(table["mean_group"], 1e4 * shares(model, z).mean(0), rtol=0.05)
+    np.testing.assert_allclose(table["mean_group"], 1e4 * shares(model, z).mean(0), rtol=0.1)
 
 
 # ------------------------------------------------------------------------------- the certificate
@@ -549,7 +550,7 @@ def test_a_null_that_cannot_be_made_is_refused():
 
 def test_several_models_give_the_stability_of_each_call():
     cells = some_cells()
-    one, other = (some_model(cells, seed=seed, strength=12.0) for seed in (1, 2))
+    one, other = (some_model(cells, seed=seed, certain=True) for seed in (1, 2))
     options = {"n_samples": 20, "delta": 0.1, "fdr": 0.2} | PURE
     both = differ([one, other], cells, "p", "q", **options)
     alone = [differ(m, cells, "p", "q", **options).loc[both.index] for m in (one, other)]
@@ -558,7 +559,7 @@ def test_several_models_give_the_stability_of_each_call():
     same = differ([one, one], cells, "p", "q", **options)
     assert same["stable"].mean() > 0.7
     np.testing.assert_allclose(
-        both["mean_group"], (alone[0]["mean_group"] + alone[1]["mean_group"]) / 2, rtol=0.05
+        both["mean_group"], (alone[0]["mean_group"] + alone[1]["mean_group"]) / 2, rtol=0.1
     )
     assert (both["lfc_low"] <= alone[0]["lfc"]).all()  # the samples of both are in it
     assert "stable" not in alone[0]
@@ -570,7 +571,7 @@ def test_progress_is_shown_only_if_wanted(capfd):
     differ(model, cells, "p", "q", n_samples=3, progress=False)
     assert capfd.readouterr() == ("", "")
     differ(model, cells, "p", "q", n_samples=3)
-    assert "3/3" in capfd.readouterr().out
+    assert re.search(r"/3 .*draw/s", capfd.readouterr().out)
 
 
 # ------------------------------------------------------------------------------------ pseudobulk
@@ -580,7 +581,7 @@ def test_pseudobulk_tests_the_shares_of_replicates():
     cells = some_cells(60)
     replicate = np.array([f"{'pqr'[i % 3]} {i // 3 % 4}" for i in range(60)])
     table = pseudobulk(cells, "p", "q", replicate).loc[[*cells.gene_names]]
-    x, size = cells.x.toarray(), cells.library.numpy()
+    x, size = cells.x.double().numpy(), cells.library.double().numpy()
     values = {}
     for name in np.unique(replicate):
         rows = replicate == name

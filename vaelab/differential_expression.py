@@ -148,8 +148,8 @@ def differential_expression(
                                               its 95 % interval
     p_higher                                  P(ρ_group > ρ_reference)
     log_bayes_factor                          natural logarithm of p_higher / (1 − p_higher)
-    p_change                                  P(\\|LFC\\| > δ); with ``count_noise``, under a prior that
-                                              is fitted to all genes
+    p_change                                  P(\\|LFC\\| > δ); with ``count_noise``, under a prior
+                                              that is fitted to all genes
     fdr                                       expected false discovery rate of this gene and all
                                               above it
     called                                    True if that is at most ``fdr``
