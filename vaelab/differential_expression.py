@@ -211,7 +211,8 @@ def differential_expression(
 
     def summary(lfc: np.ndarray) -> dict[str, np.ndarray]:
         found, p = _summary(lfc), _Moments(delta, count_noise)
-        p.add(lfc[None])
+        for block in np.array_split(lfc, n_samples):  # in float64, a few samples at a time
+            p.add(block[None])
         return found | {"p_change": p.p_change()[0]}
 
     table = summary(sign * np.concatenate(samples))
