@@ -39,6 +39,10 @@ holds only as far as the model does. ``null`` measures it: the same calls are ma
 that do not differ. The models stay as they are, so that a null cannot show what the training on the
 two groups themselves does; only a simulation with known fold changes can.
 
+A change that the latent space does not hold is not found: if z has the same distribution in both
+groups, so has ρ, whatever the counts say. Where groups are halves of one cell type and few counts
+per gene differ, a test on the counts finds more. See tests/benchmarks/differential_expression.py.
+
 The weights take each cell as a replicate: that mice differ from each other is not in the result.
 :func:`pseudobulk` tests between replicates. Several models with other seeds show which calls depend
 on the training.
@@ -125,7 +129,8 @@ def differential_expression(
         cells, so that there are 10 times as many samples of the fold change.
     pseudocount
         Counts per cell of median library size that are added to both means, which gives ε. Fold
-        changes of genes with much smaller means shrink to 0.
+        changes of genes with much smaller means shrink to 0. A larger one loses changes of genes
+        with few counts; a smaller one makes the fold changes of genes without counts large.
     null
         How to make groups that do not differ: "split" for random parts of the larger group, or
         "permutation" for the labels of both groups permuted. Both keep how many cells of each batch
