@@ -205,10 +205,10 @@ def differential_expression(
     with bar, seeded(seed):
         for one in models:
             blocks, mean = [], 0.0
-            for lfc, ρ in task.draws(one, batch, counts if count_noise else None):
+            for lfc, shares in task.draws(one, batch, counts if count_noise else None):
                 blocks.append(lfc[0])
                 in_null.add(lfc[1:])
-                mean = mean + ρ / n_samples
+                mean = mean + shares / n_samples
                 bar.update()
             samples.append(torch.cat(blocks).cpu().numpy())  # (10 n_samples, G)
             means.append(mean.cpu().numpy())
@@ -269,7 +269,8 @@ class _Task:
     pseudocount: float
 
     @property
-    def ε(self) -> float:
+    def added(self) -> float:
+        """ε, the share that is added to both means."""
         return self.pseudocount / self.cells.library.median().item()
 
     @torch.no_grad()
@@ -298,7 +299,7 @@ class _Task:
             draw = self._of_groups if self.mode == "groups" else self._of_pairs
             for _ in range(self.n_samples):
                 ρ = draw(model, draw_z(), masks, batches, parts)  # (1 + n_nulls, 2, 10, G)
-                log_ρ = (ρ + self.ε).log2()
+                log_ρ = (ρ + self.added).log2()
                 lfc = log_ρ[:, 0] - log_ρ[:, 1]
                 if noise is not None:
                     lfc = lfc + noise * torch.randn_like(lfc)
@@ -316,7 +317,7 @@ class _Task:
         n = masks.sum(-1, keepdim=True)
         mean = total / n
         variance = (squares / n - mean**2).clamp(min=0) / (n - 1)
-        return _variance_of_log_ratio(mean, variance, self.ε)
+        return _variance_of_log_ratio(mean, variance, self.added)
 
     def _of_groups(self, model, z, masks, batches, parts) -> Tensor:
         """Weighted means of ρ over the cells of each group, with 10 weightings."""
@@ -344,9 +345,9 @@ class _Task:
         return total / len(batches)
 
 
-def _variance_of_log_ratio(mean: Tensor, variance: Tensor, ε: float) -> Tensor:
+def _variance_of_log_ratio(mean: Tensor, variance: Tensor, added: float) -> Tensor:
     """The variance of the log2 ratio of two means, to first order; (…, 2, G) to (…, G)."""
-    return (variance / ((mean + ε) * np.log(2)) ** 2).sum(-2)
+    return (variance / ((mean + added) * np.log(2)) ** 2).sum(-2)
 
 
 class _Counts:
@@ -381,7 +382,7 @@ class _Counts:
         self.share, self.detected = (Σx / Σℓ)[0].numpy(), (n_detected / n.clamp(min=1))[0].numpy()
         pooled = (Σx.sum(1, keepdim=True) + 0.5) / Σℓ.sum(1, keepdim=True)
         variance = torch.maximum(squares / Σℓ**2, pooled / Σℓ)  # at least that of a Poisson
-        self.variance = _variance_of_log_ratio(Σx / Σℓ, variance, task.ε)
+        self.variance = _variance_of_log_ratio(Σx / Σℓ, variance, task.added)
 
 
 class _Moments:
@@ -627,7 +628,7 @@ def pseudobulk(cells: Cells, group, reference, replicate):
 
     The counts of all cells of a replicate are summed. Its log2 share of each gene, with half a
     count added to the gene, is one value. This is the test that is valid if cells of one replicate
-    are more alike than cells of different replicates (Squair et al. 2021).
+    resemble each other more than cells of different replicates (Squair et al. 2021).
 
     Parameters
     ----------

@@ -532,7 +532,7 @@ def calibration_of_calls(methods: Mapping, ax=None):
     Raises
     ------
     ValueError
-        There is no method, or a rate is not between 0 and 1.
+        ``methods`` is empty, or a rate is not between 0 and 1.
     """
     if not methods:
         raise ValueError("methods is empty: give the claimed and measured rates of at least one.")
