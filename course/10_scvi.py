@@ -1154,5 +1154,6 @@ evidence.table("10")
 # idea to give the decoder what $z$ should leave out: C. Louizos et al., *The variational fair
 # autoencoder* (2016). Posterior predictive checks: A. Gelman, X.-L. Meng and H. Stern (1996).
 #
-# **Next:** [lesson 12](12_elbo_challenge.ipynb) takes the bound of scANVI apart, which adds cell
-# types to this model; [lesson 13](13_scanvi.ipynb) uses it.
+# **Next:** [lesson 11](11_differential_expression.ipynb) makes a list of genes from the normalised
+# expression of this model, and measures what the list is worth. [Lesson 12](12_elbo_challenge.ipynb)
+# takes the bound of scANVI apart, which adds cell types; [lesson 13](13_scanvi.ipynb) uses it.

@@ -41,7 +41,7 @@
 # - say of ten findings what each spoils: the loss, the bound, the test, or only a name.
 #
 # **You need** [lesson 02](02_elbo.ipynb) (the ELBO), [lesson 07](07_gumbel_softmax.ipynb) (summing
-# a type out) and [lesson 10](10_scvi.ipynb) (scVI).
+# a type out) and [lesson 10](10_scvi.ipynb) (scVI). It does not need lesson 11.
 # **Time:** about three hours: 115 minutes of deriving to the marked stop, 70 of reading code after
 # it. **Data:** none to download.
 

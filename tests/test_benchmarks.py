@@ -27,6 +27,7 @@ with pytest.MonkeyPatch.context() as patch:  # scripts import what lies beside t
     patch.syspath_prepend(str(FOLDER))
     import contenders
     import defaults
+    import differential_expression
     import dispersion
     import larger_than_memory
     import mapping
@@ -919,3 +920,42 @@ def test_a_row_of_sarkars_tables_scores_the_right_counts(monkeypatch):
         rate, x = asked[call - 1]
         np.testing.assert_array_equal(rate, rates[name])
         np.testing.assert_array_equal(x, second)
+
+
+# Differential expression
+
+
+def test_power_is_that_of_the_longest_list_with_few_false_genes():
+    changed = np.array([True] * 4 + [False] * 6)
+    assert differential_expression.power_at(np.arange(10)[::-1], changed) == 1
+    rank = np.array([9, 8, 2, 1, 7, 3, 0, 0, 0, 0])  # changed, changed, false, …
+    assert differential_expression.power_at(rank, changed, rate=0.3) == 0.5
+    assert differential_expression.power_at(rank, changed, rate=0.34) == 1  # 2 of 6
+    assert differential_expression.power_at(-rank, changed) == 0
+
+
+def test_records_count_calls_and_false_ones_at_each_level():
+    changed = np.array([True, True, False, False])
+    rate = np.array([0.001, 0.03, 0.04, 0.2])
+    rows = differential_expression.records({"a": (rate, -rate)}, changed, seed=3)
+    assert [(row["claimed"], row["calls"], row["false"]) for row in rows] == [
+        (0.01, 1, 0), (0.05, 3, 1), (0.1, 3, 1),
+    ]  # fmt: skip
+    assert rows[1]["measured"] == pytest.approx(1 / 3)
+    assert rows[0]["found"] == 0.5
+    assert rows[0]["power"] == 1
+
+
+def test_thinning_changes_the_genes_it_says_by_the_factor_it_says():
+    adata = simulate.two_groups(400, 100, share_changed=0, library=20_000, inverse_dispersion=1e6)
+    adata.layers["counts"] = adata.X.copy()
+    a, b = np.arange(0, 400, 2), np.arange(1, 400, 2)
+    thinned, lfc = differential_expression.thinned(adata, a, b, seed=0)
+    before, after = adata.X.toarray(), thinned.X.toarray()
+    assert ((before != after).any(0) == (lfc != 0)).all()
+    assert (lfc != 0).sum() == 10
+    assert {*lfc[lfc > 0]} <= {0.5, 1, 2}
+    for gene in np.flatnonzero(lfc):
+        if before[:, gene].sum() > 4000:
+            kept = after[:, gene].reshape(-1, 2).sum(0) / before[:, gene].reshape(-1, 2).sum(0)
+            assert np.log2(kept[0] / kept[1]) == pytest.approx(lfc[gene], abs=0.15)

@@ -16,7 +16,7 @@ FLOORS = {  # each a room of the package, from the ground up
     "the mathematics": "distributions likelihoods bounds reparametrization networks",
     "the data": "cells datasets preprocessing simulate",
     "the models": "models",
-    "use": "plotting metrics baselines history training interop",
+    "use": "plotting metrics baselines history training differential_expression interop",
     "the course's tools": "teaching",
     "the command": "__main__",
 }

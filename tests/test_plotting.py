@@ -53,6 +53,20 @@ def history(epochs=40, held_out=True):
     )
 
 
+RATES = {"claimed": [0.01, 0.05, 0.1, 0.01, 0.05, 0.1], "measured": [0, 0.04, 0.2, 0.02, 0.08, 0.1]}
+
+
+def changes():
+    """A table such as differential_expression returns: 4 genes up, 3 down, of 40."""
+    lfc = np.r_[2.0, 1.5, 1.0, 0.8, -0.7, -1.2, -2.5, RNG.uniform(-0.4, 0.4, 33)]
+    p = np.r_[0.9995, 0.999, 0.99, 0.98, 0.97, 0.99, 0.9995, RNG.uniform(0.1, 0.8, 33)]
+    table = pd.DataFrame(
+        {"lfc": lfc, "p_change": p, "called": p > 0.9}, index=[f"gene {i}" for i in range(40)]
+    )
+    table.attrs["delta"] = 0.5
+    return table
+
+
 DRAWN = {
     "training_history": lambda **a: plotting.training_history(history(), 30, **a),
     "embedding": lambda **a: plotting.embedding(POINTS, GROUPS, **a),
@@ -63,6 +77,8 @@ DRAWN = {
     "graphical_model": lambda **a: plotting.graphical_model(vaelab.VAE.graph, **a),
     "layers": lambda **a: plotting.layers([30, 8, 2, 8, 30], **a),
     "seeds": lambda ax=None: plotting.seeds(ax, SEEDS),
+    "volcano": lambda **a: plotting.volcano(changes(), **a),
+    "calibration_of_calls": lambda **a: plotting.calibration_of_calls({"SCVI": RATES}, **a),
 }
 WITHOUT_AXIS_LABELS = {"embedding", "graphical_model", "layers"}
 
@@ -1024,3 +1040,54 @@ def test_a_figure_that_does_not_fit_the_page_is_refused():
     assert not plt.get_fignums()
     with pytest.raises(ValueError, match="There is no figure to show"):
         plotting.show("A line.")
+
+
+# --------------------------------------------------------------------- differential expression
+
+
+def test_volcano_draws_each_gene_once_and_colours_the_calls_by_direction():
+    table = changes()
+    ax = plotting.volcano(table)
+    rest, up, down = ax.collections
+    assert [len(c.get_offsets()) for c in (rest, up, down)] == [33, 4, 3]
+    assert legend(ax) == ["not called (33)", "higher (4)", "lower (3)"]
+    np.testing.assert_allclose(up.get_offsets()[0], [2.0, -np.log10(1 - 0.9995)])
+    assert (up.get_offsets()[:, 0] > 0).all()
+    assert (down.get_offsets()[:, 0] < 0).all()
+    assert len({to_hex(c.get_facecolor()[0]) for c in (rest, up, down)}) == 3
+    assert [line.get_xdata()[0] for line in ax.lines] == [-0.5, 0.5]
+
+
+def test_volcano_names_the_largest_changes_of_each_direction_or_those_asked_for():
+    table = changes()
+    assert texts(plotting.volcano(table, names=4)) == ["gene 0", "gene 1", "gene 6", "gene 5"]
+    assert texts(plotting.volcano(table, names=["gene 20"])) == ["gene 20"]
+    assert texts(plotting.volcano(table, names=0)) == []
+    with pytest.raises(ValueError, match="'Ins2', which is not a gene of the table"):
+        plotting.volcano(table, names=["Ins2"])
+
+
+def test_volcano_marks_calls_on_which_models_do_not_agree():
+    table = changes()
+    table["stable"] = np.arange(40) != 1
+    _, up, _ = plotting.volcano(table).collections
+    faces = [to_hex(c) for c in up.get_facecolor()]
+    assert faces[1] == "#ffffff"
+    assert "#ffffff" not in faces[:1] + faces[2:]
+    assert len({to_hex(c) for c in up.get_edgecolor()}) == 1
+
+
+def test_calibration_of_calls_draws_seeds_their_mean_and_the_diagonal():
+    ax = plotting.calibration_of_calls({"SCVI": RATES, "Wilcoxon": pd.DataFrame(RATES)})
+    assert legend(ax) == ["SCVI", "Wilcoxon", "claimed = measured"]
+    np.testing.assert_allclose(ax.collections[0].get_offsets()[:, 1], RATES["measured"])
+    np.testing.assert_allclose(ax.lines[0].get_xydata(), [[0.01, 0.01], [0.05, 0.06], [0.1, 0.15]])
+    x, y = ax.lines[-1].get_data()
+    assert list(x) == list(y)
+
+
+def test_rates_that_are_not_shares_are_refused():
+    with pytest.raises(ValueError, match="methods is empty"):
+        plotting.calibration_of_calls({})
+    with pytest.raises(ValueError, match="'SCVI' must be pairs of numbers from 0 to 1"):
+        plotting.calibration_of_calls({"SCVI": {"claimed": [0.1], "measured": [5.0]}})

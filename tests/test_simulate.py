@@ -3,6 +3,8 @@
 Tolerances are standard errors: a check on n draws allows 5 of them.
 """
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -363,3 +365,65 @@ def test_what_is_not_a_count_is_not_thinned(x):
 def test_a_share_that_is_no_probability_is_refused(p):
     with pytest.raises(ValueError, match=r"^p is .*; it must be a probability, from 0 to 1"):
         simulate.thin([1, 2], p)
+
+
+# -------------------------------------------------------------------------------- two groups
+
+
+def test_fold_changes_between_two_groups_are_those_stated():
+    adata = simulate.two_groups(8000, 60, log2_fold_changes=(0.5, 2.0), library=20_000, seed=1)
+    lfc = adata.var["log2_fold_change"].to_numpy()
+    assert sorted(np.unique(lfc)) == [-2, -0.5, 0, 0.5, 2]
+    assert (lfc != 0).sum() == 12
+    assert lfc.sum() == 0
+    x, in_a = adata.X.toarray(), (adata.obs["group"] == "a").to_numpy()
+    share = x / adata.obs["library"].to_numpy()[:, None]
+    mean, error = (
+        np.array([f(share[side]) for side in (in_a, ~in_a)])
+        for f in (lambda s: s.mean(0), lambda s: s.std(0) / np.sqrt(len(s)) / s.mean(0))
+    )
+    found = np.log2(mean[0] / mean[1])
+    allowed = 5 * np.hypot(*error) / np.log(2)
+    assert (np.abs(found - lfc) < allowed).all()
+    assert allowed.max() < 0.25
+    np.testing.assert_allclose(adata.var["share"], mean.mean(0), rtol=0.2)
+
+
+def test_depth_and_replicates_of_two_groups_are_those_asked_for():
+    adata = simulate.two_groups(3000, 50, library=500, library_ratio=4, n_replicates=3, seed=2)
+    a, b = (adata[adata.obs["group"] == g].obs for g in "ab")
+    assert len(a) == len(b)
+    assert a["library"].median() / b["library"].median() == pytest.approx(4, rel=0.1)
+    assert set(a["replicate"]) == {"a1", "a2", "a3"}
+    assert set(b["replicate"]) == {"b1", "b2", "b3"}
+    assert a["replicate"].value_counts().tolist() == [500, 500, 500]
+    total = adata.X.sum(1).A1 / adata.obs["library"]
+    assert total.mean() == pytest.approx(1, rel=0.05)
+
+
+def test_replicates_differ_only_if_they_should():
+    def spread(effect):
+        adata = simulate.two_groups(2000, 40, library=1e4, n_replicates=2, replicate_effect=effect)
+        shares = [adata[adata.obs["replicate"] == r].X.sum(0).A1 for r in ("b1", "b2")]
+        kept = (shares[0] > 2000) & (adata.var["log2_fold_change"] == 0)
+        return np.log(shares[0] / shares[1])[kept].std()
+
+    assert spread(0.0) < 0.15
+    assert 0.3 < spread(0.4) < 1.0  # √2 · 0.4 = 0.57
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"n_cells": 1}, "n_cells is 1; it must be from 2 to"),
+        ({"share_changed": 1.5}, "share_changed is 1.5"),
+        ({"n_replicates": 0}, "n_replicates is 0"),
+        ({"library_ratio": 0}, "library_ratio is 0"),
+        ({"replicate_effect": float("nan")}, "replicate_effect is nan"),
+        ({"log2_fold_changes": ()}, "log2_fold_changes is ()"),
+        ({"log2_fold_changes": (40.0,)}, "log2_fold_changes is"),
+    ],
+)
+def test_two_groups_refuse_what_is_out_of_range(options, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        simulate.two_groups(**{"n_cells": 20, "n_genes": 10} | options)

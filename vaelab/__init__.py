@@ -6,7 +6,8 @@ Five rooms, from the ground up. A module imports only from those before it.
   ``networks``.
 - The data: ``cells``, ``datasets``, ``preprocessing``, ``simulate``.
 - The models: ``models``.
-- Use: ``plotting``, ``metrics``, ``baselines``, ``history``, ``training``, ``interop``.
+- Use: ``plotting``, ``metrics``, ``baselines``, ``history``, ``training``,
+  ``differential_expression``, ``interop``.
 - The course's tools: ``teaching``.
 
 ``_internal`` supports all of them, and ``__main__`` is the command ``vaelab``.
@@ -15,6 +16,7 @@ Five rooms, from the ground up. A module imports only from those before it.
 from . import baselines, datasets, interop, metrics, plotting, simulate
 from .bounds import Bound, Term
 from .cells import Cells
+from .differential_expression import differential_expression
 from .likelihoods import LIKELIHOODS
 from .models import GMVAE, SCANVI, SCVI, VAE, Autoencoder
 from .networks import MLP
@@ -37,6 +39,7 @@ __all__ = [
     "baselines",
     "check",
     "datasets",
+    "differential_expression",
     "fit",
     "interop",
     "log_normalize",

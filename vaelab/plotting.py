@@ -8,13 +8,14 @@ has one colour in the whole course.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import combinations, cycle, pairwise
 
 import numpy as np
 
 __all__ = [
     "activity",
+    "calibration_of_calls",
     "confusion_matrix",
     "count_histogram",
     "embedding",
@@ -28,6 +29,7 @@ __all__ = [
     "seeds",
     "show",
     "training_history",
+    "volcano",
 ]
 
 # Okabe & Ito (2008), without the yellow that vanishes on white. The order keeps the first ones as
@@ -508,6 +510,114 @@ def seeds(ax, frame, *, ylabel: str = "value", colours: Mapping | None = None):
     ax.set_xticks(range(len(names)), names)
     ax.set(xlim=(-0.6, len(names) - 0.4), ylabel=ylabel)
     ax.set_xlabel(f"dots: {len(values)} seeds; line: their mean")
+    return ax
+
+
+def volcano(table, names: int | Sequence[str] = 10, ax=None):
+    """Differential expression: the log fold change of each gene, and how certain it is.
+
+    The height is −log₁₀ of 1 − P(|LFC| > δ). Genes that are called are coloured by their direction,
+    and open circles are calls on which several models do not agree.
+
+    Parameters
+    ----------
+    table
+        What ``vaelab.differential_expression`` returns.
+    names
+        Number of called genes to name, the largest changes first, half of them in each direction;
+        or the names of genes.
+    ax
+        Axes to draw into; None for a new figure.
+
+    Returns
+    -------
+    The Axes.
+
+    Raises
+    ------
+    ValueError
+        A gene is not in the table.
+    """
+    lfc, p = (_numbers(name, table[name], ndim=1) for name in ("lfc", "p_change"))
+    height, called = -np.log10(1 - p), table["called"].to_numpy()
+    stable = table["stable"].to_numpy() if "stable" in table else np.ones(len(table), dtype=bool)
+    ax = ax or _figure(figsize=(6.5, 4.5))
+    groups = [
+        ("0.75", "not called", ~called), (RED, "higher", called & (lfc > 0)),
+        (BLUE, "lower", called & (lfc <= 0)),
+    ]  # fmt: skip
+    for colour, name, mask in groups:
+        face = np.where(stable[mask], colour, "white") if name != "not called" else colour
+        label = f"{name} ({mask.sum():,})"
+        ax.scatter(lfc[mask], height[mask], s=18, color=face, edgecolor=colour, lw=0.8, label=label)
+    if delta := table.attrs.get("delta"):
+        for edge in (-delta, delta):
+            ax.axvline(edge, color="0.5", lw=1, ls="--")
+    if isinstance(names, int):
+        half = -(-names // 2)
+        largest = [
+            table.index[mask][np.argsort(-np.abs(lfc[mask]), kind="stable")[:half]]
+            for _, _, mask in groups[1:]
+        ]
+        names = [gene for side in largest for gene in side]
+    elif absent := [gene for gene in names if gene not in table.index]:
+        raise ValueError(f"names has {absent[0]!r}, which is not a gene of the table.")
+    ax.set(xlabel="log₂ fold change, group over reference", ylabel="−log₁₀ P(|LFC| ≤ δ)")
+    low, high = ax.get_ylim()
+    ax.set_ylim(low, high + 0.12 * (high - low))
+    _legend_beside(ax)
+    at = table.index.get_indexer(names)
+    written = [_write(ax, lfc[i], height[i], name) for i, name in zip(at, names, strict=True)]
+    if written:
+        _move_apart(written, [np.column_stack([lfc[i : i + 1], height[i : i + 1]]) for i in at])
+    return ax
+
+
+def calibration_of_calls(methods: Mapping, ax=None):
+    """Claimed against measured false discovery rates: dots are seeds, lines their mean.
+
+    Parameters
+    ----------
+    methods
+        For each method, by name, a data frame or a dictionary with columns "claimed" and
+        "measured", both between 0 and 1, such as ``table.attrs["null"]``; several seeds give
+        several rows per claimed rate.
+    ax
+        Axes to draw into; None for a new figure.
+
+    Returns
+    -------
+    The Axes. On the diagonal the claim is right; above it, more genes are false than claimed.
+
+    Raises
+    ------
+    ValueError
+        ``methods`` is empty, or a rate is not between 0 and 1.
+    """
+    if not methods:
+        raise ValueError("methods is empty: give the claimed and measured rates of at least one.")
+    ax = ax or _figure(figsize=(5.5, 3.8))
+    largest = 0.0
+    for i, (name, rates) in enumerate(methods.items()):
+        claimed, measured = (_numbers(c, rates[c], ndim=1) for c in ("claimed", "measured"))
+        both = np.concatenate([claimed, measured])
+        if claimed.shape != measured.shape or both.min() < 0 or both.max() > 1:
+            raise ValueError(
+                f"The rates of {name!r} must be pairs of numbers from 0 to 1; there are "
+                f"{len(claimed)} claimed and {len(measured)} measured ones, from {both.min():g} to "
+                f"{both.max():g}."
+            )
+        levels = np.unique(claimed)
+        means = [measured[claimed == level].mean() for level in levels]
+        style = _style(i)
+        ax.scatter(claimed, measured, s=16, alpha=0.5, lw=0, **style)
+        ax.plot(levels, means, lw=1.5, ms=6, label=name, **style)
+        largest = max(largest, levels[-1])
+    ends = [0, 1.1 * largest]
+    ax.plot(ends, ends, color="0.5", lw=1, ls="--", label="claimed = measured")
+    ax.set(xlim=ends, xlabel="claimed false discovery rate", ylabel="measured false discovery rate")
+    ax.set_ylim(bottom=-0.01)
+    _legend_beside(ax)
     return ax
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Real
 
 import numpy as np
 
 from ._internal.arguments import require, require_seed
 
-__all__ = ["dataset", "profiles", "sarkar", "thin"]
+__all__ = ["dataset", "profiles", "sarkar", "thin", "two_groups"]
 
 
 def dataset(
@@ -293,3 +294,119 @@ def thin(x, p: float, *, seed: int = 0):
         raise ValueError("x must hold counts: whole numbers, 0 or more, and none missing.")
     counts[...] = np.random.default_rng(seed).binomial(counts.astype(np.int64), p)
     return first, x - first
+
+
+def two_groups(
+    n_cells: int = 1000,
+    n_genes: int = 500,
+    share_changed: float = 0.2,
+    log2_fold_changes: Sequence[float] = (0.5, 1.0, 2.0),
+    n_factors: int = 5,
+    library: float = 2000.0,
+    library_ratio: float = 1.0,
+    inverse_dispersion: float = 2.0,
+    n_replicates: int = 1,
+    replicate_effect: float = 0.0,
+    seed: int = 0,
+):
+    """Two groups of cells, whose fold changes are known exactly.
+
+        ρ ∝ exp(baseline + W z / √n_factors ± ½ log(2) LFC + shift_r),    z ~ N(0, I)
+        ℓ ~ log-normal(log-scale 0.3)
+        x_g ~ NB(mean ℓ ρ_g, inverse dispersion θ_g)
+
+    with + in group a and − in group b; z has the same distribution in both. Changed genes come in
+    pairs that share baseline and W: one is higher in group a, the other lower by as much. The sum
+    over genes is then the same in both groups, and the ratio of a gene's shares is exactly 2^LFC.
+
+    Parameters
+    ----------
+    n_cells, n_genes
+        Number of cells, half of them in each group, and of genes.
+    share_changed
+        Share of the genes that change.
+    log2_fold_changes
+        Sizes of the changes, used in turn.
+    n_factors
+        Dimension of z.
+    library
+        Median of the library size ℓ, in counts per cell: the depth.
+    library_ratio
+        Median library size of group a over that of group b.
+    inverse_dispersion
+        Median of θ over genes.
+    n_replicates
+        Number of replicates, such as mice, in each group.
+    replicate_effect
+        Standard deviation of shift_r between replicates, in nats of log ρ. It is not part of the
+        fold change.
+    seed
+        Random seed; the same seed gives the same data set.
+
+    Returns
+    -------
+    An AnnData with counts in ``X`` (CSR), ``obs`` "group" ("a" or "b"), "replicate" and "library",
+    and ``var`` "log2_fold_change" (a over b, 0 for genes that do not change) and "share" (the
+    gene's mean share of the counts).
+
+    Raises
+    ------
+    ValueError
+        An argument is out of range.
+    """
+    import anndata
+    import pandas as pd
+    from scipy import sparse
+
+    for name, value, low, high in (
+        ("n_cells", n_cells, 2, 1e9), ("n_genes", n_genes, 2, 1e9),
+        ("n_factors", n_factors, 1, 1e4),
+        ("n_replicates", n_replicates, 1, n_cells // 2), ("share_changed", share_changed, 0, 1),
+        ("library", library, 1, 1e9), ("library_ratio", library_ratio, 1e-3, 1e3),
+        ("inverse_dispersion", inverse_dispersion, 1e-6, 1e9),
+        ("replicate_effect", replicate_effect, 0, 100),
+    ):  # fmt: skip
+        if not low <= value <= high:
+            raise ValueError(f"{name} is {value}; it must be from {low:g} to {high:g}.")
+    effects = np.atleast_1d(np.asarray(log2_fold_changes, dtype=float))
+    if not effects.size or not (np.abs(effects) < 20).all():
+        raise ValueError(f"log2_fold_changes is {log2_fold_changes}; give numbers below 20.")
+    rng = np.random.default_rng(seed)
+    in_a = np.arange(n_cells) % 2 == 0
+    replicate = np.arange(n_cells) // 2 % n_replicates
+    baseline = 1.5 * rng.standard_normal(n_genes)
+    W = 0.5 * rng.standard_normal((n_genes, n_factors))
+    n_pairs = int(share_changed * n_genes / 2)
+    up, down = rng.permutation(n_genes)[: 2 * n_pairs].reshape(2, n_pairs)
+    baseline[down], W[down] = baseline[up], W[up]
+    lfc = np.zeros(n_genes)
+    lfc[up] = np.resize(effects, n_pairs)
+    lfc[down] = -lfc[up]
+    shift = replicate_effect * rng.standard_normal((2, n_replicates, n_genes))
+    z = rng.standard_normal((n_cells, n_factors))
+    log_rho = baseline + z @ W.T / np.sqrt(n_factors) + shift[1 - in_a, replicate]
+    log_rho += 0.5 * np.log(2) * lfc * np.where(in_a, 1, -1)[:, None]
+    rho = np.exp(log_rho - log_rho.max(1, keepdims=True))
+    rho /= rho.sum(1, keepdims=True)
+    size = library * library_ratio ** np.where(in_a, 0.5, -0.5)
+    size = size * np.exp(0.3 * rng.standard_normal(n_cells))
+    theta = inverse_dispersion * np.exp(0.5 * rng.standard_normal(n_genes))
+    x = rng.poisson(size[:, None] * rho * rng.gamma(theta, 1 / theta, size=rho.shape))
+    groups = np.where(in_a, "a", "b")
+    return anndata.AnnData(
+        sparse.csr_matrix(x, dtype=np.float32),
+        obs=pd.DataFrame(
+            {
+                "group": pd.Categorical(groups),
+                "replicate": pd.Categorical(
+                    [f"{g}{r + 1}" for g, r in zip(groups, replicate, strict=True)]
+                ),
+                "library": size,
+            },
+            index=[f"cell {i}" for i in range(n_cells)],
+        ),
+        var=pd.DataFrame(
+            {"log2_fold_change": lfc, "share": rho.mean(0)},
+            index=[f"gene {g}" for g in range(n_genes)],
+        ),
+    )

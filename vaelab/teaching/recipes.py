@@ -212,12 +212,14 @@ def _pancreas(likelihood: str, description: str, layer: str = "counts", **others
     )
 
 
-def _two_mice_scvi(name: str, description: str, batch: str | None = "mouse", **model) -> Recipe:
+def _two_mice_scvi(
+    name: str, description: str, batch: str | None = "mouse", load: Callable = two_mice, **model
+) -> Recipe:
     return Recipe(
         name=f"pancreas_scvi{name}",
         description=f"Both mouse pancreases, scVI {description}",
         data_set="pancreas, mouse 1 and mouse 2",
-        load=two_mice,
+        load=load,
         batch=batch,
         kind=SCVI,
         model={"n_batches": 2 if batch else 1, "likelihood": "nb"} | model,
@@ -282,6 +284,11 @@ _RECIPES = (
         fit={"kl_warmup": 200},
     ),
     _two_mice_scvi("", "simplified, from counts and mouse"),
+    _two_mice_scvi(
+        "_both",
+        "simplified, on the genes that vary in both mice",
+        load=lambda: select_genes(two_mice(), batch="mouse"),
+    ),
     _two_mice_scvi("_blind", "simplified, without the mouse as input", batch=None),
     _two_mice_scvi(
         "_full", "with latent library sizes and dropout", library="latent", likelihood="zinb"
