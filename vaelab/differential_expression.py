@@ -60,9 +60,9 @@ import torch
 from torch import Tensor
 
 from ._internal.arguments import require, require_size
+from ._internal.names import index_of
 from ._internal.reading import name_of
 from .cells import Cells
-from .models._names import index_of
 from .models.base import Model
 from .networks import evaluating
 from .reparametrization import seeded
