@@ -38,10 +38,9 @@
 #   makes them carry information.
 #
 # **You need** lessons [02](02_elbo.ipynb) (the bound), [05](05_count_likelihoods.ipynb) (count
-# likelihoods), [06](06_pancreas.ipynb) (the scores) and [07](07_gumbel_softmax.ipynb) (drawing a
-# category). **Time:** two sessions of about 75 minutes; a line in the middle says where to stop.
-# **Data:** 3.7 MB, Zheng et al. (2017). Statements about several seeds have a link to the code
-# behind them.
+# likelihoods) and [07](07_gumbel_softmax.ipynb) (drawing a category). The scores are those of lesson
+# 06. **Time:** two sessions of about 75 minutes; a line in the middle says where to stop. **Data:**
+# 3.7 MB, Zheng et al. (2017). Statements about several seeds have a link to the code behind them.
 
 # %%
 import math

@@ -39,10 +39,10 @@
 #   left its start.
 #
 # **You need** lessons [04](04_vae.ipynb) (the VAE), [05](05_count_likelihoods.ipynb) (count
-# likelihoods) and [06](06_pancreas.ipynb) (the pancreas, and the scores); not
-# [09](09_missing_data.ipynb), which looks at the Gamma of §2 as a random effect. **Time:** two sessions
-# of about 70 minutes; a line in the middle says where to stop. **Data:** 4 MB, Baron et al. (2016),
-# mouse 1 and mouse 2. Statements about several seeds have a link to the code behind them.
+# likelihoods) and [06](06_pancreas.ipynb) (the pancreas, and the scores). Lesson 09 is not needed; it
+# looks at the Gamma of §2 as a random effect. **Time:** two sessions of about 70 minutes; a line in the
+# middle says where to stop. **Data:** 4 MB, Baron et al. (2016), mouse 1 and mouse 2. Statements about
+# several seeds have a link to the code behind them.
 
 # %%
 import matplotlib.pyplot as plt

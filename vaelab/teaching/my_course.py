@@ -14,30 +14,20 @@ from pathlib import Path
 
 from .._internal.machine import write_atomically
 from . import editions, progress
+from .map import PATHS
 
 __all__ = ["Lesson", "arrange_jupyterlab", "bring", "lessons_in", "start_page"]
 
 START = "START.ipynb"
+MAP = (
+    "![A map of the lessons: an arrow leads from each lesson to those that need it. The table below "
+    "has the same lessons.](figures/map.svg)\n\n"
+)
 LINKED = {"figures": "*.*", "evidence": "*.py"}  # folders that the notebooks link to
 ROW = re.compile(
     r"^\| (?P<number>\d\d) \| \[(?P<title>[^]]+)\]\(course/(?P<stem>\w+)\.ipynb\) "
     r"\| (?P<after>[^|]+) \| (?P<time>[\d +]+) min \|$",
     re.M,
-)
-# A path is a name, for whom, and its lessons with the number of sittings (0: all).
-PATHS = (
-    (
-        "A biologist in a day",
-        "You know cells, and some Python. See what a model says about counts, batches and types. "
-        "These lessons use the model of lesson 04: take it as given, and read it another day.",
-        (("05", 1), ("06", 0), ("10", 1), ("13", 1)),
-    ),
-    (
-        "A machine-learner in a day",
-        "You know VAEs. See what is different about counts, clusters and batches of cells.",
-        (("05", 1), ("06", 1), ("08", 0), ("10", 0)),
-    ),
-    ("A whole term", "Every lesson in its order, one or two sittings a week.", ()),
 )
 OVERRIDES = {  # JupyterLab's own settings, where the learner has set nothing else
     "@jupyterlab/apputils-extension:notification": {
@@ -172,8 +162,7 @@ def start_page(root: Path):
 
     master = jupytext.read(root / "course" / "START.py")
     lessons = lessons_in(root)
-    map_ = next(iter(sorted((root / "course" / "figures").glob("map.*"))), None)
-    parts = {"<!-- lessons -->": _map(map_) + _table(lessons), "<!-- paths -->": _paths(lessons)}
+    parts = {"<!-- lessons -->": MAP + _table(lessons), "<!-- paths -->": _paths(lessons)}
     cells = []
     for cell in master.cells:
         source = cell.source
@@ -183,13 +172,6 @@ def start_page(root: Path):
         tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
         cells.append(new(source, id=f"start-{len(cells):03d}", metadata=tags))
     return editions.notebook_of(cells, {})
-
-
-def _map(picture: Path | None) -> str:
-    if picture is None:
-        return ""
-    alt = "A map of the lessons: an arrow leads from each lesson to those that need it."
-    return f"![{alt} The table below has the same lessons.](figures/{picture.name})\n\n"
 
 
 def _table(lessons: list[Lesson]) -> str:
@@ -207,22 +189,21 @@ def _table(lessons: list[Lesson]) -> str:
 
 def _paths(lessons: list[Lesson]) -> str:
     by_number, texts = {lesson.number: lesson for lesson in lessons}, []
-    for name, whom, steps in PATHS:
-        total, rows = 0, []
-        for number, sittings in steps:
-            lesson = by_number[number]
-            minutes = lesson.minutes[: sittings or None]
-            total += sum(minutes)
-            stop = "" if len(minutes) == len(lesson.minutes) else " to the first stop,"
-            rows.append(f"- {number} {_link(lesson)},{stop} {_plus(minutes)} minutes")
-        if not steps:
+    for name, path in PATHS.items():
+        if path.minutes is None:
             total = sum(sum(lesson.minutes) for lesson in lessons)
             sittings = sum(len(lesson.minutes) for lesson in lessons)
-            rows.append(
+            rows = [
                 f"- {_link(lessons[0])} to {_link(lessons[-1])}, {len(lessons)} lessons in "
                 f"{sittings} sittings"
-            )
-        texts.append("\n".join([f"**{name}** ({_hours(total)}). {whom}\n", *rows]))
+            ]
+        else:
+            total, rows = sum(path.minutes.values()), []
+            for number, minutes in path.minutes.items():
+                lesson = by_number[number]
+                stop = "" if minutes == sum(lesson.minutes) else " to the first stop,"
+                rows.append(f"- {number} {_link(lesson)},{stop} {minutes} minutes")
+        texts.append("\n".join([f"**{name}** ({_hours(total)}); {path.note}.\n", *rows]))
     return "\n\n".join(texts)
 
 
