@@ -188,7 +188,7 @@ models = {
 # and for the Poisson $\mu_j$.
 
 
-# %% tolerance=15
+# %% tolerance=5
 @torch.no_grad()
 def parameters(model, cells):
     """μ, θ and the logits of π, of each entry, at z = E z."""
@@ -240,7 +240,7 @@ plotting.show("Validation scores of three models, five seeds each, next to the p
 # <details><summary>Answer</summary>About 3.8. Shrinkage moves single estimates towards the mean; it
 # does not move the mean.</details>
 
-# %% tolerance=8
+# %% tolerance=4
 print(f"mean count: {x_val.mean():.1f}")
 for kind, rate in estimates.items():
     print(f"mean of λ̂, {NAME[kind]:8s} {rate.mean():.1f}")
@@ -332,7 +332,7 @@ plotting.interactive(
 #
 # Correct the function, change nothing else, and score again.
 
-# %% tolerance=8
+# %% tolerance=4
 corrected = {kind: posterior_mean(cells_val.x.double(), *parameters(models[kind], cells_val))
              for kind in models}  # fmt: skip
 for kind, rate in corrected.items():
@@ -364,7 +364,7 @@ for kind in ("NB", "ZINB"):
 # themselves. This is a **leak**. NMF, to which the source compares, gets no such help. To be honest,
 # condition on the counts that were used for training, and score on the validation counts.
 
-# %% tolerance=8
+# %% tolerance=4
 honest = {kind: model.denoise(cells) for kind, model in models.items()}
 for kind, rate in honest.items():
     print(f"{NAME[kind]:8s} {score(rate):5.1f} nats per entry")
