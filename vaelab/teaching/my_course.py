@@ -20,8 +20,8 @@ __all__ = ["Lesson", "arrange_jupyterlab", "bring", "lessons_in", "start_page"]
 
 START = "START.ipynb"
 MAP = (
-    "![A map of the lessons: an arrow leads from each lesson to those that need it. The table below "
-    "has the same lessons.](figures/map.svg)\n\n"
+    "![A map of the lessons: an arrow leads from each lesson to those that need it. The table "
+    "below has the same lessons.](figures/map.svg)\n\n"
 )
 LINKED = {"figures": "*.*", "evidence": "*.py"}  # folders that the notebooks link to
 ROW = re.compile(

@@ -150,7 +150,7 @@ def rounded_shares(x, p, u, v):
 
 
 def draw_masked(rng: np.random.Generator) -> list[dict]:
-    """Two cells; 20 and 21 in both precisions; and 6 whose hidden entries are NaN."""
+    """Two cells; 20 and 21 in both precisions; and 6 whose hidden entries are infinite."""
     cases = []
     for n, n_genes, n_latent, dtype in (
         (2, 3, 1, np.float64),
@@ -170,7 +170,7 @@ def draw_masked(rng: np.random.Generator) -> list[dict]:
             "eps": rng.normal(size=(n, n_latent)),
         }
         cases.append({k: v if k == "observed" else v.astype(dtype) for k, v in values.items()})
-    cases[-1]["x"] = np.where(cases[-1]["observed"], cases[-1]["x"], np.nan)
+    cases[-1]["x"] = np.where(cases[-1]["observed"], cases[-1]["x"], np.inf)
     return cases
 
 
@@ -453,8 +453,8 @@ EXERCISES = {
                 Misconception(
                     "multiplied by the mask",
                     masked_with(multiplied=True),
-                    "Right, unless a hidden entry holds NaN: 0 · NaN is NaN. *Choose* with the "
-                    "mask (torch.where) before you compute; do not multiply by it.",
+                    "Right, unless a hidden entry is infinite or NaN: 0 · ∞ is NaN. *Choose* with "
+                    "the mask (torch.where) before you compute; do not multiply by it.",
                 ),
             ),
         ),
