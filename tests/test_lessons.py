@@ -3,6 +3,7 @@
 That a notebook runs, and gives the same again, is nbval's part: pytest --nbval course.
 """
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import jupytext
 import nbformat
 import printed
 import pytest
+import site_frames
 from jupytext.compare import compare_notebooks
 
 ROOT = Path(__file__).parents[1]
@@ -122,3 +124,11 @@ def test_the_state_of_widgets_is_not_stored(lesson):
 def test_it_ends_with_what_comes_next(lesson):
     last = notebook_of(lesson).cells[-1]
     assert last.cell_type == "markdown" and re.search(r"(?m)^[#*> ]*Next\b", last.source)
+
+
+def test_the_site_moves_the_widgets_of_today(lesson):
+    """The site has a picture for each position of a widget: tests/site_frames.py draws them."""
+    widgets = [c.source for c in notebook_of(lesson).cells if site_frames.is_widget(c)]
+    drawn = sorted(site_frames.FRAMES.glob(f"{lesson.stem}_*/widget.json"))
+    keys = [json.loads(path.read_text(encoding="utf-8"))["key"] for path in drawn]
+    assert keys == [site_frames.key(source) for source in widgets]
