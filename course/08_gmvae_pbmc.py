@@ -1311,8 +1311,8 @@ plotting.show("Clusters in use, information, bound and ARI of five ways to train
 evidence.table("08")
 
 # %% [markdown]
-# **Next.** [Lesson 10](10_scvi.ipynb) gives a VAE the batch of each cell as input, so that two mice
-# share one latent space.
+# **Next.** [Lesson 09](09_missing_data.ipynb) hides a part of the counts, and finds the error in a
+# published table.
 #
 # **Read on.** The model: Z. Jiang et al., *Variational deep embedding (VaDE)*, IJCAI (2017); for
 # cells: C. Grønbech et al., *scVAE*, Bioinformatics 36 (2020) 4415–4422, equation 7 for the bound.
