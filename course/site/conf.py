@@ -1,6 +1,7 @@
 """The site, for Sphinx: `make site` writes it to build/site/html. It asks nothing of the network."""
 
 import inspect
+import re
 from importlib import metadata
 
 from sphinx.util.fileutil import copy_asset
@@ -89,7 +90,8 @@ def signature(app, what, name, object_, options, arguments, returns):
 
 
 def keep_lines(app, what, name, object_, options, lines) -> None:
-    """Show an indented block of equations as it was written."""
+    """Show an indented block of equations as it was written, and |LFC| as an absolute value."""
+    lines[:] = [re.sub(r"(?<!`)\|(\w+)\|", r"\|\1\|", line) for line in lines]
     for n in range(len(lines) - 1, 1, -1):
         above = next((line for line in lines[n - 2 :: -1] if line.strip()), " ")
         if lines[n].startswith("    ") and not lines[n - 1].strip() and above[0] not in " -=":

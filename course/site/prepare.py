@@ -24,13 +24,21 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FOLDERS = ("evidence", "figures")  # of course/: lessons link to them
 
 # Modules whose public names the reference shows, by room.
+# fmt: off
 ROOMS = {
     "The mathematics": ("distributions", "likelihoods", "bounds", "reparametrization", "networks"),
     "The data": ("cells", "datasets", "preprocessing", "simulate"),
-    "The models": ("models.base", "models.vae", "models.gmvae", "models.scvi", "models.scanvi"),
-    "Use": ("training", "history", "metrics", "plotting", "interop"),
+    "The models": (
+        "models.trainable", "models.base", "models.autoencoder", "models.vae", "models.gmvae",
+        "models.scvi", "models.scanvi",
+    ),
+    "Use": (
+        "training", "history", "metrics", "baselines", "differential_expression", "plotting",
+        "interop",
+    ),
     "The course's tools": ("teaching.exercises", "teaching.evidence"),
 }
+# fmt: on
 
 
 def lesson(path: Path, out: Path) -> dict:
