@@ -43,7 +43,7 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_js_files = ["site.js"]
 html_copy_source = html_show_sourcelink = False
-mathjax_path = "mathjax/tex-chtml-full.js"
+mathjax_path = "mathjax/tex-chtml.js"
 html_theme_options = {
     "repository_url": REPOSITORY,
     "use_repository_button": bool(REPOSITORY),
@@ -78,6 +78,20 @@ def copy_mathjax(app, error) -> None:
             copy_asset(file.locate(), folder)
 
 
+def leave_out_icons(app, error) -> None:
+    """The theme brings 2,000 icons, 1.5 MB for each page: keep those that the pages show."""
+    script = app.outdir / "_static" / "scripts" / "fontawesome.js"
+    if error or not script.exists():
+        return
+    pages = "".join(path.read_text(encoding="utf-8") for path in app.outdir.rglob("*.html"))
+    shown = set(re.findall(r"\bfa-([a-z-]+)", pages))
+    entry = r'"?([\w-]+)"?:\[\d+,\d+,\[[^]]*\],"[0-9a-f]*",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?'
+    text = script.read_text(encoding="utf-8")
+    script.write_text(
+        re.sub(entry, lambda icon: icon[0] if icon[1] in shown else "", text), encoding="utf-8"
+    )
+
+
 def signature(app, what, name, object_, options, arguments, returns):
     """A model's own arguments; its class takes any, to remember them."""
     if what == "class" and "__init__" in vars(object_):
@@ -102,3 +116,4 @@ def setup(app) -> None:
     app.connect("autodoc-process-docstring", keep_lines, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", signature)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", leave_out_icons)
