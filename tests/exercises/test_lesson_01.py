@@ -119,13 +119,40 @@ def test_through_the_bottleneck_and_back():
     fail_by_name("01.2", WRONG_PASSES, SEEDS)
 
 
-def test_weights_that_no_gradient_reaches_are_named():
-    def detached(x, W1, b1, W2, b2, W3, b3, W4, b4):
-        z = relu(x @ W1.T + b1) @ W2.T + b2
-        return z, relu(z @ W3.detach().T + b3) @ W4.T + b4
+def third_layer_detached(x, W1, b1, W2, b2, W3, b3, W4, b4):
+    z = relu(x @ W1.T + b1) @ W2.T + b2
+    return z, relu(z @ W3.detach().T + b3) @ W4.T + b4
 
-    verdict = verdict_on("01.2", detached)
-    assert not verdict.passed and "W3" in verdict.message, str(verdict)
+
+def decoder_cut_off(x, W1, b1, W2, b2, W3, b3, W4, b4):
+    z = relu(x @ W1.T + b1) @ W2.T + b2
+    return z, relu(z.detach() @ W3.T + b3) @ W4.T + b4
+
+
+def code_detached(*inputs):
+    z, reconstruction = layers((relu, same, relu, same))(*inputs)
+    return z.detach(), reconstruction
+
+
+def hidden_layer_without_gradient(x, W1, b1, W2, b2, W3, b3, W4, b4):
+    z = relu(x @ W1.T + b1) @ W2.T + b2
+    with torch.no_grad():
+        h = relu(z @ W3.T + b3)
+    return z, h @ W4.T + b4
+
+
+@pytest.mark.parametrize(
+    ("answer", "lost"),
+    [
+        (third_layer_detached, "W3, and"),
+        (decoder_cut_off, "x, W1, b1, W2, b2, and"),
+        (code_detached, "x, W1, b1, W2, b2, and"),
+        (hidden_layer_without_gradient, "x, W1, b1, W2, b2, W3, b3, and"),
+    ],
+)
+def test_weights_that_no_gradient_reaches_are_named(answer, lost):
+    verdict = verdict_on("01.2", answer)
+    assert not verdict.passed and f"flows back to {lost}" in verdict.message, str(verdict)
 
 
 # 01.3

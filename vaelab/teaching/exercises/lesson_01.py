@@ -298,7 +298,8 @@ EXERCISES = {
                     "The biases are missing: each layer is W v + b.",
                 ),
             ),
-            returns="tensor with gradient",
+            # each by itself: a decoder cut off from the code would leave the encoder untrained
+            returns="tensor with gradient in x, W1, b1, W2, b2; x, W1, b1, W2, b2, W3, b3, W4, b4",
             results=("the code", "the reconstruction"),
         ),
         Exercise(
