@@ -162,7 +162,7 @@ vaelab.check("01.1", log_normalised)
 counts = raw.X.toarray().astype(float)
 shares = counts / counts.sum(1, keepdims=True)
 forms = {"shares": shares, "log(1 + share)": np.log1p(shares),
-         "log(1 + counts per 10,000)": log_normalised(counts)}  # fmt: skip
+         "log(1 + counts per 10,000)": log_normalised(counts.copy())}  # fmt: skip
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.4), layout="constrained")
 for (name, values), colour, style in zip(
     forms.items(), (BLACK, ORANGE, BLUE), (":", "--", "-"), strict=True
@@ -524,12 +524,12 @@ def denoising_loss(reconstruct, x, noise):
 
 
 # %%
-def loss_of_a_map(w, x, noise):
-    return denoising_loss(lambda v: v @ w, x, noise)
+def loss_of_a_layer(w, x, noise):
+    return denoising_loss(lambda v: torch.relu(v @ w), x, noise)
 
 
 # %% nbgrader={"grade_id": "01-4-check", "solution": false, "grade": true, "locked": true, "points": 2, "task": false, "schema_version": 3}
-vaelab.check("01.4", loss_of_a_map)
+vaelab.check("01.4", loss_of_a_layer)
 
 # %% [markdown]
 # ## 5 · Without bends it is PCA, almost
@@ -857,7 +857,7 @@ ax.scatter(*z.T, s=8, color="0.8", lw=0)
 for name, style in looks.items():
     own = np.flatnonzero(cell_type == name)
     cell = own[np.linalg.norm(z[own] - np.median(z[own], axis=0), axis=1).argmin()]
-    thinned = rng.binomial(counts[cell].astype(int), 0.05, size=(40, counts.shape[1]))
+    thinned = rng.binomial(counts[cell].astype(int), 0.05, size=(40, counts.shape[1])) * 1.0
     with torch.no_grad():
         codes_of_it = model.encoder(torch.as_tensor(log_normalised(thinned)[:, genes])).numpy()
     ax.scatter(*codes_of_it.T, s=18, lw=0, label=f"{name} cell, 40 times", **style)

@@ -221,7 +221,7 @@ def test_a_logarithm_of_a_share_that_is_zero_is_seen():
 
 
 def mapped(loss):
-    return lambda w, x, noise: loss(lambda v: v @ w, x, noise)
+    return lambda w, x, noise: loss(lambda v: torch.relu(v @ w), x, noise)
 
 
 RIGHT_DENOISING = [
@@ -245,6 +245,13 @@ WRONG_DENOISING = [
 def test_teach_it_to_remove_noise():
     pass_all("01.4", [mapped(loss) for loss in RIGHT_DENOISING], SEEDS)
     fail_by_name("01.4", [(mapped(loss), name) for loss, name in WRONG_DENOISING], SEEDS)
+
+
+def test_noise_that_goes_through_the_network_by_itself_is_seen():
+    def apart(f, x, noise):
+        return ((f(x) + f(noise) - x) ** 2).mean()  # the same for a network without bends
+
+    assert not verdict_on("01.4", mapped(apart)).passed
 
 
 @pytest.mark.parametrize("end", [torch.Tensor.item, torch.Tensor.detach])
@@ -312,3 +319,13 @@ WRONG_ANGLES = [
 def test_the_angle_between_two_subspaces():
     pass_all("01.5", RIGHT_ANGLES, SEEDS)
     fail_by_name("01.5", WRONG_ANGLES, SEEDS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("basis", [linalg.orth, lambda A: np.linalg.qr(A)[0]])
+def test_an_arccos_of_a_cosine_above_one_is_seen(basis, seed):
+    def unclipped(A, B):
+        return np.arccos(np.linalg.svd(basis(A).T @ basis(B))[1].min())
+
+    verdict = verdict_on("01.5", unclipped, seed)
+    assert not verdict.passed and "NaN" in verdict.message, str(verdict)
