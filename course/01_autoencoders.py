@@ -659,9 +659,9 @@ plotting.show(
 
 # %% [markdown]
 # With new noise, the error on cells never trained on comes near the line, and does not go below it. On
-# the right, the training loss falls far below the line, and **all of it is learned by heart**: on new cells the network is worse than if
-# it said 0 everywhere. A training loss alone never tells you that something was found. Here is the
-# large network, on five seeds, in the same two situations:
+# the right, the training loss falls far below the line, and **all of it is learned by heart**: on new
+# cells the network is worse than if it said 0 everywhere. A training loss alone never tells you that
+# something was found. Here is the large network, on five seeds, in the same two situations:
 
 # %% tags=["not-in-grading"]
 measured = evidence.read("01")  # what several seeds gave; the last section says how
