@@ -119,13 +119,40 @@ def test_through_the_bottleneck_and_back():
     fail_by_name("01.2", WRONG_PASSES, SEEDS)
 
 
-def test_weights_that_no_gradient_reaches_are_named():
-    def detached(x, W1, b1, W2, b2, W3, b3, W4, b4):
-        z = relu(x @ W1.T + b1) @ W2.T + b2
-        return z, relu(z @ W3.detach().T + b3) @ W4.T + b4
+def third_layer_detached(x, W1, b1, W2, b2, W3, b3, W4, b4):
+    z = relu(x @ W1.T + b1) @ W2.T + b2
+    return z, relu(z @ W3.detach().T + b3) @ W4.T + b4
 
-    verdict = verdict_on("01.2", detached)
-    assert not verdict.passed and "W3" in verdict.message, str(verdict)
+
+def decoder_cut_off(x, W1, b1, W2, b2, W3, b3, W4, b4):
+    z = relu(x @ W1.T + b1) @ W2.T + b2
+    return z, relu(z.detach() @ W3.T + b3) @ W4.T + b4
+
+
+def code_detached(*inputs):
+    z, reconstruction = layers((relu, same, relu, same))(*inputs)
+    return z.detach(), reconstruction
+
+
+def hidden_layer_without_gradient(x, W1, b1, W2, b2, W3, b3, W4, b4):
+    z = relu(x @ W1.T + b1) @ W2.T + b2
+    with torch.no_grad():
+        h = relu(z @ W3.T + b3)
+    return z, h @ W4.T + b4
+
+
+@pytest.mark.parametrize(
+    ("answer", "lost"),
+    [
+        (third_layer_detached, "W3, and"),
+        (decoder_cut_off, "x, W1, b1, W2, b2, and"),
+        (code_detached, "x, W1, b1, W2, b2, and"),
+        (hidden_layer_without_gradient, "x, W1, b1, W2, b2, W3, b3, and"),
+    ],
+)
+def test_weights_that_no_gradient_reaches_are_named(answer, lost):
+    verdict = verdict_on("01.2", answer)
+    assert not verdict.passed and f"flows back to {lost}" in verdict.message, str(verdict)
 
 
 # 01.3
@@ -194,7 +221,7 @@ def test_a_logarithm_of_a_share_that_is_zero_is_seen():
 
 
 def mapped(loss):
-    return lambda w, x, noise: loss(lambda v: v @ w, x, noise)
+    return lambda w, x, noise: loss(lambda v: torch.relu(v @ w), x, noise)
 
 
 RIGHT_DENOISING = [
@@ -218,6 +245,13 @@ WRONG_DENOISING = [
 def test_teach_it_to_remove_noise():
     pass_all("01.4", [mapped(loss) for loss in RIGHT_DENOISING], SEEDS)
     fail_by_name("01.4", [(mapped(loss), name) for loss, name in WRONG_DENOISING], SEEDS)
+
+
+def test_noise_that_goes_through_the_network_by_itself_is_seen():
+    def apart(f, x, noise):
+        return ((f(x) + f(noise) - x) ** 2).mean()  # the same for a network without bends
+
+    assert not verdict_on("01.4", mapped(apart)).passed
 
 
 @pytest.mark.parametrize("end", [torch.Tensor.item, torch.Tensor.detach])
@@ -285,3 +319,13 @@ WRONG_ANGLES = [
 def test_the_angle_between_two_subspaces():
     pass_all("01.5", RIGHT_ANGLES, SEEDS)
     fail_by_name("01.5", WRONG_ANGLES, SEEDS)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("basis", [linalg.orth, lambda A: np.linalg.qr(A)[0]])
+def test_an_arccos_of_a_cosine_above_one_is_seen(basis, seed):
+    def unclipped(A, B):
+        return np.arccos(np.linalg.svd(basis(A).T @ basis(B))[1].min())
+
+    verdict = verdict_on("01.5", unclipped, seed)
+    assert not verdict.passed and "NaN" in verdict.message, str(verdict)

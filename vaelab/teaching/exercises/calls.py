@@ -85,7 +85,7 @@ def apply(
         with _time_limit(seconds):
             data = as_data(CALLS[call](recorded, case) if callable(answer) else answer)
             if callable(answer) and call == "numbers" and returns.startswith(WITH_GRADIENT):
-                reached, error = _reached(answer, case, gradient_inputs(returns, case))
+                reached, error = _reached(answer, case, returns)
         return Outcome("value", data, error, _form_of(result), reached)
     except _TooLong as late:
         return Outcome("endless", message=f"{seconds:g} s{_line_of(late)}")
@@ -97,30 +97,43 @@ def apply(
         return Outcome("raised", message=_said(error))
 
 
-def gradient_inputs(returns: str, case: dict) -> tuple[str, ...]:
-    """The inputs that a gradient has to reach: those named after "in", else all of real numbers."""
-    names = returns.removeprefix(WITH_GRADIENT).removeprefix(" in ").replace(",", " ").split()
+def gradient_inputs(returns: str, case: dict, result: int | None = None) -> tuple[str, ...]:
+    """The inputs that a gradient has to reach, from one of several results or from any.
+
+    They are those named after "in", else all of real numbers.
+    """
+    each = returns.removeprefix(WITH_GRADIENT).removeprefix(" in ").split(";")
+    named = ",".join(each) if result is None else each[result % len(each)]
+    names = dict.fromkeys(named.replace(",", " ").split())
     real = [k for k, v in case.items() if isinstance(v, np.ndarray) and v.dtype.kind == "f"]
     return tuple(name for name in (names or real) if name in real)
 
 
-def _reached(answer, case: dict, names: tuple[str, ...]) -> tuple[tuple[str, ...], str]:
-    """Which inputs a gradient reaches, and the error if the answer can't be called with one."""
+def _reached(answer, case: dict, returns: str) -> tuple[tuple[str, ...], str]:
+    """Which inputs a gradient reaches, and the error if the answer can't be called with one.
+
+    If ``returns`` names the inputs of each result, an input counts if all of them reach it.
+    """
     import torch
 
-    inputs = _tensors(case)
+    inputs, names = _tensors(case), gradient_inputs(returns, case)
     wanted = [inputs[name].requires_grad_() for name in names]
+    lost = set()
     try:
         result = _called(answer, inputs)
         parts = result if isinstance(result, (tuple, list)) else (result,)
-        parts = [p for p in parts if isinstance(p, torch.Tensor) and p.requires_grad]
-        if not parts:
-            return (), ""
-        total = sum(part.sum() for part in parts)
-        found = torch.autograd.grad(total, wanted, allow_unused=True)
+        groups = [[part] for part in parts] if ";" in returns else [parts]
+        for i, group in enumerate(groups):
+            group = [p for p in group if isinstance(p, torch.Tensor) and p.requires_grad]
+            found = [None] * len(wanted)
+            if group:
+                total = sum(part.sum() for part in group)
+                found = torch.autograd.grad(total, wanted, allow_unused=True, retain_graph=True)
+            reached = {n for n, g in zip(names, found, strict=True) if g is not None}
+            lost |= {*gradient_inputs(returns, case, i)} - reached
     except Exception as error:
         return (), _said(error)
-    return tuple(n for n, g in zip(names, found, strict=True) if g is not None), ""
+    return tuple(name for name in names if name not in lost), ""
 
 
 def _called(answer, inputs: dict):

@@ -77,7 +77,8 @@ class Exercise:
 
         - "tensor";
         - "tensor with gradient": a gradient flows back to every input of real numbers, or to those
-          named, as in "tensor with gradient in W, sigma" (with the call "numbers");
+          named, as in "tensor with gradient in W, sigma" (with the call "numbers"); names for each
+          of several results stand apart by ";": "tensor with gradient in W; W, V";
         - "tensor without gradient": later cells call ``.numpy()``;
         - "array".
 

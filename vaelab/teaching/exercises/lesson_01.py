@@ -137,7 +137,7 @@ def from_bits(scores):
 
 
 def draw_noisy(rng: np.random.Generator) -> list[dict]:
-    """One cell of two genes and a network that changes nothing, then others."""
+    """One cell of two genes and a network that is a ReLU alone, then others."""
     plain = {"w": np.eye(2), "x": np.array([[1.0, -1.0]]), "noise": np.array([[0.5, 0.0]])}
     cases = [plain]
     for n_cells, n_genes in ((3, 4), (20, 10)):
@@ -151,7 +151,8 @@ def denoising_with(inputs, target, total=False):
     """The mean square in numpy; ``inputs`` and ``target`` are functions of x and the noise."""
 
     def loss(w, x, noise):
-        squares = (np.einsum("ng,gh->nh", inputs(x, noise), w) - target(x, noise)) ** 2
+        out = np.maximum(np.einsum("ng,gh->nh", inputs(x, noise), w), 0)
+        squares = (out - target(x, noise)) ** 2
         return np.asarray(squares.sum() / (len(x) if total else squares.size))
 
     return loss
@@ -172,7 +173,16 @@ def draw_bases(rng: np.random.Generator) -> list[dict]:
         cases.append({"A": A, "B": B})
     shared = rng.normal(size=(8, 2))
     other = np.column_stack([shared[:, 0] + shared[:, 1], rng.normal(size=8)])
-    return [*cases, {"A": shared, "B": other}]
+    return [*cases, {"A": shared, "B": other}, *equal_lines(rng)]
+
+
+N_LINES = 60
+
+
+def equal_lines(rng: np.random.Generator) -> list[dict]:
+    """Lines, each in two scales. About a third of their cosines round above 1, others elsewhere."""
+    lines = (rng.normal(size=(50, 1)) for _ in range(N_LINES))
+    return [{"A": line, "B": line * rng.uniform(0.5, 2)} for line in lines]
 
 
 def angle_by_scipy(A, B):
@@ -298,7 +308,8 @@ EXERCISES = {
                     "The biases are missing: each layer is W v + b.",
                 ),
             ),
-            returns="tensor with gradient",
+            # each by itself: a decoder cut off from the code would leave the encoder untrained
+            returns="tensor with gradient in x, W1, b1, W2, b2; x, W1, b1, W2, b2, W3, b3, W4, b4",
             results=("the code", "the reconstruction"),
         ),
         Exercise(
@@ -319,8 +330,9 @@ EXERCISES = {
                 Misconception(
                     "cross-entropy over genes",
                     losses_with(per_gene=True),
-                    "The cross-entropy was divided by the number of genes. Some texts do that. It "
-                    "is a sum here, because it then has a meaning: section 8.",
+                    "The cross-entropy was divided by the number of genes. Some texts do that. But "
+                    "the x are shares, so the sum over genes is already a mean: of −log x̂ over the "
+                    "cell's molecules.",
                 ),
                 Misconception(
                     "sum of squares",
@@ -418,6 +430,7 @@ EXERCISES = {
                     "This is the cosine of the angle: the angle itself is still to come.",
                 ),
             ),
+            extreme=N_LINES,
             atol=1e-5,
             call="arrays",
         ),
