@@ -25,14 +25,14 @@ def _double(*values):
 
 
 def draw_rates(rng: np.random.Generator) -> list[dict]:
-    """Counts 0 to 6 of one gene; the same without inflation; 200 entries in both precisions."""
+    """Counts 0 to 6 of one gene; the same without inflation; a table in both precisions."""
     one = {"x": np.arange(7.0), "mean": np.full(7, 3.0), "theta": np.full(7, 2.0)}
     cases = [one | {"logits": np.full(7, -1.0)}, one | {"logits": np.full(7, -40.0)}]
     for dtype in PRECISIONS:
         mean, theta = 10 ** rng.uniform(-1, 1.5, 200), 10 ** rng.uniform(-1, 1, 200)
         x = rng.poisson(mean * rng.gamma(theta) / theta) * (rng.random(200) < 0.8)
         values = {"x": x, "mean": mean, "theta": theta, "logits": rng.uniform(-3, 3, 200)}
-        cases.append({name: value.astype(dtype) for name, value in values.items()})
+        cases.append({k: v.astype(dtype).reshape(20, 10) for k, v in values.items()})
     return cases
 
 
@@ -345,6 +345,7 @@ EXERCISES = {
             points=2,
             draw=draw_thinning,
             oracle=thinned,
+            call="arrays",  # for scipy.stats, which the text names
             results=("the part", "the rest"),
             verified="Agrees with a sum of binomial probabilities for 126 counts; nothing is lost.",
             misconceptions=(
@@ -464,6 +465,7 @@ EXERCISES = {
             points=1,
             draw=draw_hidden,
             oracle=score_of("hidden"),
+            call="arrays",  # as the cell after it calls the answer
             verified="Agrees with scipy's Poisson, summed over the hidden entries of three tables.",
             misconceptions=(
                 Misconception(
