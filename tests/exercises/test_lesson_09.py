@@ -179,12 +179,41 @@ def bound_cell_by_cell(x, observed, A, s, W, eps):
         m = torch.log1p(counts[seen]) @ A[seen]
         rate = ((m + s * e) @ W[:, seen]).exp()
         log_px = torch.distributions.Poisson(rate).log_prob(counts[seen]).sum()
-        found.append(float(log_px - kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum()))
-    return found
+        found.append(log_px - kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum())
+    return torch.stack(found)
+
+
+def bound_by_masked_fill(x, observed, A, s, W, eps):
+    x = x.masked_fill(~observed, 0)
+    m = x.log1p() @ A
+    eta = (m + eps * s) @ W
+    log_px = (x * eta - eta.exp() - torch.lgamma(x + 1)).masked_fill(~observed, 0)
+    return log_px.sum(-1) - (m.square() / 2 + s.square() / 2 - 0.5 - s.log()).sum(-1)
 
 
 def bound_in_single_precision(x, observed, A, s, W, eps):
     return bound_of()(x.float(), observed, A.float(), s.float(), W.float(), eps.float())
+
+
+def scored_then_masked(x, observed, A, s, W, eps):
+    """Right values, but the gradient is NaN where a hidden entry is infinite."""
+    m = torch.log1p(torch.where(observed, x, 0)) @ A
+    rate = ((m + s * eps) @ W).exp()
+    log_px = torch.distributions.Poisson(rate, validate_args=False).log_prob(x)
+    kl = kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum(1)
+    return torch.where(observed, log_px, 0).sum(1) - kl
+
+
+def bound_cut_off_from_the_encoder(x, observed, A, s, W, eps):
+    return bound_by_masked_fill(x, observed, A.detach(), s, W, eps)
+
+
+def mean_of_the_observed(x, observed, A, s, W, eps):
+    """0/0 for a cell of which nothing was observed."""
+    m = torch.log1p(torch.where(observed, x, 0)) @ A
+    kl = 0.5 * (m**2 + s**2 - 1 - 2 * s.log()).sum(1)
+    log_px = bound_by_masked_fill(x, observed, A, s, W, eps) + kl
+    return log_px / observed.sum(1) * observed.sum(1) - kl
 
 
 def multiplied_by_the_mask(x, observed, A, s, W, eps):
@@ -296,7 +325,7 @@ RIGHT = {
         thin_by_quantile, thin_one_by_one, thin_by_search, thin_stacked, thin_in_single_precision,
     ],
     "09.3": [
-        bound_of(), bound_in_arrays, bound_with_weights_after_filling, bound_cell_by_cell,
+        bound_of(), bound_by_masked_fill, bound_with_weights_after_filling, bound_cell_by_cell,
         bound_in_single_precision,
     ],
     "09.4": [
@@ -335,6 +364,7 @@ WRONG = {
         (bound_of(scale=True), "likelihood scaled up"),
         (bound_of(price=lambda kl, w: 0), "KL left out"),
         (multiplied_by_the_mask, "multiplied by the mask"),
+        (scored_then_masked, "masked afterwards"),
     ],
     "09.4": [
         (lambda x, mean, observed: score_in_scipy(x, mean, ~observed), "the observed entries"),
@@ -380,3 +410,16 @@ def test_an_answer_that_breaks_in_a_later_cell_fails(name, answer):
 @pytest.mark.filterwarnings("error")
 def test_the_function_that_the_text_names_gives_no_warning():
     assert verdict_on("09.2", thin_by_quantile).passed
+
+
+@pytest.mark.parametrize(
+    "answer, told",
+    [
+        (bound_in_arrays, "raised RuntimeError: Can't call numpy() on Tensor that requires grad"),
+        (bound_cut_off_from_the_encoder, "Slope in A"),
+        (mean_of_the_observed, "1 of 6 values are NaN"),
+    ],
+)
+def test_a_bound_that_no_model_can_be_trained_on_fails(answer, told):
+    verdict = verdict_on("09.3", answer)
+    assert not verdict.passed and told in str(verdict), verdict
