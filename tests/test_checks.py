@@ -22,7 +22,7 @@ import vaelab
 from vaelab.teaching import exercises, grading
 from vaelab.teaching.exercises import CheckFailed, box, find, graded
 from vaelab.teaching.exercises.calls import Outcome, as_data
-from vaelab.teaching.exercises.core import Exercise, Misconception, plain
+from vaelab.teaching.exercises.core import Exercise, Misconception, Verdict, plain
 
 from .test_exercises import NAMES, checked, every_exercise, judged, shaped, solution_of
 
@@ -101,7 +101,7 @@ TENSORS = {"a list of tensors", "float32", "float64", "named"}
 
 
 def needed(exercise) -> str:
-    if exercise.call in ("slope", "gradient"):
+    if exercise.call in ("slope", "slopes", "gradient"):
         return GRADIENT
     return exercise.returns
 
@@ -466,6 +466,12 @@ def test_a_box_has_the_sentence_then_the_picture_then_what_is_next():
     assert 'alt="A chart of the right answer and of yours: Made up, w = 0.5.' in page
     figure = box.picture_of(checked(exercise, lambda x, w: x @ w + 1))
     assert figure.axes[0].get_title() == "w = 0.5"
+
+
+def test_the_sentence_on_what_is_next_ends_once():
+    right = {name: Verdict(find(name), passed=True) for name in ("09.2", "09.3")}
+    assert "Next exercise: 09.3 A bound that does not look.<" in box.html_of(right["09.2"])
+    assert "Next exercise: 09.4 Spot the error: which entries?<" in box.html_of(right["09.3"])
 
 
 def test_colour_is_not_the_only_sign_of_a_state():

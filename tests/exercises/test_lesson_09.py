@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.special import gammaln
 from torch.distributions import Binomial, Normal, kl_divergence
 
 from vaelab.distributions import NegativeBinomial, Poisson, ZeroInflated
 from vaelab.teaching.exercises import SEED
 
-from .answers import fail_by_name, pass_all
+from .answers import fail_by_name, pass_all, verdict_on
 
 SEEDS = [SEED, 1]
 
@@ -40,6 +41,12 @@ def rate_as_list(*case):
 
 def rate_in_single_precision(*case):
     return rate_in_torch(*case).float()
+
+
+def rate_entry_by_entry(x, mean, theta, logits):
+    """For one row only; section 4 passes tables."""
+    each = zip(x, mean, theta, logits, strict=True)
+    return torch.stack([rate_in_torch(*(v.reshape(()) for v in entry)) for entry in each])
 
 
 def effect_alone(x, mean, theta, logits):
@@ -81,12 +88,12 @@ def thin_one_by_one(x, p, u, v):
 
 
 def thin_by_search(x, p, u, v):
-    k = torch.arange(x.max().item() + 1, dtype=torch.float64)
-    n = x.double()[:, None]
+    k = torch.arange(x.max() + 1, dtype=torch.float64)
+    n = torch.as_tensor(x, dtype=torch.float64)[:, None]
     log_p = Binomial(n, p, validate_args=False).log_prob(torch.minimum(k, n))
     cdf = torch.where(k <= n, log_p.exp(), 0).cumsum(1)
-    part = (cdf < u.double()[:, None]).sum(1)
-    return part, x - part
+    part = (cdf < torch.as_tensor(u, dtype=torch.float64)[:, None]).sum(1)
+    return part, torch.as_tensor(x) - part
 
 
 def thin_stacked(x, p, u, v):
@@ -172,12 +179,41 @@ def bound_cell_by_cell(x, observed, A, s, W, eps):
         m = torch.log1p(counts[seen]) @ A[seen]
         rate = ((m + s * e) @ W[:, seen]).exp()
         log_px = torch.distributions.Poisson(rate).log_prob(counts[seen]).sum()
-        found.append(float(log_px - kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum()))
-    return found
+        found.append(log_px - kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum())
+    return torch.stack(found)
+
+
+def bound_by_masked_fill(x, observed, A, s, W, eps):
+    x = x.masked_fill(~observed, 0)
+    m = x.log1p() @ A
+    eta = (m + eps * s) @ W
+    log_px = (x * eta - eta.exp() - torch.lgamma(x + 1)).masked_fill(~observed, 0)
+    return log_px.sum(-1) - (m.square() / 2 + s.square() / 2 - 0.5 - s.log()).sum(-1)
 
 
 def bound_in_single_precision(x, observed, A, s, W, eps):
     return bound_of()(x.float(), observed, A.float(), s.float(), W.float(), eps.float())
+
+
+def scored_then_masked(x, observed, A, s, W, eps):
+    """Right values, but the gradient is NaN where a hidden entry is infinite."""
+    m = torch.log1p(torch.where(observed, x, 0)) @ A
+    rate = ((m + s * eps) @ W).exp()
+    log_px = torch.distributions.Poisson(rate, validate_args=False).log_prob(x)
+    kl = kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum(1)
+    return torch.where(observed, log_px, 0).sum(1) - kl
+
+
+def bound_cut_off_from_the_encoder(x, observed, A, s, W, eps):
+    return bound_by_masked_fill(x, observed, A.detach(), s, W, eps)
+
+
+def mean_of_the_observed(x, observed, A, s, W, eps):
+    """0/0 for a cell of which nothing was observed."""
+    m = torch.log1p(torch.where(observed, x, 0)) @ A
+    kl = 0.5 * (m**2 + s**2 - 1 - 2 * s.log()).sum(1)
+    log_px = bound_by_masked_fill(x, observed, A, s, W, eps) + kl
+    return log_px / observed.sum(1) * observed.sum(1) - kl
 
 
 def multiplied_by_the_mask(x, observed, A, s, W, eps):
@@ -190,24 +226,42 @@ def multiplied_by_the_mask(x, observed, A, s, W, eps):
 # -------------------------------------------------------------------------------- 09.4 score
 
 
-def score_in_torch(x, mean, observed):
-    return torch.distributions.Poisson(mean).log_prob(x)[~observed].sum()
+def score_in_scipy(x, mean, observed):
+    return stats.poisson.logpmf(x, mean)[~observed].sum()
 
 
 def score_by_where(x, mean, observed):
     return np.where(observed, 0, stats.poisson.logpmf(x, mean)).sum()
 
 
+def score_by_logical_not(x, mean, observed):
+    return stats.poisson.logpmf(x, mean)[np.logical_not(observed)].sum()
+
+
+def score_by_invert(x, mean, observed):
+    return stats.poisson.logpmf(x[np.invert(observed)], mean[np.invert(observed)]).sum()
+
+
+def score_by_product(x, mean, observed):
+    return (stats.poisson.logpmf(x, mean) * (1 - observed)).sum()
+
+
+def score_of_integers(x, mean, observed):
+    return stats.poisson(mean).logpmf(x.astype(int))[observed == 0].sum()
+
+
 def score_by_package(x, mean, observed):
+    x, mean, observed = (torch.as_tensor(a) for a in (x, mean, observed))
     return Poisson(mean).log_prob(x).masked_fill(observed, 0).sum().float()
 
 
 def score_as_float(x, mean, observed):
-    return float(((~observed) * (x * mean.log() - mean - torch.lgamma(x + 1))).sum())
+    return float(np.sum(~observed * (x * np.log(mean) - mean - gammaln(x + 1))))
 
 
-def score_as_array(x, mean, observed):
-    return np.asarray(score_in_torch(x.double(), mean.double(), observed))
+def score_of_tensors(x, mean, observed):
+    """Breaks in the next cell, which passes arrays."""
+    return torch.distributions.Poisson(mean).log_prob(x)[~observed].sum()
 
 
 # --------------------------------------------------------------------------------- 09.5 IWAE
@@ -271,10 +325,13 @@ RIGHT = {
         thin_by_quantile, thin_one_by_one, thin_by_search, thin_stacked, thin_in_single_precision,
     ],
     "09.3": [
-        bound_of(), bound_in_arrays, bound_with_weights_after_filling, bound_cell_by_cell,
+        bound_of(), bound_by_masked_fill, bound_with_weights_after_filling, bound_cell_by_cell,
         bound_in_single_precision,
     ],
-    "09.4": [score_in_torch, score_by_where, score_by_package, score_as_float, score_as_array],
+    "09.4": [
+        score_in_scipy, score_by_where, score_by_logical_not, score_by_invert, score_by_product,
+        score_of_integers, score_by_package, score_as_float,
+    ],
     "09.5": [
         iwae_in_torch, iwae_by_logaddexp, iwae_shifted, iwae_as_list, iwae_in_single_precision,
     ],
@@ -307,13 +364,14 @@ WRONG = {
         (bound_of(scale=True), "likelihood scaled up"),
         (bound_of(price=lambda kl, w: 0), "KL left out"),
         (multiplied_by_the_mask, "multiplied by the mask"),
+        (scored_then_masked, "masked afterwards"),
     ],
     "09.4": [
-        (lambda x, mean, observed: score_in_torch(x, mean, ~observed), "the observed entries"),
-        (lambda x, mean, observed: score_in_torch(x, mean, observed & False), "all entries"),
-        (lambda x, mean, observed: score_in_torch(x, mean, observed) / (~observed).sum(), "a mean"),
+        (lambda x, mean, observed: score_in_scipy(x, mean, ~observed), "the observed entries"),
+        (lambda x, mean, observed: score_in_scipy(x, mean, observed & False), "all entries"),
+        (lambda x, mean, observed: score_in_scipy(x, mean, observed) / (~observed).sum(), "a mean"),
         (
-            lambda x, mean, observed: score_in_torch(x * observed, mean, observed),
+            lambda x, mean, observed: score_in_scipy(x * observed, mean, observed),
             "hidden counts as zeros",
         ),
         (
@@ -340,3 +398,28 @@ def test_right_answers_pass(name):
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_answers_are_told_what_is_wrong(name):
     fail_by_name(name, WRONG[name], SEEDS)
+
+
+@pytest.mark.parametrize(
+    "name, answer", [("09.1", rate_entry_by_entry), ("09.4", score_of_tensors)]
+)
+def test_an_answer_that_breaks_in_a_later_cell_fails(name, answer):
+    assert "raised" in str(verdict_on(name, answer))
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_function_that_the_text_names_gives_no_warning():
+    assert verdict_on("09.2", thin_by_quantile).passed
+
+
+@pytest.mark.parametrize(
+    "answer, told",
+    [
+        (bound_in_arrays, "raised RuntimeError: Can't call numpy() on Tensor that requires grad"),
+        (bound_cut_off_from_the_encoder, "Slope in A"),
+        (mean_of_the_observed, "1 of 6 values are NaN"),
+    ],
+)
+def test_a_bound_that_no_model_can_be_trained_on_fails(answer, told):
+    verdict = verdict_on("09.3", answer)
+    assert not verdict.passed and told in str(verdict), verdict

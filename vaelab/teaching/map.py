@@ -61,7 +61,7 @@ LESSONS = {
     "06": Lesson("the pancreas", 120, ("04", "05"), (2, 2)),
     "07": Lesson("drawing a category", 165, ("03",), (3, 0)),
     "08": Lesson("clusters in blood", 150, ("05", "07"), (4, 0)),
-    "09": Lesson("missing data", 130, ("04", "05"), (1, 2), helps=("06",)),
+    "09": Lesson("missing data", 155, ("04", "05"), (1, 2), helps=("06",)),
     "10": Lesson("two mice: scVI", 140, ("06",), (3, 2)),
     "11": Lesson("differential expression", 125, ("10",), (4, 2)),
     "12": Lesson("the ELBO challenge", 185, ("07", "10"), (3, 1)),

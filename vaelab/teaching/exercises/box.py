@@ -101,7 +101,8 @@ def _next(verdict: Verdict) -> str:
     later = names[names.index(name) + 1 :] if name in names else []
     if not later:
         return "This was the last exercise of the lesson."
-    return f"Next exercise: {later[0]} {find(later[0]).title}."
+    title = find(later[0]).title
+    return f"Next exercise: {later[0]} {title}{'' if title[-1] in '?!' else '.'}"
 
 
 def picture_of(verdict: Verdict):

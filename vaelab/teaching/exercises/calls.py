@@ -209,14 +209,14 @@ def _slope(answer, case: dict):
 
 
 def _slopes(answer, case: dict):
-    """Same as "numbers"; adds the derivatives of Σ answer in all inputs but x, the data.
+    """Same as "numbers"; adds the derivatives of Σ answer in all real inputs but x, the data.
 
     They are in the order of the inputs. A derivative is zero where no gradient flows.
     """
     import torch
 
     inputs = _tensors(case)
-    wanted = [v.requires_grad_() for name, v in inputs.items() if name != "x"]
+    wanted = [v.requires_grad_() for k, v in inputs.items() if k != "x" and v.is_floating_point()]
     value = answer(*inputs.values())
     if not isinstance(value, torch.Tensor) or not value.requires_grad:
         return value, *(torch.zeros_like(v) for v in wanted)

@@ -82,9 +82,9 @@ class Exercise:
         - "tensor without gradient": later cells call ``.numpy()``;
         - "array".
 
-        The calls "slope" and "gradient" imply "tensor with gradient", because the check compares
-        the gradient; that later cells need it is said only if ``returns`` says so. Of several
-        results each has to be so.
+        The calls "slope", "slopes" and "gradient" imply "tensor with gradient", because the check
+        compares the gradient; that later cells need it is said only if ``returns`` says so. Of
+        several results each has to be so.
     results
         Names of the results for messages, for example ("mean of the gradient", …).
     at_most
@@ -360,7 +360,7 @@ EMPHASIS = re.compile(r"(?<!\w)\*(\w[\w ,-]*\w|\w)\*(?!\w)")
 def _lacking(exercise: Exercise, triples, outcomes: Sequence[Outcome]) -> str:
     """What later cells, or the check, would lack; empty if nothing or if no types are known."""
     returns, who = exercise.returns, "later cells need"
-    if not returns and exercise.call in ("slope", "gradient"):
+    if not returns and exercise.call in ("slope", "slopes", "gradient"):
         returns, who = WITH_GRADIENT, "this exercise needs"
     for (case, right, _), outcome in zip(triples, outcomes, strict=True):
         if not returns or not outcome.form:

@@ -81,13 +81,13 @@ def difference(f, at, h):
 
 def with_slopes(f):
     """What the call "slopes" finds for the function f: its values, and the slopes of their sum in
-    every input but x. The columns of an input with a row per value act apart.
+    every real input but x. The columns of an input with a row per value act apart.
     """
 
     def both(**case):
         values = np.asarray(f(**case), dtype=float)
         slopes = []
-        for name in [name for name in case if name != "x"]:
+        for name in [k for k, v in case.items() if k != "x" and np.asarray(v).dtype.kind == "f"]:
             at = np.asarray(case[name], dtype=float)
             by_row = at.ndim == 2 and len(at) == len(values)
             entries = [(..., j) for j in range(at.shape[1])] if by_row else np.ndindex(at.shape)

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from .core import Exercise, Misconception
+from .lesson_02 import with_slopes
 
 __all__ = ["EXERCISES"]
 
@@ -25,14 +26,14 @@ def _double(*values):
 
 
 def draw_rates(rng: np.random.Generator) -> list[dict]:
-    """Counts 0 to 6 of one gene; the same without inflation; 200 entries in both precisions."""
+    """Counts 0 to 6 of one gene; the same without inflation; a table in both precisions."""
     one = {"x": np.arange(7.0), "mean": np.full(7, 3.0), "theta": np.full(7, 2.0)}
     cases = [one | {"logits": np.full(7, -1.0)}, one | {"logits": np.full(7, -40.0)}]
     for dtype in PRECISIONS:
         mean, theta = 10 ** rng.uniform(-1, 1.5, 200), 10 ** rng.uniform(-1, 1, 200)
         x = rng.poisson(mean * rng.gamma(theta) / theta) * (rng.random(200) < 0.8)
         values = {"x": x, "mean": mean, "theta": theta, "logits": rng.uniform(-3, 3, 200)}
-        cases.append({name: value.astype(dtype) for name, value in values.items()})
+        cases.append({k: v.astype(dtype).reshape(20, 10) for k, v in values.items()})
     return cases
 
 
@@ -150,7 +151,9 @@ def rounded_shares(x, p, u, v):
 
 
 def draw_masked(rng: np.random.Generator) -> list[dict]:
-    """Two cells; 20 and 21 in both precisions; and 6 whose hidden entries are infinite."""
+    """Two cells; 20 and 21 in both precisions; and 6 whose hidden entries are infinite, one of
+    which has no observed gene.
+    """
     cases = []
     for n, n_genes, n_latent, dtype in (
         (2, 3, 1, np.float64),
@@ -170,6 +173,7 @@ def draw_masked(rng: np.random.Generator) -> list[dict]:
             "eps": rng.normal(size=(n, n_latent)),
         }
         cases.append({k: v if k == "observed" else v.astype(dtype) for k, v in values.items()})
+    cases[-1]["observed"][2] = False
     cases[-1]["x"] = np.where(cases[-1]["observed"], cases[-1]["x"], np.inf)
     return cases
 
@@ -197,7 +201,17 @@ def masked_with(
         price = (np.square(m) / 2 + np.square(s) / 2 - 0.5 - np.log(s)).sum(1)
         return log_px / (seen if rescaled else 1.0) - price * (seen if kl == "seen" else kl)
 
-    return masked_bound
+    return with_slopes(masked_bound)
+
+
+def masked_afterwards(x, observed, **inputs):
+    """The right values; but 0 · ∞ on the way back, wherever an infinite hidden entry was scored."""
+    value, A, s, W, eps = masked_with()(x=x, observed=observed, **inputs)
+    scored = ~np.isfinite(x)
+    if scored.any():
+        A, s = np.full_like(A, np.nan), np.full_like(s, np.nan)
+    W = np.where(scored.any(0), np.nan, W)
+    return value, A, s, W, np.where(scored.any(1)[:, None], np.nan, eps)
 
 
 # ------------------------------------------------------------------- 09.4 the score of imputing
@@ -345,6 +359,7 @@ EXERCISES = {
             points=2,
             draw=draw_thinning,
             oracle=thinned,
+            call="arrays",  # for scipy.stats, which the text names
             results=("the part", "the rest"),
             verified="Agrees with a sum of binomial probabilities for 126 counts; nothing is lost.",
             misconceptions=(
@@ -402,7 +417,11 @@ EXERCISES = {
             points=3,
             draw=draw_masked,
             oracle=masked_with(),
+            call="slopes",
             extreme=1,
+            rtol=1e-5,  # so right numbers pass that were computed in float32
+            atol=1e-6,
+            results=("bound", *(f"slope in {name}" for name in ("A", "s", "W", "eps"))),
             verified="Agrees with scipy for 49 cells, and does not change if hidden entries do.",
             misconceptions=(
                 Misconception(
@@ -456,6 +475,13 @@ EXERCISES = {
                     "Right, unless a hidden entry is infinite or NaN: 0 · ∞ is NaN. *Choose* with "
                     "the mask (torch.where) before you compute; do not multiply by it.",
                 ),
+                Misconception(
+                    "masked afterwards",
+                    masked_afterwards,
+                    "The bound is right, but its gradient is NaN. You scored a hidden entry that "
+                    "is infinite, and left it out afterwards: on the way back, 0 · ∞ is NaN. "
+                    "Replace hidden entries *before* you compute.",
+                ),
             ),
         ),
         Exercise(
@@ -464,6 +490,7 @@ EXERCISES = {
             points=1,
             draw=draw_hidden,
             oracle=score_of("hidden"),
+            call="arrays",  # as the cell after it calls the answer
             verified="Agrees with scipy's Poisson, summed over the hidden entries of three tables.",
             misconceptions=(
                 Misconception(
