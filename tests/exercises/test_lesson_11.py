@@ -288,6 +288,16 @@ def mice_by_counts(counts, mouse, group):
     return t_between(y[of == 1], y[of == 0])
 
 
+def mice_in_order_of_number(counts, mouse, group):
+    y = log_shares_of(counts, mouse, group)[0]
+    return t_between(y[: len(y) // 2], y[len(y) // 2 :])
+
+
+def mice_by_parity(counts, mouse, group):
+    y = log_shares_of(counts, mouse, group)[0]
+    return t_between(y[::2], y[1::2])
+
+
 RIGHT = {
     "11.1": [
         ratio_in_numpy, ratio_in_torch, ratio_by_loop, ratio_by_heaviside,
@@ -366,6 +376,8 @@ WRONG = {
     "11.6": [
         (cells_as_mice, "cells as replicates"),
         (mice_turned, "the sign turned"),
+        (mice_in_order_of_number, "group is not read"),
+        (mice_by_parity, None),
         (mice_by_student, "one variance for both groups"),
         (means_of_cells, "the mean of the cells"),
         (mice_without_logarithm, "shares without a logarithm"),

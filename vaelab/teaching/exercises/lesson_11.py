@@ -182,23 +182,24 @@ def measured_with(rate=None, any_call=None):
 
 
 def draw_mice(rng: np.random.Generator) -> list[dict]:
-    """Two mice of two cells in each group, then three and four mice with uneven numbers."""
+    """Two mice of two cells in each group, then three and four mice with uneven numbers.
+
+    The groups are mixed among the numbers of the mice, so that ``group`` has to be read.
+    """
     simple = {
         "counts": np.array(
             [[2, 8], [3, 7], [4, 6], [2, 8], [5, 5], [6, 4], [9, 11], [5, 5]], float
         ),
         "mouse": np.array([0, 0, 1, 1, 2, 2, 3, 3]),
-        "group": np.array([1, 1, 1, 1, 0, 0, 0, 0]),
+        "group": np.array([0, 0, 1, 1, 1, 1, 0, 0]),
     }
     mouse = np.concatenate([np.arange(7), np.arange(7), rng.integers(7, size=66)])
     share = rng.dirichlet(np.full(5, 3.0)) * np.exp(0.4 * rng.standard_normal((7, 5)))
     size = rng.integers(5, 60, 80)
     counts = rng.poisson(size[:, None] * share[mouse] / share.sum(1)[mouse, None])
     counts[:, 0] += 1  # no cell is empty
-    return [
-        simple,
-        {"counts": counts.astype(float), "mouse": mouse, "group": (mouse < 3).astype(int)},
-    ]
+    group = np.array([0, 1, 0, 0, 1, 1, 0])[mouse]
+    return [simple, {"counts": counts.astype(float), "mouse": mouse, "group": group}]
 
 
 def welch(a, b):
@@ -213,10 +214,11 @@ def student(a, b):
     return (a.mean(0) - b.mean(0)) / np.sqrt(pooled * (1 / n + 1 / m))
 
 
-def between_mice(value=None, test=welch, units="mouse"):
+def between_mice(value=None, test=welch, units="mouse", group_of=None):
     """Welch's t between replicates; each argument puts in a mistake."""
 
     def outcome(counts, mouse, group):
+        group = group_of(mouse) if group_of else group
         unit = mouse if units == "mouse" else np.arange(len(counts))
         groups = [[], []]
         for one in dict.fromkeys(unit.tolist()):
@@ -502,6 +504,12 @@ EXERCISES = {
                     "the sign turned",
                     between_mice(test=lambda a, b: welch(b, a)),
                     "Positive should mean higher in group 1.",
+                ),
+                Misconception(
+                    "group is not read",
+                    between_mice(group_of=lambda mouse: (mouse < (mouse.max() + 1) // 2) + 0),
+                    "You take the first half of the mice as group 1. The numbers of the mice do "
+                    "not say which group they are in; `group` does.",
                 ),
                 Misconception(
                     "one variance for both groups",
