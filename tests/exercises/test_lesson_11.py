@@ -159,6 +159,10 @@ def list_in_pandas(p_change, level):
     return float((risk.expanding().mean() <= level).sum())
 
 
+def rates_of(p_change):
+    return np.cumsum(np.sort(1 - p_change)) / np.arange(1, len(p_change) + 1)
+
+
 def in_given_order(p_change, level):
     mean = np.cumsum(1 - p_change) / np.arange(1, len(p_change) + 1)
     passed = np.flatnonzero(mean <= level)
@@ -361,6 +365,10 @@ WRONG = {
         (in_given_order, "not in order"),
         (lambda p, level: (p <= level).sum(), "a probability as a p-value"),
         (lambda p, level: (np.sort(1 - p).cumsum() <= level).sum(), "the expected number"),
+        (lambda p, level: (rates_of(p) < level).sum(), "below the level"),
+        (lambda p, level: int(np.argmax(rates_of(p) > level)), None),  # a full list
+        (lambda p, level: int(np.flatnonzero(rates_of(p) <= level)[-1]) + 1, None),  # an empty one
+        (lambda p, level: max(1, (rates_of(p) <= level).sum()), None),
     ],
     "11.5": [
         (certificate(lambda f, c, g: f.mean() / g), "false positives among all genes"),

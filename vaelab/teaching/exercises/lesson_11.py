@@ -105,25 +105,28 @@ def of_logs(rho_a, rho_b, epsilon):
 
 
 def draw_probabilities(rng: np.random.Generator) -> list[dict]:
-    """Six genes, then a thousand at three levels; no two have the same probability."""
-    simple = {"p_change": np.array([0.5, 0.99, 0.2, 0.91, 0.97, 0.7]), "level": 0.05}
-    cases = [simple]
-    for level in (0.01, 0.05, 0.1):
-        sure = 1 - 10 ** rng.uniform(-3.5, -0.5, 300)
-        cases.append(
-            {"p_change": rng.permutation(np.append(sure, rng.beta(1, 3, 700))), "level": level}
-        )
-    return cases
+    """A list that ends exactly at the level, a full one, an empty one, and one of a thousand genes.
+
+    The first has numbers without a rounding error. No two genes have the same probability.
+    """
+    sure = 1 - 10 ** rng.uniform(-3.5, -0.5, 300)
+    many = rng.permutation(np.append(sure, rng.beta(1, 3, 700)))
+    return [
+        {"p_change": np.array([0.625, 0.875, 0.25, 0.75]), "level": 0.25},
+        {"p_change": np.array([0.98, 0.99, 0.97]), "level": 0.05},
+        {"p_change": np.array([0.5, 0.2, 0.7]), "level": 0.05},
+        {"p_change": many, "level": float(rng.choice([0.01, 0.05, 0.1]))},
+    ]
 
 
-def longest(risk=lambda p: 1 - p, over=None, order=np.sort):
+def longest(over=None, order=np.sort, most=np.less_equal):
     """The largest k for which the risk of the first k genes is at most the level."""
 
     def outcome(p_change, level):
-        risks = order(risk(np.asarray(p_change)))
+        risks = order(1 - np.asarray(p_change))
         lengths = [
             k for k in range(1, len(risks) + 1)
-            if risks[:k].sum() <= level * (over or (lambda k, n: k))(k, len(risks))
+            if most(risks[:k].sum(), level * (over or (lambda k, n: k))(k, len(risks)))
         ]  # fmt: skip
         return np.asarray(max(lengths, default=0))
 
@@ -430,6 +433,11 @@ EXERCISES = {
                     probability_as_p_value,
                     "You call genes with a *small* p. But p is the probability that the gene "
                     "changes.",
+                ),
+                Misconception(
+                    "below the level",
+                    longest(most=np.less),
+                    "A list whose expected rate equals the level is allowed, too.",
                 ),
                 Misconception(
                     "the expected number",
