@@ -475,7 +475,8 @@ pd.DataFrame(rows)
 # each null, `p_null` of shape (n_nulls, n_genes). A gene is called if its p is at least `cutoff`.
 # Write `certificate(p_change, p_null, cutoff)`, which returns two numbers: the **measured false
 # discovery rate**, that is the mean number of calls in a null over the number of calls on the list,
-# at most 1; and the share of nulls in which any gene is called.
+# at most 1; and the share of nulls in which any gene is called. An empty list has the rate 0 if no
+# null has a call, and otherwise 1.
 #
 # <details><summary>Hint</summary>A list has 200 genes. Ten nulls have 300 calls in total. How many
 # of the 200 do you expect to be false?</details>
@@ -486,8 +487,9 @@ def certificate(p_change, p_null, cutoff):
     """The measured false discovery rate, and the share of nulls with a call."""
     ### BEGIN SOLUTION
     false_calls = (p_null >= cutoff).sum(axis=1)  # of each null
-    rate = false_calls.mean() / (p_change >= cutoff).sum()
-    return min(1.0, rate), (false_calls > 0).mean()
+    calls, false = (p_change >= cutoff).sum(), false_calls.mean()
+    rate = false / max(calls, false) if false else 0.0  # at most 1, also of an empty list
+    return rate, (false_calls > 0).mean()
     ### END SOLUTION
 
 

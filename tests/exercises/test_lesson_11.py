@@ -173,14 +173,15 @@ def in_given_order(p_change, level):
 
 
 def certificate_in_numpy(p_change, p_null, cutoff):
-    false = (p_null >= cutoff).sum(1)
-    return min(1, false.mean() / (p_change >= cutoff).sum()), (false > 0).mean()
+    false, calls = (p_null >= cutoff).sum(1), (p_change >= cutoff).sum()
+    rate = min(1, false.mean() / calls) if calls else float(false.any())
+    return rate, (false > 0).mean()
 
 
 def certificate_in_torch(p_change, p_null, cutoff):
     false = torch.as_tensor(p_null >= cutoff)
     rate = false.double().sum() / len(false) / (p_change >= cutoff).sum()
-    return rate.clamp(max=1), false.any(1).double().mean()
+    return rate.clamp(max=1).nan_to_num(0), false.any(1).double().mean()
 
 
 def certificate_by_loop(p_change, p_null, cutoff):
@@ -188,11 +189,14 @@ def certificate_by_loop(p_change, p_null, cutoff):
     for null in p_null:
         n = sum(null >= cutoff)
         false, some = false + n, some + (n > 0)
+    if calls == 0:
+        return float(some > 0), some / len(p_null)
     return float(np.clip(false / len(p_null) / calls, 0, 1)), some / len(p_null)
 
 
 def certificate_by_shares(p_change, p_null, cutoff):
-    rate = (p_null >= cutoff).mean() / (p_change >= cutoff).mean()
+    false = (p_null >= cutoff).mean()
+    rate = false / max(false, (p_change >= cutoff).mean()) if false else 0
     return np.array([np.minimum(rate, 1), (p_null.max(1) >= cutoff).mean()])
 
 
@@ -206,6 +210,10 @@ def certificate(rate, any_call=lambda false: (false > 0).mean()):
         return rate(false, (p_change >= cutoff).sum(), len(p_change)), any_call(false)
 
     return answer
+
+
+def called_above_the_cutoff(p_change, p_null, cutoff):
+    return certificate_in_numpy(p_change, p_null, np.nextafter(cutoff, 1))
 
 
 # ------------------------------------------------------------------------------------ 11.6
@@ -380,6 +388,11 @@ WRONG = {
             certificate(lambda f, c, g: min(1, f.mean() / c), lambda f: (f == 0).mean()),
             "the share of nulls without a call",
         ),
+        (certificate(lambda f, c, g: np.minimum(1, f / c).mean()), "each null limited to 1"),
+        (called_above_the_cutoff, "above the cutoff"),
+        (certificate(lambda f, c, g: min(1, f.mean() / max(c, 1))), None),  # the empty lists
+        (certificate(lambda f, c, g: min(1, f.mean() / c) if c else 0), None),
+        (certificate(lambda f, c, g: min(1, f.mean() / c)), None),
     ],
     "11.6": [
         (cells_as_mice, "cells as replicates"),

@@ -151,31 +151,42 @@ def probability_as_p_value(p_change, level):
 
 
 def draw_nulls(rng: np.random.Generator) -> list[dict]:
-    """Four genes and two nulls, then many; in the last case the nulls have more calls."""
+    """Four genes and two nulls, then many, then an empty list without and with a null's call.
+
+    In the first case, p equals the cutoff three times. In the second, one null of ten has more
+    calls than the list; in the third, all have.
+    """
     simple = {
-        "p_change": np.array([0.99, 0.95, 0.3, 0.97]),
-        "p_null": np.array([[0.1, 0.92, 0.2, 0.1], [0.2, 0.3, 0.4, 0.1]]),
-        "cutoff": 0.9,
+        "p_change": np.array([0.99, 0.875, 0.3, 0.97]),
+        "p_null": np.array([[0.1, 0.92, 0.875, 0.1], [0.2, 0.3, 0.4, 0.875]]),
+        "cutoff": 0.875,
     }
-    p, nulls = rng.beta(1, 1, 200), rng.beta(1, 4, (12, 200))
+    p, nulls = rng.beta(1, 1, 200), rng.beta(1, 4, (10, 200))
     nulls[:4] = nulls[:4].clip(max=0.6)
+    nulls[4] = rng.beta(4, 1, 200)
+    none = np.array([0.3, 0.6, 0.2, 0.1])
+    without = np.array([[0.1, 0.5, 0.4, 0.2], [0.2, 0.3, 0.7, 0.1]])
+    with_one = np.array([[0.1, 0.95, 0.4, 0.2], [0.2, 0.3, 0.7, 0.1]])
     few = rng.beta(1, 4, 200).clip(max=0.65)
     few[:3] = 0.9
     return [
         simple,
         {"p_change": p, "p_null": nulls, "cutoff": 0.7},
-        {"p_change": few, "p_null": rng.beta(2, 2, (7, 200)), "cutoff": 0.7},
+        {"p_change": few, "p_null": rng.beta(2, 2, (5, 200)), "cutoff": 0.7},
+        {"p_change": none, "p_null": without, "cutoff": 0.9},
+        {"p_change": none, "p_null": with_one, "cutoff": 0.9},
     ]
 
 
-def measured_with(rate=None, any_call=None):
+def measured_with(rate=None, any_call=None, called=lambda p, cutoff: p >= cutoff):
     """The measured rate and the share of nulls with a call, one null after the other."""
 
     def outcome(p_change, p_null, cutoff):
-        calls = sum(1 for p in p_change if p >= cutoff)
-        false = [sum(1 for p in null if p >= cutoff) for null in p_null]
+        calls = sum(1 for p in p_change if called(p, cutoff))
+        false = [sum(1 for p in null if called(p, cutoff)) for null in p_null]
         shares = [float(n > 0) for n in false]
-        found = (rate or (lambda f, c, g: min(1.0, np.mean(f) / c)))(false, calls, len(p_change))
+        of_list = rate or (lambda f, c, g: min(1.0, np.mean(f) / c))
+        found = of_list(false, calls, len(p_change)) if calls else max(shares)
         return np.asarray(found), np.asarray((any_call or np.mean)(shares))
 
     return outcome
@@ -454,6 +465,7 @@ EXERCISES = {
             draw=draw_nulls,
             oracle=measured_with(),
             call="arrays",
+            extreme=2,  # the empty lists
             results=("the measured rate", "the share of nulls with a call"),
             verified="Agrees with counting one null after the other, for 21 nulls.",
             misconceptions=(
@@ -485,6 +497,17 @@ EXERCISES = {
                     "the worst null",
                     measured_with(lambda f, c, g: min(1.0, max(f) / c)),
                     "You took the null with the most calls. The mean over nulls is asked for.",
+                ),
+                Misconception(
+                    "each null limited to 1",
+                    measured_with(lambda f, c, g: np.mean([min(1.0, n / c) for n in f])),
+                    "You limit the ratio of each null to 1 before the mean. A null with many calls "
+                    "then counts for too little. Which number is a share?",
+                ),
+                Misconception(
+                    "above the cutoff",
+                    measured_with(called=lambda p, cutoff: p > cutoff),
+                    "A gene whose p equals the cutoff is called, too.",
                 ),
                 Misconception(
                     "the share of nulls without a call",
