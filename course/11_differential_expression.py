@@ -183,8 +183,9 @@ plotting.show("Samples of the share of three genes in a beta and an alpha cell: 
 # ★★☆ · 8 minutes · 3 points
 #
 # Write `bayes_factor(rho_a, rho_b)` for samples of two cells, two arrays of shape (S, n_genes). It
-# returns two arrays of shape (n_genes,): the probability that $a$ is higher, with half a count on
-# each side (so there are $S + 1$ counts in total) and half of each tie; and $\log K$ in nats.
+# returns two numpy arrays of shape (n_genes,): the probability that $a$ is higher, with half a count
+# on each side (so there are $S + 1$ counts in total) and half of each tie; and $\log K$ in nats (with
+# the natural logarithm). A tie is exact equality.
 #
 # <details><summary>Hint</summary>Write down what one gene gives with S = 1 and ρ_a > ρ_b: 1½ counts
 # for a, ½ for b, P = ¾, K = 3. Does your function say so?</details>
@@ -217,7 +218,7 @@ vaelab.check("11.1", bayes_factor)
 twin = np.flatnonzero(of_2 & beta)[1]
 ρ["another beta"] = shares(cells[[twin]], 1000, seed=2)[:, 0]
 for name in ("alpha", "another beta"):
-    _, log_k = bayes_factor(ρ["beta"], ρ[name])
+    _, log_k = bayes_factor(ρ["beta"].copy(), ρ[name].copy())
     share = (np.abs(log_k) > 3).mean()
     print(f"beta cell against {name} cell: |log K| > 3 for {share:.1f} of the genes")
 
@@ -289,7 +290,7 @@ vaelab.check("11.2", list_is_right)
 #
 # Write `fold_changes(rho_a, rho_b, epsilon)`. The samples now have the shapes (S, n_a, n_genes) and
 # (S, n_b, n_genes). For each sample and gene, return the log2 ratio of the groups' mean shares,
-# with `epsilon` added to both means; shape (S, n_genes).
+# with `epsilon` added to both means; a numpy array of shape (S, n_genes).
 #
 # Why `epsilon`? A share of $10^{-9}$ against $10^{-7}$ is a fold change of 100, and no experiment
 # can see either. A small $\varepsilon$, such as a tenth of a count in a typical cell, makes it
@@ -831,7 +832,8 @@ plotting.show(
 #    <details><summary>Hint</summary>Look at <code>table.attrs["null"]</code>.</details>
 # 3. *(15 minutes)* Simulate four and four mice with <code>two_groups(3200, 300, n_replicates=4,
 #    replicate_effect=0.3)</code>: a fifth of the genes now changes. How many does
-#    <code>vaelab.differential_expression.pseudobulk</code> find, at <code>q_value</code> ≤ 0.05?
+#    <code>pseudobulk</code> find (<code>from vaelab.differential_expression import
+#    pseudobulk</code>), at <code>q_value</code> ≤ 0.05?
 #    And with eight mice in each group? <details><summary>Hint</summary>The true changes are in
 #    <code>adata.var["log2_fold_change"]</code>. A power of 0 makes no false calls either.</details>
 #

@@ -10,7 +10,7 @@ from scipy import special, stats
 
 from vaelab.teaching.exercises import SEED
 
-from .answers import fail_by_name, pass_all
+from .answers import fail_by_name, pass_all, verdict_on
 
 SEEDS = [SEED, 1, 5]
 
@@ -29,7 +29,7 @@ def ratio_in_torch(rho_a, rho_b):
     higher, lower = ((x > y).double().sum(0) for x, y in ((a, b), (b, a)))
     ties = len(a) - higher - lower
     up, down = higher + ties / 2 + 0.5, lower + ties / 2 + 0.5
-    return up / (up + down), up.log() - down.log()
+    return (up / (up + down)).numpy(), (up.log() - down.log()).numpy()
 
 
 def ratio_by_loop(rho_a, rho_b):
@@ -39,7 +39,7 @@ def ratio_by_loop(rho_a, rho_b):
         for a, b in zip(rho_a[:, g], rho_b[:, g], strict=True):
             n += 1 if a > b else 0.5 if a == b else 0
         p.append(n / (len(rho_a) + 1))
-    return p, [math.log(x) - math.log1p(-x) for x in p]
+    return np.array(p), np.array([math.log(x) - math.log1p(-x) for x in p])
 
 
 def ratio_by_heaviside(rho_a, rho_b):
@@ -94,14 +94,16 @@ def all_by_frames(rho_a, rho_b):
 
 def groups_in_torch(rho_a, rho_b, epsilon):
     a, b = (torch.as_tensor(rho).mean(1) + epsilon for rho in (rho_a, rho_b))
-    return a.log2() - b.log2()
+    return (a.log2() - b.log2()).numpy()
 
 
 def groups_by_draws(rho_a, rho_b, epsilon):
-    return [
-        np.log2((a.mean(0) + epsilon) / (b.mean(0) + epsilon))
-        for a, b in zip(rho_a, rho_b, strict=True)
-    ]
+    return np.array(
+        [
+            np.log2((a.mean(0) + epsilon) / (b.mean(0) + epsilon))
+            for a, b in zip(rho_a, rho_b, strict=True)
+        ]
+    )
 
 
 def groups_by_sums(rho_a, rho_b, epsilon):
@@ -114,7 +116,7 @@ def groups_with_epsilon_first(rho_a, rho_b, epsilon):
 
 
 def groups_in_single_precision(rho_a, rho_b, epsilon):
-    return groups_in_torch(rho_a, rho_b, epsilon).float()
+    return groups_in_torch(rho_a, rho_b, epsilon).astype(np.float32)
 
 
 def groups_of(mean=lambda rho: rho.mean(1), log=np.log2, epsilon_on=1):
@@ -410,6 +412,26 @@ WRONG = {
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_answers_pass(name):
     pass_all(name, RIGHT[name], SEEDS)
+
+
+UNFIT = {
+    "11.1": [
+        lambda a, b: [torch.as_tensor(x) for x in ratio_in_numpy(a, b)],
+        lambda a, b: [x.tolist() for x in ratio_in_numpy(a, b)],
+    ],
+    "11.3": [
+        lambda *inputs: torch.as_tensor(groups_by_sums(*inputs)),
+        lambda *inputs: list(groups_by_sums(*inputs)),
+        lambda *inputs: groups_by_sums(*inputs).tolist(),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_right_numbers_that_later_cells_cannot_use_are_told_so(name):
+    for answer in UNFIT[name]:
+        verdict = verdict_on(name, answer)
+        assert not verdict.passed and "later cells need a numpy array" in str(verdict)
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -258,6 +258,7 @@ EXERCISES = {
             draw=draw_samples,
             oracle=evidence_for(),
             call="arrays",
+            returns="array",  # later cells call its methods
             results=("the probability", "the log Bayes factor"),
             verified="Agrees with the mean sign of ρ_a − ρ_b and its logit, for 8 genes.",
             misconceptions=(
@@ -364,6 +365,7 @@ EXERCISES = {
             draw=draw_groups,
             oracle=fold_changes_with(),
             call="arrays",
+            returns="array",  # a later cell takes a column
             verified="Agrees with sums over groups of 2 to 8 cells, for 21 draws.",
             misconceptions=(
                 Misconception(
