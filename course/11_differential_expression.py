@@ -365,8 +365,8 @@ plotting.show("Samples of the fold change of one gene between random halves: tho
 # ★★☆ · 8 minutes · 3 points
 #
 # Write `list_length(p_change, level)`: the largest number of genes that can be called with an
-# expected false discovery rate of at most `level`. `p_change` has shape (n_genes,), in no order; no
-# two are equal.
+# expected false discovery rate of at most `level`, or 0 if none can. `p_change` has shape (n_genes,),
+# in no order; no two are equal.
 #
 # <details><summary>Hint</summary>Three genes have p = 0.99, 0.97 and 0.91. Which lists have an
 # expected rate of at most 0.05? Is a gene with p = 0.91 allowed on one of them?</details>
