@@ -10,7 +10,7 @@ from scipy import special, stats
 
 from vaelab.teaching.exercises import SEED
 
-from .answers import fail_by_name, pass_all
+from .answers import fail_by_name, pass_all, verdict_on
 
 SEEDS = [SEED, 1, 5]
 
@@ -29,7 +29,7 @@ def ratio_in_torch(rho_a, rho_b):
     higher, lower = ((x > y).double().sum(0) for x, y in ((a, b), (b, a)))
     ties = len(a) - higher - lower
     up, down = higher + ties / 2 + 0.5, lower + ties / 2 + 0.5
-    return up / (up + down), up.log() - down.log()
+    return (up / (up + down)).numpy(), (up.log() - down.log()).numpy()
 
 
 def ratio_by_loop(rho_a, rho_b):
@@ -39,7 +39,7 @@ def ratio_by_loop(rho_a, rho_b):
         for a, b in zip(rho_a[:, g], rho_b[:, g], strict=True):
             n += 1 if a > b else 0.5 if a == b else 0
         p.append(n / (len(rho_a) + 1))
-    return p, [math.log(x) - math.log1p(-x) for x in p]
+    return np.array(p), np.array([math.log(x) - math.log1p(-x) for x in p])
 
 
 def ratio_by_heaviside(rho_a, rho_b):
@@ -94,14 +94,16 @@ def all_by_frames(rho_a, rho_b):
 
 def groups_in_torch(rho_a, rho_b, epsilon):
     a, b = (torch.as_tensor(rho).mean(1) + epsilon for rho in (rho_a, rho_b))
-    return a.log2() - b.log2()
+    return (a.log2() - b.log2()).numpy()
 
 
 def groups_by_draws(rho_a, rho_b, epsilon):
-    return [
-        np.log2((a.mean(0) + epsilon) / (b.mean(0) + epsilon))
-        for a, b in zip(rho_a, rho_b, strict=True)
-    ]
+    return np.array(
+        [
+            np.log2((a.mean(0) + epsilon) / (b.mean(0) + epsilon))
+            for a, b in zip(rho_a, rho_b, strict=True)
+        ]
+    )
 
 
 def groups_by_sums(rho_a, rho_b, epsilon):
@@ -114,7 +116,7 @@ def groups_with_epsilon_first(rho_a, rho_b, epsilon):
 
 
 def groups_in_single_precision(rho_a, rho_b, epsilon):
-    return groups_in_torch(rho_a, rho_b, epsilon).float()
+    return groups_in_torch(rho_a, rho_b, epsilon).astype(np.float32)
 
 
 def groups_of(mean=lambda rho: rho.mean(1), log=np.log2, epsilon_on=1):
@@ -159,6 +161,10 @@ def list_in_pandas(p_change, level):
     return float((risk.expanding().mean() <= level).sum())
 
 
+def rates_of(p_change):
+    return np.cumsum(np.sort(1 - p_change)) / np.arange(1, len(p_change) + 1)
+
+
 def in_given_order(p_change, level):
     mean = np.cumsum(1 - p_change) / np.arange(1, len(p_change) + 1)
     passed = np.flatnonzero(mean <= level)
@@ -169,14 +175,15 @@ def in_given_order(p_change, level):
 
 
 def certificate_in_numpy(p_change, p_null, cutoff):
-    false = (p_null >= cutoff).sum(1)
-    return min(1, false.mean() / (p_change >= cutoff).sum()), (false > 0).mean()
+    false, calls = (p_null >= cutoff).sum(1), (p_change >= cutoff).sum()
+    rate = min(1, false.mean() / calls) if calls else float(false.any())
+    return rate, (false > 0).mean()
 
 
 def certificate_in_torch(p_change, p_null, cutoff):
     false = torch.as_tensor(p_null >= cutoff)
     rate = false.double().sum() / len(false) / (p_change >= cutoff).sum()
-    return rate.clamp(max=1), false.any(1).double().mean()
+    return rate.clamp(max=1).nan_to_num(0), false.any(1).double().mean()
 
 
 def certificate_by_loop(p_change, p_null, cutoff):
@@ -184,11 +191,14 @@ def certificate_by_loop(p_change, p_null, cutoff):
     for null in p_null:
         n = sum(null >= cutoff)
         false, some = false + n, some + (n > 0)
+    if calls == 0:
+        return float(some > 0), some / len(p_null)
     return float(np.clip(false / len(p_null) / calls, 0, 1)), some / len(p_null)
 
 
 def certificate_by_shares(p_change, p_null, cutoff):
-    rate = (p_null >= cutoff).mean() / (p_change >= cutoff).mean()
+    false = (p_null >= cutoff).mean()
+    rate = false / max(false, (p_change >= cutoff).mean()) if false else 0
     return np.array([np.minimum(rate, 1), (p_null.max(1) >= cutoff).mean()])
 
 
@@ -202,6 +212,10 @@ def certificate(rate, any_call=lambda false: (false > 0).mean()):
         return rate(false, (p_change >= cutoff).sum(), len(p_change)), any_call(false)
 
     return answer
+
+
+def called_above_the_cutoff(p_change, p_null, cutoff):
+    return certificate_in_numpy(p_change, p_null, np.nextafter(cutoff, 1))
 
 
 # ------------------------------------------------------------------------------------ 11.6
@@ -288,6 +302,16 @@ def mice_by_counts(counts, mouse, group):
     return t_between(y[of == 1], y[of == 0])
 
 
+def mice_in_order_of_number(counts, mouse, group):
+    y = log_shares_of(counts, mouse, group)[0]
+    return t_between(y[: len(y) // 2], y[len(y) // 2 :])
+
+
+def mice_by_parity(counts, mouse, group):
+    y = log_shares_of(counts, mouse, group)[0]
+    return t_between(y[::2], y[1::2])
+
+
 RIGHT = {
     "11.1": [
         ratio_in_numpy, ratio_in_torch, ratio_by_loop, ratio_by_heaviside,
@@ -351,6 +375,10 @@ WRONG = {
         (in_given_order, "not in order"),
         (lambda p, level: (p <= level).sum(), "a probability as a p-value"),
         (lambda p, level: (np.sort(1 - p).cumsum() <= level).sum(), "the expected number"),
+        (lambda p, level: (rates_of(p) < level).sum(), "below the level"),
+        (lambda p, level: int(np.argmax(rates_of(p) > level)), None),  # a full list
+        (lambda p, level: int(np.flatnonzero(rates_of(p) <= level)[-1]) + 1, None),  # an empty one
+        (lambda p, level: max(1, (rates_of(p) <= level).sum()), None),
     ],
     "11.5": [
         (certificate(lambda f, c, g: f.mean() / g), "false positives among all genes"),
@@ -362,10 +390,17 @@ WRONG = {
             certificate(lambda f, c, g: min(1, f.mean() / c), lambda f: (f == 0).mean()),
             "the share of nulls without a call",
         ),
+        (certificate(lambda f, c, g: np.minimum(1, f / c).mean()), "each null limited to 1"),
+        (called_above_the_cutoff, "above the cutoff"),
+        (certificate(lambda f, c, g: min(1, f.mean() / max(c, 1))), None),  # the empty lists
+        (certificate(lambda f, c, g: min(1, f.mean() / c) if c else 0), None),
+        (certificate(lambda f, c, g: min(1, f.mean() / c)), None),
     ],
     "11.6": [
         (cells_as_mice, "cells as replicates"),
         (mice_turned, "the sign turned"),
+        (mice_in_order_of_number, "group is not read"),
+        (mice_by_parity, None),
         (mice_by_student, "one variance for both groups"),
         (means_of_cells, "the mean of the cells"),
         (mice_without_logarithm, "shares without a logarithm"),
@@ -377,6 +412,26 @@ WRONG = {
 @pytest.mark.parametrize("name", RIGHT)
 def test_right_answers_pass(name):
     pass_all(name, RIGHT[name], SEEDS)
+
+
+UNFIT = {
+    "11.1": [
+        lambda a, b: [torch.as_tensor(x) for x in ratio_in_numpy(a, b)],
+        lambda a, b: [x.tolist() for x in ratio_in_numpy(a, b)],
+    ],
+    "11.3": [
+        lambda *inputs: torch.as_tensor(groups_by_sums(*inputs)),
+        lambda *inputs: list(groups_by_sums(*inputs)),
+        lambda *inputs: groups_by_sums(*inputs).tolist(),
+    ],
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_right_numbers_that_later_cells_cannot_use_are_told_so(name):
+    for answer in UNFIT[name]:
+        verdict = verdict_on(name, answer)
+        assert not verdict.passed and "later cells need a numpy array" in str(verdict)
 
 
 @pytest.mark.parametrize("name", WRONG)

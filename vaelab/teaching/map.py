@@ -63,7 +63,7 @@ LESSONS = {
     "08": Lesson("clusters in blood", 150, ("05", "07"), (4, 0)),
     "09": Lesson("missing data", 155, ("04", "05"), (1, 2), helps=("06",)),
     "10": Lesson("two mice: scVI", 140, ("06",), (3, 2)),
-    "11": Lesson("differential expression", 125, ("10",), (4, 2)),
+    "11": Lesson("differential expression", 150, ("10",), (4, 2)),
     "12": Lesson("the ELBO challenge", 185, ("07", "10"), (3, 1)),
     "13": Lesson("naming cells: SCANVI", 165, ("12",), (4, 1)),
     "14": Lesson("other models", None, ("10",), (4, 3)),

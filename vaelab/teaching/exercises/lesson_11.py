@@ -105,25 +105,28 @@ def of_logs(rho_a, rho_b, epsilon):
 
 
 def draw_probabilities(rng: np.random.Generator) -> list[dict]:
-    """Six genes, then a thousand at three levels; no two have the same probability."""
-    simple = {"p_change": np.array([0.5, 0.99, 0.2, 0.91, 0.97, 0.7]), "level": 0.05}
-    cases = [simple]
-    for level in (0.01, 0.05, 0.1):
-        sure = 1 - 10 ** rng.uniform(-3.5, -0.5, 300)
-        cases.append(
-            {"p_change": rng.permutation(np.append(sure, rng.beta(1, 3, 700))), "level": level}
-        )
-    return cases
+    """A list that ends exactly at the level, a full one, an empty one, and one of a thousand genes.
+
+    The first has numbers without a rounding error. No two genes have the same probability.
+    """
+    sure = 1 - 10 ** rng.uniform(-3.5, -0.5, 300)
+    many = rng.permutation(np.append(sure, rng.beta(1, 3, 700)))
+    return [
+        {"p_change": np.array([0.625, 0.875, 0.25, 0.75]), "level": 0.25},
+        {"p_change": np.array([0.98, 0.99, 0.97]), "level": 0.05},
+        {"p_change": np.array([0.5, 0.2, 0.7]), "level": 0.05},
+        {"p_change": many, "level": float(rng.choice([0.01, 0.05, 0.1]))},
+    ]
 
 
-def longest(risk=lambda p: 1 - p, over=None, order=np.sort):
+def longest(over=None, order=np.sort, most=np.less_equal):
     """The largest k for which the risk of the first k genes is at most the level."""
 
     def outcome(p_change, level):
-        risks = order(risk(np.asarray(p_change)))
+        risks = order(1 - np.asarray(p_change))
         lengths = [
             k for k in range(1, len(risks) + 1)
-            if risks[:k].sum() <= level * (over or (lambda k, n: k))(k, len(risks))
+            if most(risks[:k].sum(), level * (over or (lambda k, n: k))(k, len(risks)))
         ]  # fmt: skip
         return np.asarray(max(lengths, default=0))
 
@@ -148,31 +151,42 @@ def probability_as_p_value(p_change, level):
 
 
 def draw_nulls(rng: np.random.Generator) -> list[dict]:
-    """Four genes and two nulls, then many; in the last case the nulls have more calls."""
+    """Four genes and two nulls, then many, then an empty list without and with a null's call.
+
+    In the first case, p equals the cutoff three times. In the second, one null of ten has more
+    calls than the list; in the third, all have.
+    """
     simple = {
-        "p_change": np.array([0.99, 0.95, 0.3, 0.97]),
-        "p_null": np.array([[0.1, 0.92, 0.2, 0.1], [0.2, 0.3, 0.4, 0.1]]),
-        "cutoff": 0.9,
+        "p_change": np.array([0.99, 0.875, 0.3, 0.97]),
+        "p_null": np.array([[0.1, 0.92, 0.875, 0.1], [0.2, 0.3, 0.4, 0.875]]),
+        "cutoff": 0.875,
     }
-    p, nulls = rng.beta(1, 1, 200), rng.beta(1, 4, (12, 200))
+    p, nulls = rng.beta(1, 1, 200), rng.beta(1, 4, (10, 200))
     nulls[:4] = nulls[:4].clip(max=0.6)
+    nulls[4] = rng.beta(4, 1, 200)
+    none = np.array([0.3, 0.6, 0.2, 0.1])
+    without = np.array([[0.1, 0.5, 0.4, 0.2], [0.2, 0.3, 0.7, 0.1]])
+    with_one = np.array([[0.1, 0.95, 0.4, 0.2], [0.2, 0.3, 0.7, 0.1]])
     few = rng.beta(1, 4, 200).clip(max=0.65)
     few[:3] = 0.9
     return [
         simple,
         {"p_change": p, "p_null": nulls, "cutoff": 0.7},
-        {"p_change": few, "p_null": rng.beta(2, 2, (7, 200)), "cutoff": 0.7},
+        {"p_change": few, "p_null": rng.beta(2, 2, (5, 200)), "cutoff": 0.7},
+        {"p_change": none, "p_null": without, "cutoff": 0.9},
+        {"p_change": none, "p_null": with_one, "cutoff": 0.9},
     ]
 
 
-def measured_with(rate=None, any_call=None):
+def measured_with(rate=None, any_call=None, called=lambda p, cutoff: p >= cutoff):
     """The measured rate and the share of nulls with a call, one null after the other."""
 
     def outcome(p_change, p_null, cutoff):
-        calls = sum(1 for p in p_change if p >= cutoff)
-        false = [sum(1 for p in null if p >= cutoff) for null in p_null]
+        calls = sum(1 for p in p_change if called(p, cutoff))
+        false = [sum(1 for p in null if called(p, cutoff)) for null in p_null]
         shares = [float(n > 0) for n in false]
-        found = (rate or (lambda f, c, g: min(1.0, np.mean(f) / c)))(false, calls, len(p_change))
+        of_list = rate or (lambda f, c, g: min(1.0, np.mean(f) / c))
+        found = of_list(false, calls, len(p_change)) if calls else max(shares)
         return np.asarray(found), np.asarray((any_call or np.mean)(shares))
 
     return outcome
@@ -182,23 +196,24 @@ def measured_with(rate=None, any_call=None):
 
 
 def draw_mice(rng: np.random.Generator) -> list[dict]:
-    """Two mice of two cells in each group, then three and four mice with uneven numbers."""
+    """Two mice of two cells in each group, then three and four mice with uneven numbers.
+
+    The groups are mixed among the numbers of the mice, so that ``group`` has to be read.
+    """
     simple = {
         "counts": np.array(
             [[2, 8], [3, 7], [4, 6], [2, 8], [5, 5], [6, 4], [9, 11], [5, 5]], float
         ),
         "mouse": np.array([0, 0, 1, 1, 2, 2, 3, 3]),
-        "group": np.array([1, 1, 1, 1, 0, 0, 0, 0]),
+        "group": np.array([0, 0, 1, 1, 1, 1, 0, 0]),
     }
     mouse = np.concatenate([np.arange(7), np.arange(7), rng.integers(7, size=66)])
     share = rng.dirichlet(np.full(5, 3.0)) * np.exp(0.4 * rng.standard_normal((7, 5)))
     size = rng.integers(5, 60, 80)
     counts = rng.poisson(size[:, None] * share[mouse] / share.sum(1)[mouse, None])
     counts[:, 0] += 1  # no cell is empty
-    return [
-        simple,
-        {"counts": counts.astype(float), "mouse": mouse, "group": (mouse < 3).astype(int)},
-    ]
+    group = np.array([0, 1, 0, 0, 1, 1, 0])[mouse]
+    return [simple, {"counts": counts.astype(float), "mouse": mouse, "group": group}]
 
 
 def welch(a, b):
@@ -213,10 +228,11 @@ def student(a, b):
     return (a.mean(0) - b.mean(0)) / np.sqrt(pooled * (1 / n + 1 / m))
 
 
-def between_mice(value=None, test=welch, units="mouse"):
+def between_mice(value=None, test=welch, units="mouse", group_of=None):
     """Welch's t between replicates; each argument puts in a mistake."""
 
     def outcome(counts, mouse, group):
+        group = group_of(mouse) if group_of else group
         unit = mouse if units == "mouse" else np.arange(len(counts))
         groups = [[], []]
         for one in dict.fromkeys(unit.tolist()):
@@ -242,6 +258,7 @@ EXERCISES = {
             draw=draw_samples,
             oracle=evidence_for(),
             call="arrays",
+            returns="array",  # later cells call its methods
             results=("the probability", "the log Bayes factor"),
             verified="Agrees with the mean sign of ρ_a − ρ_b and its logit, for 8 genes.",
             misconceptions=(
@@ -348,6 +365,7 @@ EXERCISES = {
             draw=draw_groups,
             oracle=fold_changes_with(),
             call="arrays",
+            returns="array",  # a later cell takes a column
             verified="Agrees with sums over groups of 2 to 8 cells, for 21 draws.",
             misconceptions=(
                 Misconception(
@@ -430,6 +448,11 @@ EXERCISES = {
                     "changes.",
                 ),
                 Misconception(
+                    "below the level",
+                    longest(most=np.less),
+                    "A list whose expected rate equals the level is allowed, too.",
+                ),
+                Misconception(
                     "the expected number",
                     longest(over=lambda k, n: 1),
                     "You limit the expected *number* of false genes. The rate is their share of "
@@ -444,6 +467,7 @@ EXERCISES = {
             draw=draw_nulls,
             oracle=measured_with(),
             call="arrays",
+            extreme=2,  # the empty lists
             results=("the measured rate", "the share of nulls with a call"),
             verified="Agrees with counting one null after the other, for 21 nulls.",
             misconceptions=(
@@ -477,6 +501,17 @@ EXERCISES = {
                     "You took the null with the most calls. The mean over nulls is asked for.",
                 ),
                 Misconception(
+                    "each null limited to 1",
+                    measured_with(lambda f, c, g: np.mean([min(1.0, n / c) for n in f])),
+                    "You limit the ratio of each null to 1 before the mean. A null with many calls "
+                    "then counts for too little. Which number is a share?",
+                ),
+                Misconception(
+                    "above the cutoff",
+                    measured_with(called=lambda p, cutoff: p > cutoff),
+                    "A gene whose p equals the cutoff is called, too.",
+                ),
+                Misconception(
                     "the share of nulls without a call",
                     measured_with(any_call=lambda shares: 1 - np.mean(shares)),
                     "The first result is right. The second counts the nulls without a call.",
@@ -502,6 +537,12 @@ EXERCISES = {
                     "the sign turned",
                     between_mice(test=lambda a, b: welch(b, a)),
                     "Positive should mean higher in group 1.",
+                ),
+                Misconception(
+                    "group is not read",
+                    between_mice(group_of=lambda mouse: (mouse < (mouse.max() + 1) // 2) + 0),
+                    "You take the first half of the mice as group 1. The numbers of the mice do "
+                    "not say which group they are in; `group` does.",
                 ),
                 Misconception(
                     "one variance for both groups",
