@@ -183,6 +183,7 @@ left.legend(frameon=False)
 right.set(xscale="log", ylim=(0, 1.02), xlabel="number of genes, the largest first",
           ylabel="their part of the total variance")  # fmt: skip
 right.legend(frameon=False, loc="center right", fontsize=9)
+del forms, shares, values  # 300 MB
 plotting.show(
     "Left: log(1 + share) is a straight line; log(1 + counts per 10,000) bends where most shares "
     "are. Right: without the 10,000, three genes hold nearly all the variance of the table."
