@@ -122,7 +122,6 @@ def make_trivial(model) -> None:
 def make_plain(model) -> None:
     """Make a ZINB model compute its likelihood by the generic formula."""
     from vaelab.distributions import CountDistribution, NegativeBinomial, ZeroInflated
-    from vaelab.likelihoods import count_mean
 
     class Plain(ZeroInflated):
         log_prob = CountDistribution.log_prob
@@ -131,7 +130,7 @@ def make_plain(model) -> None:
         def forward(self, h, library):
             logits, dropout_logits = self.outputs(h)
             θ = self.log_inverse_dispersion.clamp(-12, 12).exp()
-            base = NegativeBinomial(count_mean(logits, library), θ, validate_args=False)
+            base = NegativeBinomial(self.count_mean(logits, library), θ, validate_args=False)
             return Plain(base, dropout_logits, validate_args=False)
 
     model.likelihood.__class__ = PlainLikelihood
