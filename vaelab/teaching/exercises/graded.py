@@ -84,3 +84,7 @@ def unpack(data, depth: int = 0):
         raise ValueError("not an array of numbers or words")
     content = base64.b64decode(str(data.get("content")))
     return np.frombuffer(content, dtype=dtype).reshape([int(n) for n in shape]).copy()
+
+
+def solution(name: str) -> None:
+    """No model solution is shown, nor is there one, where an answer is graded."""
