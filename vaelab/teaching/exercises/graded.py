@@ -16,7 +16,7 @@ import numpy as np
 
 from .calls import Outcome, apply
 
-__all__ = ["check", "pack", "unpack"]
+__all__ = ["check", "pack", "solution", "unpack"]
 
 
 def check(name: str, answer) -> None:
