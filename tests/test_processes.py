@@ -167,14 +167,14 @@ def draws():
 
 def asked_after_the_last_step():
     model = noisy()
-    elbo_per_cell = model.elbo_per_cell
+    objective_per_cell = model.elbo_per_cell
 
     def asked(*arguments, **options):
         if RANK == 1:
             signal.raise_signal(signal.SIGINT)
-        return elbo_per_cell(*arguments, **options)
+        return objective_per_cell(*arguments, **options)
 
-    model.elbo_per_cell = asked
+    model.objective_per_cell = asked
     try:
         return train(model, epochs=1) | {"interrupted": False}
     except KeyboardInterrupt:
