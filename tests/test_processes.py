@@ -167,7 +167,7 @@ def draws():
 
 def asked_after_the_last_step():
     model = noisy()
-    objective_per_cell = model.elbo_per_cell
+    objective_per_cell = model.objective_per_cell
 
     def asked(*arguments, **options):
         if RANK == 1:
