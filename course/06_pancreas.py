@@ -37,6 +37,8 @@
 # **Time:** about 120 minutes, with a marked stop after 55. **Data:** 1.5 MB, Baron et al. (2016), mouse 1.
 
 # %%
+from collections import Counter
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -91,7 +93,8 @@ print(f"{raw.n_obs:,} cells × {raw.n_vars:,} genes; {1 - raw.X.nnz / np.prod(ra
 cell_type = raw.obs["cell_type"].to_numpy().astype(str)
 is_beta = cell_type == "beta"
 ins2 = pd.Series(raw[:, "Ins2"].X.toarray().ravel()).groupby(cell_type)
-print(ins2.agg(cells="size", mean_of_Ins2="mean").round(0).astype(int).sort_values("cells"))
+table = ins2.agg(cells="size", mean_of_Ins2="mean").round(0).astype(int)
+print(table.sort_values("cells", kind="stable"))
 
 # %% [markdown]
 # The table is an [AnnData](https://anndata.readthedocs.io). Its `X` has a row for each cell and a
@@ -741,9 +744,9 @@ plotting.show(
 distance = np.linalg.norm(latents["nb"][:, None] - latents["nb"][None], axis=2)
 nearest = distance.argsort(1)[:, 1:6]  # the cell itself comes first
 for name in ["B_cell", "schwann", "T_cell"]:
-    found = pd.Series(cell_type[nearest[cell_type == name]].ravel()).value_counts()
+    found = Counter(sorted(cell_type[nearest[cell_type == name]].ravel())).most_common()
     print(f"{plotting.readable(name):8s} the five nearest neighbours of its cells are",
-          ", ".join(f"{n} {plotting.readable(other)}" for other, n in found.items()))  # fmt: skip
+          ", ".join(f"{n} {plotting.readable(other)}" for other, n in found))  # fmt: skip
 
 # %% [markdown]
 # **Large types are cut**, and a lower resolution cures that. **Small types are merged**:
@@ -816,7 +819,7 @@ vaelab.check("06.5", log_fold)
 change = np.asarray(log_fold(raw[is_beta].X.toarray(), island))
 change = pd.Series(change, index=raw.var_names)
 unseen = change[~kept]
-first = unseen.abs().sort_values(ascending=False).index[:8]
+first = unseen.abs().sort_values(ascending=False, kind="stable").index[:8]
 print(f"of {len(unseen):,} genes that the model never saw, these differ most:")
 print(unseen[first].round(1).to_string())
 

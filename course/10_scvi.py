@@ -104,7 +104,7 @@ plotting.show("Beta cells on two principal components, coloured by mouse: two cl
 
 # %%
 table = pd.crosstab(cell_type, mouse)
-table = table.loc[table.sum(axis=1).sort_values().index]
+table = table.loc[table.sum(axis=1).sort_values(kind="stable").index]
 total = np.asarray(raw.X.sum(1)).ravel()
 
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.2), layout="constrained")

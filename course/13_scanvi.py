@@ -124,7 +124,8 @@ cells = vaelab.Cells.from_anndata(
 print(cells)
 
 # %%
-count = pd.crosstab(truth, both.obs["mouse"].to_numpy()).sort_values("mouse 1")
+count = pd.crosstab(truth, both.obs["mouse"].to_numpy())
+count = count.sort_values("mouse 1", kind="stable")
 fig, ax = plt.subplots(figsize=(7, 4), layout="constrained")
 for mouse, what in (("mouse 1", "named"), ("mouse 2", "to be named")):
     style = plotting.look(["mouse 1", "mouse 2"])[mouse]

@@ -54,6 +54,12 @@ def test_outputs_hold_no_error_and_no_warning(lesson):
         assert output.get("name") != "stderr", f"{output.text}\nfrom:\n{cell.source}"
 
 
+def test_equal_rows_keep_one_order_on_each_processor(lesson):
+    """numpy's default sort puts ties in an order that depends on the processor's instructions."""
+    calls = re.findall(r"\.sort_values\([^()]*\)", lesson.read_text(encoding="utf-8"))
+    assert not [call for call in calls if 'kind="stable"' not in call]
+
+
 def test_outputs_hold_no_path_of_one_machine(lesson):
     for cell, output in outputs_of(lesson):
         data = {"text/plain": output.get("text", ""), **output.get("data", {})}
