@@ -238,9 +238,12 @@ class Trainable(Savable, nn.Module):
 
 
 def signature(kind: type) -> inspect.Signature:
-    """The constructor's; ``**options`` stands for the options of the class it is made from."""
-    own = inspect.signature(kind.__init__)
-    named = {name: p for name, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
-    if len(named) < len(own.parameters):
-        named = {**signature(kind.__base__).parameters, **named}
-    return own.replace(parameters=[*named.values()])
+    """The constructor's; ``**options`` stands for the options of the next class in line."""
+    named: dict[str, inspect.Parameter] = {}
+    for each in (each for each in kind.__mro__ if "__init__" in vars(each)):
+        own = inspect.signature(each.__init__)
+        fixed = {name: p for name, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        named = fixed | named
+        if len(fixed) == len(own.parameters):
+            break
+    return inspect.Signature([*named.values()])

@@ -71,7 +71,8 @@ class VampVAE(VAE):
         require_size("n_pseudo", n_pseudo)
         super().__init__(n_genes, likelihood=likelihood, seed=seed, **options)
         with seeded(seed + 1):
-            self.pseudo_inputs = nn.Parameter(torch.rand(n_pseudo, n_genes))
+            n_in = self.encoder[0].in_features
+            self.pseudo_inputs = nn.Parameter(torch.rand(n_pseudo, n_in))
 
     def prior(self) -> Distribution:
         """p(z) = (1/K) Σ_k q(z | u_k), of shape (n_latent,)."""
