@@ -111,6 +111,7 @@ class VAE(Model):
         super().__init__()
         require_size("n_genes", n_genes)
         require_size("n_latent", n_latent)
+        self.n_latent = n_latent
         with seeded(seed):
             hidden = {"n_hidden": n_hidden, "n_layers": n_layers, "normalization": normalization}
             self.encoder = MLP(n_genes, 2 * n_latent, dropout_rate=dropout_rate, **hidden)
@@ -123,7 +124,7 @@ class VAE(Model):
 
     def prior(self) -> Distribution:
         """p(z) = N(0, I), of shape (n_latent,)."""
-        zero = torch.zeros(self.configuration["n_latent"], dtype=self.dtype, device=self.device)
+        zero = torch.zeros(self.n_latent, dtype=self.dtype, device=self.device)
         return Normal(zero, 1.0, validate_args=False)
 
     def encode(self, cells: Cells) -> Distribution:
