@@ -8,8 +8,9 @@ from scipy.special import logsumexp
 
 import vaelab
 from vaelab import Cells
-from vaelab.distributions import NegativeBinomial, Poisson, SideBySide
+from vaelab.distributions import NegativeBinomial, Poisson
 from vaelab.models import zoo
+from vaelab.models.zoo.parts import SideBySide
 
 from . import oracles
 from .test_scvi import randomise

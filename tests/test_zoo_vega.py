@@ -10,7 +10,7 @@ from torch import nn
 import vaelab
 from vaelab import Cells
 from vaelab.models import vae, zoo
-from vaelab.networks import Masked
+from vaelab.models.zoo.parts import Masked
 
 from . import oracles
 from .test_scvi import randomise

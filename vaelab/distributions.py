@@ -7,7 +7,6 @@ Poisson                 rate μ
 NegativeBinomial        mean μ, inverse dispersion θ                  r and p, torch's, DESeq's
 ZeroInflated            a count distribution, dropout logits g        dropout probability π
 ContinuousBernoulli     logits η                                      λ = σ(η)
-SideBySide              distributions of sections of the columns
 ======================  ============================================  =========================
 
 Counts are mostly zero, and ``log p(0)`` needs no log-gamma. A count distribution therefore has two
@@ -33,7 +32,6 @@ __all__ = [
     "CountDistribution",
     "NegativeBinomial",
     "Poisson",
-    "SideBySide",
     "ZeroInflated",
 ]
 
@@ -333,34 +331,6 @@ class ZeroInflated(CountDistribution):
     def sample(self, sample_shape=()) -> Tensor:
         count = self.base.sample(sample_shape)
         return count * torch.bernoulli(torch.sigmoid(-self.logits).expand(count.shape))
-
-
-class SideBySide(CountDistribution):
-    """Two measurements of the same cells, side by side: columns of genes, then of proteins.
-
-    The parts are distributions of shapes (…, number of columns).
-    """
-
-    arg_constraints = {}
-
-    def __init__(self, *parts: Distribution):
-        self.parts, self.widths = parts, [part.batch_shape[-1] for part in parts]
-        shape = (*parts[0].batch_shape[:-1], sum(self.widths))
-        super().__init__(torch.Size(shape), validate_args=False)
-
-    mean = property(lambda self: torch.cat([part.mean for part in self.parts], -1))
-    variance = property(lambda self: torch.cat([part.variance for part in self.parts], -1))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        sections = zip(self.parts, value.split(self.widths, -1), strict=True)
-        return torch.cat([part.log_prob(section) for part, section in sections], -1)
-
-    def posterior_mean(self, value: Tensor) -> Tensor:
-        sections = zip(self.parts, value.split(self.widths, -1), strict=True)
-        return torch.cat([part.posterior_mean(section) for part, section in sections], -1)
-
-    def sample(self, sample_shape=()) -> Tensor:
-        return torch.cat([part.sample(sample_shape) for part in self.parts], -1)
 
 
 def _draw(sampler, parameter: Tensor) -> Tensor:

@@ -38,7 +38,6 @@ not, the penalty works against the labels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
@@ -83,16 +82,13 @@ class FairVAE(SCANVI):
 
     def __init__(
         self, n_genes: int, *, n_labels: int, n_batches: int, mmd_weight: float = 100.0,
-        n_features: int = 500, bandwidth: float | None = None,
-        n_latent: int = 10, n_hidden: int = 128, n_layers: int = 1, dropout_rate: float = 0.1,
-        likelihood: str = "zinb", dispersion: str = "gene", library: str = "observed",
-        encode_batch: bool = True, normalization: str | None = "batch",
-        prior_c: str | Sequence[float] | None = None, classifier_weight: float = 50.0,
-        classifier_mean: bool = True, label_bound: bool = True, encode_batch_z2: bool = False,
-        classifier_layers: int = 1, balance_labels: bool = False, seed: int = 0,
+        n_features: int = 500, bandwidth: float | None = None, encode_batch: bool = True,
+        n_latent: int = 10, seed: int = 0, **options,
     ):  # fmt: skip
-        own = ("mmd_weight", "n_features", "bandwidth")
-        super().__init__(**{k: v for k, v in self.configuration.items() if k not in own})
+        super().__init__(
+            n_genes, n_labels=n_labels, n_batches=n_batches, encode_batch=encode_batch,
+            n_latent=n_latent, seed=seed, **options,
+        )  # fmt: skip
         require("n_batches", n_batches, Integral, lambda n: n >= 2, "2 or more: MMD compares them")
         require("mmd_weight", mmd_weight, Real, lambda w: 0 <= w < math.inf, "a number, 0 or more")
         require_size("n_features", n_features)

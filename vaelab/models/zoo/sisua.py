@@ -39,16 +39,17 @@ from numbers import Integral
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution
 
 from ..._internal.arguments import require, require_size
 from ...bounds import Bound, Term
 from ...cells import Cells
-from ...distributions import NegativeBinomial, SideBySide
+from ...distributions import NegativeBinomial
 from ...likelihoods import make_likelihood
 from ...networks import MLP
 from ...reparametrization import gaussian, seeded
 from ..vae import VAE
+from .parts import SideBySide
 
 __all__ = ["SISUALike"]
 
@@ -122,9 +123,8 @@ class SISUALike(VAE):
     def elbo(self, cells: Cells, *, n_samples: int = 1, analytic_kl: bool = True) -> Bound:
         """The bound of each cell, from ``n_samples`` draws of z: see VAE.elbo."""
         require_size("n_samples", n_samples)
-        q, p = self.encode(cells), self.prior()
+        q = self.encode(cells)
         z = gaussian(q.mean, q.stddev, n_samples)  # (n_samples, n_cells, n_latent)
-        kl_z = kl_divergence(q, p) if analytic_kl else q.log_prob(z) - p.log_prob(z)
         latents, more_terms = self.other_latents(z, cells, analytic_kl)
         log_p = self.decode(latents, cells).log_prob(cells.x)  # (n_samples, n_cells, n_genes)
         log_p = log_p if cells.observed is None else log_p.where(cells.observed, 0.0)
@@ -132,7 +132,7 @@ class SISUALike(VAE):
         return Bound(
             Term("reconstruction", "E_q[log p(x|z,ℓ)]", +1, log_px, SOURCE),
             Term("proteins", "E_q[log p(y|z)]", +1, log_py, SOURCE),
-            Term("kl_z", "KL(q(z|x)‖p(z))", -1, kl_z.sum(-1), SOURCE, warm_up=True),
+            *self.prior_terms(q, z, analytic_kl),
             *more_terms,
         )
 

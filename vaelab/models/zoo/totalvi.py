@@ -60,9 +60,10 @@ from torch.nn.functional import softplus
 
 from ...bounds import Term
 from ...cells import Cells
-from ...distributions import NegativeBinomial, SideBySide
+from ...distributions import NegativeBinomial
 from ...likelihoods import Likelihood, bounded
 from ...reparametrization import gaussian, seeded
+from .parts import SideBySide
 from .sisua import SISUALike
 
 __all__ = ["OverBackground", "ProteinLikelihood", "TotalVILike"]

@@ -40,9 +40,10 @@ from torch import nn
 
 from ..._internal.arguments import require_size
 from ...cells import Cells
-from ...networks import Masked, evaluating
+from ...networks import evaluating
 from ...reparametrization import seeded
 from ..vae import VAE
+from .parts import Masked
 
 __all__ = ["VEGA"]
 
