@@ -218,9 +218,9 @@ def test_the_encoder_sees_noise_while_training_only():
 
 
 def test_hidden_entries_do_not_matter():
-    observed = np.random.default_rng(4).random((9, G)) < 0.6
+    observed = np.random.default_rng(4).random((40, G)) < 0.6
     observed[:, 0] = True
-    x, model = values(9), make()
+    x, model = values(40), make()
     x[:, 0] = 0.5
     one, two = (
         Cells.from_array(np.where(observed, x, other), observed=observed) for other in (0.2, 0.9)
