@@ -456,7 +456,7 @@ def test_cite_seq_follows_its_docstring():
     adata = simulate.cite_seq(
         rna, panel=panel, purity=0.9, ambient=0.4, inverse_dispersion=3.0, fold=4.0, seed=1
     )
-    assert [*adata.var_names[2:]] == ["CD3", "CD19"]
+    assert [*adata.var_names[2:]] == ["protein CD3", "protein CD19"]
     v, beta, fold = (adata.obsm[name] for name in ("foreground", "background", "fold"))
     has = panel.loc[adata.obs["cell_type"].astype(str)].to_numpy()
     assert_mean_is(v[has], 0.9)

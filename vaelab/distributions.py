@@ -268,8 +268,7 @@ class ZeroInflated(CountDistribution):
     Parameters
     ----------
     base
-        Any :class:`CountDistribution`. A Poisson gives ZIP, a negative binomial gives ZINB. With a
-        :class:`ContinuousBernoulli` every zero is a dropout: p(0) = π, and above 0 p is a density.
+        Any :class:`CountDistribution`. A Poisson gives ZIP, a negative binomial gives ZINB.
     logits
         The logits g of the dropout probability, any real number; −∞ gives the base alone.
     """
@@ -409,12 +408,6 @@ class ContinuousBernoulli(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         return value * self.logits - self.log_normalizer()
-
-    def log_prob_zero(self) -> Tensor:
-        """log P(x = 0) = −∞, for ``ZeroInflated``: a density gives no probability to one point."""
-        return torch.full_like(self.logits, -torch.inf)
-
-    log_prob_positive, take, expand = log_prob, CountDistribution.take, CountDistribution.expand
 
     @torch.no_grad()
     def sample(self, sample_shape=()) -> Tensor:

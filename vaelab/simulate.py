@@ -444,8 +444,9 @@ def cite_seq(
     label
         Column of ``rna.obs`` with the types.
     panel
-        A data frame of types × proteins that is True if the type has the protein. None for a random
-        one of ``n_proteins`` proteins, each of which some types have and others do not.
+        A data frame of types × proteins that is True if the type has the protein. A column of it,
+        such as "CD14", names the column "protein CD14". None for a random one of ``n_proteins``
+        proteins, each of which some types have and others do not.
     n_proteins
         Number of proteins, if there is no panel.
     purity
@@ -457,7 +458,7 @@ def cite_seq(
     fold
         Median of α_t, the ratio of foreground and background.
     inverse_dispersion
-        φ, of all proteins.
+        Inverse dispersion φ of all proteins.
     seed
         Random seed; the same seed gives the same data set.
 
@@ -491,7 +492,7 @@ def cite_seq(
     if panel is None:
         shares = rng.random((len(types.categories), n_proteins))
         panel = pd.DataFrame(shares < np.median(shares, 0), types.categories)
-        panel.columns = [f"protein {t + 1}" for t in range(n_proteins)]
+        panel.columns = range(1, n_proteins + 1)
     if lacking := [name for name in types.categories if name not in panel.index]:
         raise ValueError(f"The panel has no row for {lacking}; each type needs one.")
     has = panel.loc[types.categories].to_numpy(bool)[types.codes]  # cells × proteins
@@ -508,6 +509,9 @@ def cite_seq(
     return anndata.AnnData(
         sparse.hstack([x, sparse.csr_matrix(y)], format="csr", dtype=np.float32),
         obs=rna.obs.assign(rna_total=np.asarray(x.sum(1)).ravel()),
-        var=pd.DataFrame({"measurement": measurement}, [*rna.var_names, *map(str, panel.columns)]),
+        var=pd.DataFrame(
+            {"measurement": measurement},
+            [*rna.var_names, *(f"protein {name}" for name in panel.columns)],  # a gene may be CD14
+        ),
         obsm={"foreground": v, "background": beta, "fold": np.broadcast_to(alpha, v.shape).copy()},
     )

@@ -23,10 +23,7 @@ class Masked(nn.Linear):
 
 
 class SideBySide(CountDistribution):
-    """Two measurements of the same cells, side by side: columns of genes, then of proteins.
-
-    The parts are distributions of shapes (…, number of columns).
-    """
+    """Measurements of the same cells, such as RNA and then proteins: each part has own columns."""
 
     arg_constraints = {}
 

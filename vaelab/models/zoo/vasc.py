@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.nn.functional import logsigmoid
 
-from ...distributions import ContinuousBernoulli, ZeroInflated
+from ...distributions import ContinuousBernoulli, CountDistribution, ZeroInflated
 from ...likelihoods import ContinuousBernoulliLikelihood
 from ...reparametrization import gumbel_softmax, seeded
 from ..vae import VAE
@@ -101,6 +101,16 @@ class VASC(VAE):
         self.likelihood = layer
 
 
+class AboveZero(ContinuousBernoulli):
+    """A continuous Bernoulli as the base of ``ZeroInflated``: a density gives 0 no probability."""
+
+    def log_prob_zero(self) -> Tensor:
+        return torch.full_like(self.logits, -torch.inf)
+
+    log_prob_positive = ContinuousBernoulli.log_prob
+    take, expand = CountDistribution.take, CountDistribution.expand
+
+
 class ZeroLayer(ContinuousBernoulliLikelihood):
     """p(x | z) with the dropout of the paper: summed out, drawn while training, or left out."""
 
@@ -119,4 +129,5 @@ class ZeroLayer(ContinuousBernoulliLikelihood):
             kept = gumbel_softmax(torch.stack([-y2, log_kept], -1), self.temperature)[..., 1]
             logits = torch.logit(log_y.exp() * kept, eps=1e-7)  # Keras's cross-entropy has this ε
             return ContinuousBernoulli(logits, validate_args=False)
-        return ZeroInflated(p, -y2 - log_kept, validate_args=False)
+        base = AboveZero(p.logits, validate_args=False)
+        return ZeroInflated(base, -y2 - log_kept, validate_args=False)
