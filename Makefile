@@ -142,14 +142,15 @@ endif
 
 # Start from nothing, also if an earlier set-up was killed.
 venv:
+	@test ! -e wheels/python || test "`cat wheels/python`" = \
+	    "`$(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null`" || { \
+	    v=`cat wheels/python`; echo "The wheels in this folder are for Python $$v, but $(PYTHON) is" \
+	        "another one or missing. Install Python $$v, and name it: make PYTHON=python$$v ..." >&2; \
+	    exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "vaelab needs Python 3.11 or newer, but $(PYTHON) is older or missing:" \
 	        "name another with make PYTHON=python3.12 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	    echo "$(PYTHON) cannot make environments. Install its venv package" \
 	        "(on Debian and Ubuntu: sudo apt install python3-venv)." >&2; exit 1; }
-	@test ! -e wheels/python || $(PYTHON) -c \
-	    'import sys; sys.exit("%d.%d" % sys.version_info[:2] != open("wheels/python").read().strip())' || { \
-	    v=`cat wheels/python`; echo "The wheels in this folder are for Python $$v, but $(PYTHON) is" \
-	        "another one. Install Python $$v, and name it: make PYTHON=python$$v ..." >&2; exit 1; }
 	$(PYTHON) -m venv --clear $(VENV)

@@ -67,7 +67,8 @@ SYSTEMS = {
     "windows": "Windows on Intel or AMD",
 }
 IGNORED = shutil.ignore_patterns(
-    ".git", ".venv", "build", "my-course", "wheels", "__pycache__", ".*_cache", ".ipynb_checkpoints"
+    *(".git", ".venv", "build", "my-course", "wheels", "__pycache__", ".*_cache"),
+    *(".ipynb_checkpoints", ".doctrees"),  # the latter is Sphinx's own memory
 )
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PATCHES = (
@@ -152,7 +153,7 @@ def copy_course(out: Path) -> None:
     shutil.copytree(ROOT, out, ignore=IGNORED)
     for built, to in (("site/html", "site"), ("slides", "slides")):
         if (ROOT / "build" / built).is_dir():
-            shutil.copytree(ROOT / "build" / built, out / to)
+            shutil.copytree(ROOT / "build" / built, out / to, ignore=IGNORED)
     needed = set()
     for edition in (ROOT / "course" / "exercises").glob("*.ipynb"):
         about = json.loads(edition.read_text(encoding="utf-8"))["metadata"]["vaelab"]

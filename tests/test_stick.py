@@ -71,7 +71,9 @@ def test_a_wheel_that_did_not_come_is_named(tmp_path):
 
 def test_it_holds_the_course_and_its_data_but_nobodys_work(tmp_path, monkeypatch):
     root = tmp_path / "root"
-    built = ("build/site/html", "build/site/source", "build/slides", "build/bench")
+    built = ("build/site/html/.doctrees", "build/site/source", "build/slides", "build/bench")
+    (root / "build" / "site" / "html").mkdir(parents=True)
+    (root / "build" / "site" / "html" / "file").touch()
     for path in ("course/exercises", "data", "my-course", ".git", *built):
         (root / path).mkdir(parents=True)
         (root / path / "file").touch()
@@ -119,6 +121,8 @@ def test_a_python_that_the_wheels_do_not_fit_is_refused(a_stick):
     done = made(a_stick, "venv")
     assert done.returncode and "wheels in this folder are for Python 3.9" in done.stderr
     assert not (a_stick / ".venv").exists()
+    none = made(a_stick, "venv", "PYTHON=python-that-is-not-here")
+    assert none.returncode and "another one or missing" in none.stderr
     (a_stick / "wheels" / "python").write_text(stick.PYTHON)
     assert "-m venv --clear .venv" in made(a_stick, "-n", "venv").stdout
 
