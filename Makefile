@@ -28,7 +28,7 @@ help:
 	@echo "make parity    compare our models with scvi-tools, in an environment of its own"
 	@echo "make lessons   run course/*.py again into their notebooks (LESSONS=course/01_x.py: one)"
 	@echo "make slides    make slides and answers of the lessons, for teachers: build/slides/"
-	@echo "make stick     a folder with course, data and wheels, for a room without a network"
+	@echo "make stick     a folder with course, site, data and wheels, for a room without a network"
 	@echo "make site      build the site, to read without installing: build/site/html/index.html"
 	@echo "make pdf       print each lesson of the site to build/site/pdf"
 	@echo "make format    format the code"
@@ -71,7 +71,7 @@ slides: $(STAMP)
 	@$(RUN) vaelab slides
 
 # For example make stick STICK="--platform linux windows"; its Python is that of this environment.
-stick: $(STAMP) slides
+stick: $(STAMP) slides site
 	@$(VENV)/bin/python tests/stick.py $(STICK)
 
 format: $(STAMP)
@@ -134,14 +134,19 @@ $(STAMP): pyproject.toml $(PINS)
 	@cp $(PINS) $(VENV)/.pins
 	@echo "$(CURDIR)" >$@ && rm $(BEGUN)
 
-# `make stick` puts wheels there. With them pip asks no network.
+# `make stick` puts wheels there. With them pip asks no network. (pip splits a path with blanks.)
 ifneq ($(wildcard wheels),)
 export PIP_NO_INDEX = 1
-export PIP_FIND_LINKS = $(CURDIR)/wheels
+export PIP_FIND_LINKS = wheels
 endif
 
 # Start from nothing, also if an earlier set-up was killed.
 venv:
+	@test ! -e wheels/python || test "`cat wheels/python`" = \
+	    "`$(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null`" || { \
+	    v=`cat wheels/python`; echo "The wheels in this folder are for Python $$v, but $(PYTHON) is" \
+	        "another one or missing. Install Python $$v, and name it: make PYTHON=python$$v ..." >&2; \
+	    exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	    echo "vaelab needs Python 3.11 or newer, but $(PYTHON) is older or missing:" \
 	        "name another with make PYTHON=python3.12 ..." >&2; exit 1; }

@@ -23,8 +23,9 @@
 # genes was counted. A network read 2,000 of these genes, squeezed every cell into **two numbers**,
 # and wrote the 2,000 genes back from the two. Nobody told it what kinds of cells there are.
 #
-# Below is the plane of these two numbers, and what the network writes for three places in it. Two of
-# the places are real cells. At the third there is no cell. **Which one is it?**
+# Below is the plane of these two numbers, and what the network writes for three places in it. (Run the
+# next three cells. Their code can wait: the lesson explains it step by step.) Two of the places are real
+# cells. At the third there is no cell. **Which one is it?**
 
 # %%
 from itertools import pairwise

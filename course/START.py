@@ -46,8 +46,11 @@ vaelab.check("00.1", share_of_zeros)
 # | ✘ | Not right yet. The box has the hint for a known mistake, or the smallest input for which your answer differs. |
 # | ○ | Still to be done. You may go on: only cells that use this answer stop. |
 #
+# A red line below the box, and a red triangle in the contents on the left, repeat ✘ or ○. Nothing is
+# broken.
+#
 # **Solutions.** Try first; then open the folded hint under the task. The model solution opens after the
-# check has passed. Before that, run `vaelab.solution("02.1")` twice.
+# check has passed. To see it before, run `vaelab.solution("02.1")` twice.
 #
 # **Predict first.** Before a surprise, a lesson asks what you expect. Say your answer, even a wrong
 # one, and only then open the folded text.
@@ -57,10 +60,13 @@ vaelab.check("00.1", share_of_zeros)
 # All your notebooks are in the folder `my-course` on your machine; the folder icon on the left lists
 # them. JupyterLab saves every two minutes, and Ctrl+S saves now.
 #
-# - To go on another day, give the same command again. It never writes over your work.
+# - To go on another day, give the command that opened this page again. It never writes over your work.
 # - To begin a lesson again, rename your notebook. The command then brings a fresh one.
 # - `vaelab course --update` brings new versions of the lessons. If you have written into a lesson, its
 #   new version is put next to yours.
+#
+# Commands that begin with `vaelab` are for JupyterLab's terminal: *File*, *New*, *Terminal*. In your own
+# terminal, write `.venv/bin/vaelab`, in the folder of the course (on Windows `.venv\Scripts\vaelab`).
 #
 # ## 4 · The lessons
 #
@@ -73,7 +79,7 @@ vaelab.check("00.1", share_of_zeros)
 # ## 6 · What you have done
 #
 # Run the next cell at any time, or give the command `vaelab progress`. It reads a small file in
-# `my-course`, into which the checks write. The file never leaves your machine.
+# `my-course`, into which the checks of the lessons write. The file never leaves your machine.
 
 # %%
 from vaelab.teaching import progress
@@ -81,5 +87,7 @@ from vaelab.teaching import progress
 progress.page()
 
 # %% [markdown]
-# If something does not work, give the command `vaelab doctor` in a terminal (in JupyterLab: *File*,
-# *New*, *Terminal*). It looks at Python, PyTorch, memory, data and the kernel, and says what to do.
+# If something does not work, give the command `vaelab doctor`. It looks at Python, PyTorch, memory, data
+# and the kernel, and says what to do.
+#
+# **Next:** open the first lesson of your path, in section 5.

@@ -1,18 +1,18 @@
-"""One folder for a room without a network: the course, its data, and wheels for each platform.
+"""One folder for a room without a network: course, site, data, and wheels for each platform.
 
 ``make stick`` writes ``build/stick/vaelab``. Copied to a laptop, ``make course`` there (or, on
-Windows, the lines in its README) asks no network. The wheels are those of ``constraints.txt``, for
-the Python that runs this: which packages the course needs is read from those installed here, as the
-other platform would read it.
+Windows, the lines in its ``STICK.txt``) asks no network. The wheels are those of
+``constraints.txt``, for the Python that runs this: which packages the course needs is read from
+those installed here, as the other platform would read it.
 """
 
 import argparse
 import json
 import os
-import platform as platform_
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from importlib import metadata
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 ROOT = Path(__file__).parents[1]
 BUILD = ("hatchling", "editables")  # what pip needs to install the folder itself
 CPU = "https://download.pytorch.org/whl/cpu"  # on Linux the usual torch brings gigabytes of CUDA
-MANYLINUX = [f"manylinux_2_{n}_x86_64" for n in range(34, 16, -1)]
-MACOS = [f"macosx_{n}_0_{kind}" for n in range(15, 10, -1) for kind in ("arm64", "universal2")]
+# No newer system than PyTorch itself asks for: glibc 2.28, and macOS 14.
+MANYLINUX = [f"manylinux_2_{n}_x86_64" for n in range(28, 16, -1)]
+MACOS = [f"macosx_{n}_0_{kind}" for n in range(14, 10, -1) for kind in ("arm64", "universal2")]
 PLATFORMS = {  # the tags of its wheels, and what markers see there
     "linux": (
         [*MANYLINUX, "manylinux2014_x86_64", "manylinux2010_x86_64", "manylinux1_x86_64"],
@@ -38,23 +39,61 @@ PLATFORMS = {  # the tags of its wheels, and what markers see there
         {"sys_platform": "win32", "platform_system": "Windows", "platform_machine": "AMD64"},
     ),
 }
+STICK = """\
+vaelab, a course that needs no network
+======================================
+
+1. Copy this folder to your laptop, and go on there.
+2. To read: open site/index.html in a browser.
+3. To work: you need Python {python} (no other; python.org/downloads has it). Open a terminal in the
+   copied folder.
+
+   Linux and macOS:
+
+       make PYTHON=python{python} course
+
+   Windows (PowerShell):
+
+       $env:PIP_NO_INDEX = "1"; $env:PIP_FIND_LINKS = "wheels"
+       py -{python} -m venv .venv
+       .venv\\Scripts\\pip install -c constraints.txt -e ".[dev]"
+       .venv\\Scripts\\vaelab course
+
+The folder has wheels for: {platforms}.
+"""
+SYSTEMS = {
+    "linux": "Linux on Intel or AMD (glibc 2.28 or newer)",
+    "macos": "macOS 14 or newer on Apple silicon",
+    "windows": "Windows on Intel or AMD",
+}
 IGNORED = shutil.ignore_patterns(
-    ".git", ".venv", "build", "my-course", "wheels", "__pycache__", ".*_cache", ".ipynb_checkpoints"
+    *(".git", ".venv", "build", "my-course", "wheels", "__pycache__", ".*_cache"),
+    *(".ipynb_checkpoints", ".doctrees"),  # the latter is Sphinx's own memory
 )
-
-
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+PATCHES = (
+    f"{PYTHON}.0",
+    f"{PYTHON}.99",
+)  # a laptop may have any of them; a marker can tell them apart
 
 
-def pins_for(platform: str) -> dict[str, str]:
-    """The locked version of each package that the course needs on a platform."""
-    here = {**PLATFORMS[platform][1], "os_name": "nt" if platform == "windows" else "posix"}
-    locked = {}
+def pins_for(platform: str) -> dict[str, list[str]]:
+    """The locked versions of each package that the course needs on a platform.
+
+    There are two where the lock tells the first releases of this Python from later ones.
+    """
+    system = {**PLATFORMS[platform][1], "os_name": "nt" if platform == "windows" else "posix"}
+
+    def holds(marker, extra: str = "") -> bool:
+        tried = (system | {"python_full_version": patch, "extra": extra} for patch in PATCHES)
+        return marker is None or any(map(marker.evaluate, tried))
+
+    locked = defaultdict(list)
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
         if line.strip() and not line.startswith("#"):
             pin = Requirement(line)
-            if pin.marker is None or pin.marker.evaluate(here | {"extra": ""}):
-                locked[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
+            if holds(pin.marker):
+                locked[canonicalize_name(pin.name)].append(str(pin.specifier).removeprefix("=="))
     needed, waiting = {}, [("vaelab", "dev")]
     seen = set()
     while waiting:
@@ -69,15 +108,14 @@ def pins_for(platform: str) -> dict[str, str]:
         except metadata.PackageNotFoundError:  # only another platform has it
             requires = []
         for requirement in map(Requirement, requires):
-            marker = requirement.marker
-            if marker is None or marker.evaluate(here | {"extra": extra}):
+            if holds(requirement.marker, extra):
                 to = canonicalize_name(requirement.name)
                 if not to.startswith(("nvidia-", "cuda-", "triton")):
                     waiting += [(to, e) for e in ("", *requirement.extras)]
     return needed
 
 
-def download(pins: dict[str, str], platform: str, to: Path) -> None:
+def download(pins: dict[str, list[str]], platform: str, to: Path) -> None:
     """Bring one wheel for each pin."""
     number = PYTHON.replace(".", "")
     tags = [x for tag in [*PLATFORMS[platform][0], "any"] for x in ("--platform", tag)]
@@ -86,33 +124,36 @@ def download(pins: dict[str, str], platform: str, to: Path) -> None:
     command += [
         "--only-binary=:all:",
         "--python-version",
-        platform_.python_version(),
+        PATCHES[-1],
         "--implementation",
         "cp",
     ]
     command += [*tags, *abis]
-    others = {n: v for n, v in pins.items() if n != "torch"}
-    subprocess.run([*command, *(f"{n}=={v}" for n, v in others.items())], check=True)
+    others = {n: versions for n, versions in pins.items() if n != "torch"}
+    for turn in range(max(map(len, others.values()))):  # pip takes one version of a package a time
+        now = [f"{n}=={v[turn]}" for n, v in others.items() if len(v) > turn]
+        subprocess.run([*command, *now], check=True)
     small = ["--extra-index-url", CPU] if platform == "linux" else []
-    subprocess.run([*command, *small, f"torch=={pins['torch']}"], check=True)
+    subprocess.run([*command, *small, f"torch=={pins['torch'][0]}"], check=True)
 
 
-def missing_in(wheels: Path, pins: dict[str, str]) -> list[str]:
+def missing_in(wheels: Path, pins: dict[str, list[str]]) -> list[str]:
     """The pins of which no wheel is there."""
     there = {
         (canonicalize_name(name), str(version).partition("+")[0])
         for name, version, *_ in (parse_wheel_filename(path.name) for path in wheels.glob("*.whl"))
     }
-    return [f"{n}=={v}" for n, v in pins.items() if (n, v.partition("+")[0]) not in there]
+    wanted = [(n, v) for n, versions in pins.items() for v in versions]
+    return [f"{n}=={v}" for n, v in wanted if (n, v.partition("+")[0]) not in there]
 
 
 def copy_course(out: Path) -> None:
     """The repository without what was built or written in it, and the data of the lessons."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(ROOT, out, ignore=IGNORED)
-    for built in ("site", "slides"):
+    for built, to in (("site/html", "site"), ("slides", "slides")):
         if (ROOT / "build" / built).is_dir():
-            shutil.copytree(ROOT / "build" / built, out / built)
+            shutil.copytree(ROOT / "build" / built, out / to, ignore=IGNORED)
     needed = set()
     for edition in (ROOT / "course" / "exercises").glob("*.ipynb"):
         about = json.loads(edition.read_text(encoding="utf-8"))["metadata"]["vaelab"]
@@ -136,6 +177,10 @@ def main() -> None:
     copy_course(options.out)
     wheels = options.out / "wheels"
     wheels.mkdir()
+    (wheels / "python").write_text(PYTHON)  # the Makefile compares it
+    systems = ", ".join(SYSTEMS[platform] for platform in options.platform)
+    note = STICK.format(python=PYTHON, platforms=systems)
+    (options.out / "STICK.txt").write_text(note, encoding="utf-8")
     build = [sys.executable, "-m", "pip", "download", "--quiet", "--dest", str(wheels), *BUILD]
     subprocess.run(build, check=True)
     missing = []

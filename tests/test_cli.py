@@ -410,6 +410,7 @@ def test_course_serves_until_ctrl_c(tmp_path):
     """It opens START, lists what a learner needs, asks nobody for news, and ends with Ctrl-C."""
     environment = os.environ | {"BROWSER": "no", "HOME": str(tmp_path), "PYTHONUNBUFFERED": "1"}
     environment |= {f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("CONFIG", "RUNTIME")}
+    environment |= {"PATH": os.defpath}  # as where nobody activated the environment
     work = tmp_path / "my-course"
     code = (
         "import sys; from pathlib import Path; from vaelab import __main__ as cli; "
@@ -450,7 +451,10 @@ def test_course_serves_until_ctrl_c(tmp_path):
         client.load_connection_file(str(tmp_path / "RUNTIME" / f"kernel-{kernel}.json"))
         client.start_channels()
         client.wait_for_ready(timeout=60)  # by now it would have warned, which ends on stderr
+        asked = {"command": "__import__('shutil').which('vaelab')"}  # START says to give it
+        found = client.execute("", user_expressions=asked, reply=True, timeout=60)["content"]
         client.stop_channels()
+        assert "vaelab" in found["user_expressions"]["command"]["data"]["text/plain"]
         server.send_signal(signal.SIGINT)
         last, said = server.stdout.read(), server.stderr.read()
         assert last.endswith("\nThe course is closed.\n") and said == ""

@@ -191,6 +191,17 @@ def test_git_does_not_see_the_work():
 # --------------------------------------------------------------------------------- practice
 
 
+@pytest.mark.skipif(not (ROOT / ".git").exists() or not shutil.which("git"), reason="needs git")
+def test_git_does_not_see_what_learners_handed_in():
+    """The folders of the grading walk-through: names and marks of people."""
+    page = (ROOT / "course" / "INSTRUCTORS.md").read_text(encoding="utf-8")
+    folders = {f for pair in re.findall(r"vaelab grade (\w+)/? --out ([\w-]+)", page) for f in pair}
+    assert {"submissions", "marks", "trial"} <= folders
+    for folder in folders:
+        seen = subprocess.run(["git", "check-ignore", "-q", f"{folder}/ada.ipynb"], cwd=ROOT)
+        assert seen.returncode == 0, folder
+
+
 def test_the_practice_on_start_is_wrong_in_a_known_way(work):
     cells = nbformat.read(work / "START.ipynb", as_version=4).cells
     (source,) = (c.source for c in cells if "practice" in c.metadata.get("tags", ()))

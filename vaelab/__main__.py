@@ -83,6 +83,10 @@ def course(
         options = my_course.arrange_jupyterlab(WORK)
     except OSError as error:
         _fail(error)
+    # In JupyterLab's terminals `vaelab` is a command, also if its environment is not active.
+    os.environ["PATH"] = os.pathsep.join(
+        [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    )
     as_root = hasattr(os, "geteuid") and os.geteuid() == 0
     server = LabApp.initialize_server(
         [

@@ -138,7 +138,7 @@ def draw():
         else:
             total = sum(one.minutes or 0 for one in LESSONS.values())
             missing = sum(one.minutes is None for one in LESSONS.values())
-            more = f", and {missing} lessons that are being written" if missing else ""
+            more = f"; {missing} of the lessons still being written" if missing else ""
             parts, time = "all lessons", f"{round(total / 60)} hours{more}"
         ax.text(-0.35, y + 0.11, f"{name} ({time})", size=9.5, va="center", weight="bold")
         ax.text(-0.35, y - 0.12, f"{parts}; {path.note}", size=8.5, va="center", color="0.3")
