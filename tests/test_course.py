@@ -101,6 +101,15 @@ def test_no_link_leads_nowhere(work):
         assert links or path.name != "START.ipynb"
 
 
+def test_run_all_goes_on_from_the_first_answer(work):
+    """JupyterLab ends "Run All" at an error in a cell without this tag."""
+    for path in (work / "lessons").iterdir():
+        code = [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        goes_on = ["raises-exception" in c.metadata.get("tags", ()) for c in code]
+        answers = [bool(c.metadata.get("nbgrader", {}).get("solution")) for c in code]
+        assert goes_on == [any(answers[: i + 1]) for i in range(len(code))] and not goes_on[0]
+
+
 def test_paths_of_the_code_lead_to_the_repository(work):
     """A copy lies as deep as the edition, so the trained models are found from both."""
     text = (work / "lessons" / "06_pancreas.ipynb").read_text(encoding="utf-8")

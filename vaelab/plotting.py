@@ -678,10 +678,9 @@ def interactive(draw, *, alt: str, **controls):
     ValueError
         ``alt`` is empty or long, or the figure is too wide.
     """
-    from html import escape
-
     import ipywidgets
     import matplotlib.pyplot as plt
+    import traitlets
 
     _check_alt(alt)
 
@@ -691,9 +690,15 @@ def interactive(draw, *, alt: str, **controls):
         def _repr_mimebundle_(self, **kwargs):
             return super()._repr_mimebundle_(**kwargs) | _picture(alt, picture.value)
 
+    class Picture(ipywidgets.Image):
+        """An Image with a title, which names it to screen readers: it has no alternative text."""
+
+        # Its view in ipywidgets 8.1 asks for a description before it takes a tooltip as the title.
+        description = traitlets.Unicode("").tag(sync=True)
+
     # An Image, not an Output with the live figure: without a browser, a run of the notebook loses
     # the Output or waits for it forever.
-    picture = ipywidgets.Image(format="png")
+    picture = Picture(format="png", tooltip=alt)
 
     def redraw(_=None) -> None:
         figure = draw(**{name: control.value for name, control in controls.items()})
@@ -717,12 +722,7 @@ def interactive(draw, *, alt: str, **controls):
         width=f"{_shown_width(picture.value)}px", max_width="100%", height="auto",
         align_self="flex-start",
     )  # fmt: skip
-    # An Image has no alternative text, and a tooltip breaks its view (ipywidgets 8.1 then asks for
-    # a description). So the text stands before the picture, for screen readers alone.
-    unseen = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
-    text = ipywidgets.HTML(f'<span style="{unseen}">{escape(alt)}</span>')
-    text.layout = ipywidgets.Layout(height="0", margin="0")
-    return Figure([*controls.values(), text, picture])
+    return Figure([*controls.values(), picture])
 
 
 def look(groups) -> dict[str, dict]:

@@ -3,7 +3,6 @@
 It needs the packages of ``.[site]`` and a Chromium; `make site` installs the first.
 """
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,14 +11,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 pytest.importorskip("myst_nb")
-playwright = pytest.importorskip("playwright.sync_api")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
 ROOT = Path(__file__).parents[2]
-CHROMIUM = (
-    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-)
-pytestmark = pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium here")
 LESSONS = [path.stem for path in sorted((ROOT / "course").glob("[0-9]*.ipynb"))]
 PAGES = ["index", "equations", "terms", "glossary", "package/index", "package/scvi"]
 PAGES += [f"course/{name}" for name in LESSONS]
@@ -36,14 +30,6 @@ def site(tmp_path_factory):
     build = [sys.executable, "-m", "sphinx", "-q", "-W", "-b", "html"]
     subprocess.run([*build, str(out / "source"), str(out / "html")], check=True, cwd=ROOT)
     return out / "html"
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=["light"])

@@ -91,7 +91,9 @@ def bring(root: Path, work: Path, update: bool = False) -> list[str]:
     (work / progress.FILE).touch()
     wanted = {work / START: _as_saved(start_page(root))}
     for path in sorted((root / "course" / "exercises").glob("*.ipynb")):
-        wanted[work / "lessons" / path.name] = _as_saved(nbformat.read(path, as_version=4))
+        lesson = nbformat.read(path, as_version=4)
+        _let_run_all_go_on(lesson)
+        wanted[work / "lessons" / path.name] = _as_saved(lesson)
     write, says, newer = {}, [], []
     for path, content in wanted.items():
         if not path.exists():
@@ -114,6 +116,17 @@ def bring(root: Path, work: Path, update: bool = False) -> list[str]:
     if newer:
         says.append(f"There are new versions of {', '.join(newer)}: vaelab course --update")
     return says
+
+
+def _let_run_all_go_on(lesson) -> None:
+    """Tag the cells from the first answer on: any of them may need an answer that is still open.
+
+    "Run All" of JupyterLab ends at the first error in a cell without this tag.
+    """
+    answers = [bool(c.metadata.get("nbgrader", {}).get("solution")) for c in lesson.cells]
+    for cell in lesson.cells[answers.index(True) :] if any(answers) else ():
+        if cell.cell_type == "code":
+            cell.metadata["tags"] = [*cell.metadata.get("tags", ()), "raises-exception"]
 
 
 def _as_saved(notebook) -> bytes:
