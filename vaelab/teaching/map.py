@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["LESSONS", "PATHS", "Lesson", "Path", "draw"]
+__all__ = ["LESSONS", "PATHS", "Lesson", "Path", "alt", "draw"]
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,19 @@ PATHS = {
     ),
     "The whole term": Path("", None, "a lesson a week, in their order"),
 }
+
+
+def alt() -> str:
+    """What the map shows, in words that replace it."""
+    paths = [
+        f"{', '.join(path.minutes)} for {name[0].lower()}{name[1:].replace(',', '')}"
+        for name, path in PATHS.items()
+        if path.minutes
+    ]
+    return (
+        f"Map of the {len(LESSONS)} lessons with their minutes, and an arrow from each lesson to "
+        f"those that need it. Three paths: {'; '.join(paths)}; all lessons for a term."
+    )
 
 
 def draw():
