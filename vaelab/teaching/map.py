@@ -150,8 +150,8 @@ def draw():
             time = f"{total // 60} h {total % 60:02d} min"
         else:
             total = sum(one.minutes or 0 for one in LESSONS.values())
-            missing = sum(one.minutes is None for one in LESSONS.values())
-            more = f", and {missing} lessons that are being written" if missing else ""
+            missing = [number for number, one in LESSONS.items() if one.minutes is None]
+            more = f"; {' and '.join(missing)} to come" if missing else ""
             parts, time = "all lessons", f"{round(total / 60)} hours{more}"
         ax.text(-0.35, y + 0.11, f"{name} ({time})", size=9.5, va="center", weight="bold")
         ax.text(-0.35, y - 0.12, f"{parts}; {path.note}", size=8.5, va="center", color="0.3")
