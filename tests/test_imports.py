@@ -108,10 +108,11 @@ def test_no_class_is_over_200_lines_of_code(path):
 
 
 def test_the_mathematics_and_the_models_are_under_3500_lines():
+    """Without the zoo, whose models each have a page: see test_zoo."""
     rooms = f"{FLOORS['the mathematics']} {FLOORS['the models']}".split()
     size = {
         str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
         for path in MODULES
-        if path.relative_to(PACKAGE).with_suffix("").parts[0] in rooms
+        if path.relative_to(PACKAGE).with_suffix("").parts[0] in rooms and "zoo" not in path.parts
     }
     assert sum(size.values()) < 3500, size

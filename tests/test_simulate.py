@@ -427,3 +427,75 @@ def test_replicates_differ_only_if_they_should():
 def test_two_groups_refuse_what_is_out_of_range(options, says):
     with pytest.raises(ValueError, match=re.escape(says)):
         simulate.two_groups(**{"n_cells": 20, "n_genes": 10} | options)
+
+
+# ----------------------------------------------------------------------------------- CITE-seq
+
+
+def test_cite_seq_keeps_the_rna_and_adds_proteins_as_the_last_columns():
+    rna = simulate.dataset(80, 30, n_types=3, seed=4)
+    adata = simulate.cite_seq(rna, n_proteins=4, seed=4)
+    assert adata.shape == (80, 34)
+    assert sparse.isspmatrix_csr(adata.X)
+    assert (adata[:, :30].X != rna.X).nnz == 0
+    assert [*adata.var["measurement"]] == ["RNA"] * 30 + ["protein"] * 4
+    np.testing.assert_array_equal(adata.obs["rna_total"], rna.X.toarray().sum(1))
+    assert "rna_total" not in rna.obs
+    assert {*adata.obs.columns} >= {*rna.obs.columns}
+    for name in ("foreground", "background", "fold"):
+        assert adata.obsm[name].shape == (80, 4)
+    cells = Cells.from_anndata(adata, label="cell_type", library="rna_total")
+    cells.require_domain("counts")
+    np.testing.assert_array_equal(cells.library, adata.obs["rna_total"].astype("float32"))
+
+
+def test_cite_seq_follows_its_docstring():
+    """v from the panel, log β from three normals, y a negative binomial with mean β α^v."""
+    rna = simulate.dataset(20_000, 2, n_types=2, seed=1)
+    panel = pd.DataFrame({"CD3": [True, False], "CD19": [False, True]}, ["type 2", "type 1"])
+    adata = simulate.cite_seq(
+        rna, panel=panel, purity=0.9, ambient=0.4, inverse_dispersion=3.0, fold=4.0, seed=1
+    )
+    assert [*adata.var_names[2:]] == ["CD3", "CD19"]
+    v, beta, fold = (adata.obsm[name] for name in ("foreground", "background", "fold"))
+    has = panel.loc[adata.obs["cell_type"].astype(str)].to_numpy()
+    assert_mean_is(v[has], 0.9)
+    assert_mean_is(v[~has], 0.1)
+    log_beta = np.log(beta)
+    np.testing.assert_allclose(log_beta.std(0), 0.4, rtol=0.03)
+    assert np.corrcoef(log_beta.T)[0, 1] == pytest.approx(0.5, abs=0.03)
+    y, mean = adata.X.toarray()[:, 2:].astype(float), beta * fold**v
+    assert (fold > 1).all()
+    assert (np.ptp(fold, 0) == 0).all()
+    assert_mean_is(y / mean, 1.0)
+    assert_mean_is(((y - mean) ** 2 - mean) / mean**2, 1 / 3)
+
+
+def test_cite_seq_has_proteins_that_some_types_have_and_others_do_not():
+    adata = simulate.cite_seq(simulate.dataset(500, 5, n_types=4, seed=2), purity=1.0, seed=2)
+    for of in adata.obsm["foreground"].T:
+        share = pd.Series(of).groupby(adata.obs["cell_type"].to_numpy()).mean()
+        assert {*share} == {0.0, 1.0}
+
+
+def test_one_seed_of_cite_seq_gives_one_data_set():
+    first, again, other = (simulate.cite_seq(seed=seed) for seed in (3, 3, 4))
+    assert first.shape == (500, 310)
+    assert (first.X != again.X).nnz == 0
+    assert (first.X != other.X).nnz > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "match"),
+    [
+        ({"fold": 1}, "fold is 1; it must be above 1"),
+        ({"purity": 1.2}, "purity is 1.2; it must be a probability"),
+        ({"background": 0}, "background is 0; it must be above 0"),
+        ({"n_proteins": 0}, "n_proteins is 0"),
+        ({"ambient": -1}, "ambient is -1"),
+        ({"panel": pd.DataFrame({"CD3": [True]}, ["type 1"])}, r"no row for \['type 2', 'type 3'"),
+    ],
+)
+def test_cite_seq_refuses_what_is_out_of_range(options, match):
+    with pytest.raises(ValueError, match=match):
+        simulate.cite_seq(**options)

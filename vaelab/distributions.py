@@ -7,6 +7,7 @@ Poisson                 rate μ
 NegativeBinomial        mean μ, inverse dispersion θ                  r and p, torch's, DESeq's
 ZeroInflated            a count distribution, dropout logits g        dropout probability π
 ContinuousBernoulli     logits η                                      λ = σ(η)
+SideBySide              distributions of sections of the columns
 ======================  ============================================  =========================
 
 Counts are mostly zero, and ``log p(0)`` needs no log-gamma. A count distribution therefore has two
@@ -32,6 +33,7 @@ __all__ = [
     "CountDistribution",
     "NegativeBinomial",
     "Poisson",
+    "SideBySide",
     "ZeroInflated",
 ]
 
@@ -268,7 +270,8 @@ class ZeroInflated(CountDistribution):
     Parameters
     ----------
     base
-        Any :class:`CountDistribution`. A Poisson gives ZIP, a negative binomial gives ZINB.
+        Any :class:`CountDistribution`. A Poisson gives ZIP, a negative binomial gives ZINB. With a
+        :class:`ContinuousBernoulli` every zero is a dropout: p(0) = π, and above 0 p is a density.
     logits
         The logits g of the dropout probability, any real number; −∞ gives the base alone.
     """
@@ -330,6 +333,34 @@ class ZeroInflated(CountDistribution):
     def sample(self, sample_shape=()) -> Tensor:
         count = self.base.sample(sample_shape)
         return count * torch.bernoulli(torch.sigmoid(-self.logits).expand(count.shape))
+
+
+class SideBySide(CountDistribution):
+    """Two measurements of the same cells, side by side: columns of genes, then of proteins.
+
+    The parts are distributions of shapes (…, number of columns).
+    """
+
+    arg_constraints = {}
+
+    def __init__(self, *parts: Distribution):
+        self.parts, self.widths = parts, [part.batch_shape[-1] for part in parts]
+        shape = (*parts[0].batch_shape[:-1], sum(self.widths))
+        super().__init__(torch.Size(shape), validate_args=False)
+
+    mean = property(lambda self: torch.cat([part.mean for part in self.parts], -1))
+    variance = property(lambda self: torch.cat([part.variance for part in self.parts], -1))
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        sections = zip(self.parts, value.split(self.widths, -1), strict=True)
+        return torch.cat([part.log_prob(section) for part, section in sections], -1)
+
+    def posterior_mean(self, value: Tensor) -> Tensor:
+        sections = zip(self.parts, value.split(self.widths, -1), strict=True)
+        return torch.cat([part.posterior_mean(section) for part, section in sections], -1)
+
+    def sample(self, sample_shape=()) -> Tensor:
+        return torch.cat([part.sample(sample_shape) for part in self.parts], -1)
 
 
 def _draw(sampler, parameter: Tensor) -> Tensor:
@@ -408,6 +439,12 @@ class ContinuousBernoulli(Distribution):
         if self._validate_args:
             self._validate_sample(value)
         return value * self.logits - self.log_normalizer()
+
+    def log_prob_zero(self) -> Tensor:
+        """log P(x = 0) = −∞, for ``ZeroInflated``: a density gives no probability to one point."""
+        return torch.full_like(self.logits, -torch.inf)
+
+    log_prob_positive, take, expand = log_prob, CountDistribution.take, CountDistribution.expand
 
     @torch.no_grad()
     def sample(self, sample_shape=()) -> Tensor:

@@ -1,4 +1,4 @@
-"""The MLP that all models are built from, and a context manager for evaluation mode."""
+"""The MLP that all models are built from, a masked layer, and a context for evaluation mode."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ._internal.arguments import require, require_size
 from ._internal.processes import several, standardized
 
-__all__ = ["MLP", "evaluating"]
+__all__ = ["MLP", "Masked", "evaluating"]
 
 
 class MLP(nn.Sequential):
@@ -123,6 +123,17 @@ class Conditioned(nn.Linear):
         old, added = self.weight[:, :n_old].contiguous(), self.weight[:, n_old:]
         y = nn.functional.linear(x[..., :n_old].contiguous(), old, self.bias)
         return y + x[..., n_old:] @ added.T
+
+
+class Masked(nn.Linear):
+    """y = (W ∘ mask) h + b: output i depends on input j only where mask[i, j] is 1, not 0."""
+
+    def __init__(self, mask: Tensor):
+        super().__init__(mask.shape[1], mask.shape[0])
+        self.register_buffer("mask", mask.to(self.weight.dtype))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return nn.functional.linear(h, self.weight * self.mask, self.bias)
 
 
 class BatchNorm(nn.BatchNorm1d):

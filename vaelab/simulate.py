@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 
 import numpy as np
 
 from ._internal.arguments import require, require_seed
 
-__all__ = ["dataset", "profiles", "sarkar", "thin", "two_groups"]
+__all__ = ["cite_seq", "dataset", "profiles", "sarkar", "thin", "two_groups"]
 
 
 def dataset(
@@ -409,4 +409,105 @@ def two_groups(
             {"log2_fold_change": lfc, "share": rho.mean(0)},
             index=[f"gene {g}" for g in range(n_genes)],
         ),
+    )
+
+
+def cite_seq(
+    rna=None,
+    *,
+    label: str = "cell_type",
+    panel=None,
+    n_proteins: int = 10,
+    purity: float = 0.95,
+    background: float = 20.0,
+    ambient: float = 0.5,
+    fold: float = 5.0,
+    inverse_dispersion: float = 5.0,
+    seed: int = 0,
+):
+    """RNA counts, simulated or real, with simulated counts of surface proteins as in CITE-seq.
+
+        v_nt = 1 (foreground) with probability ``purity`` if type c_n has protein t, and with
+               probability 1 − ``purity`` otherwise
+        log β_nt = log b_t + ``ambient`` (a_n + e_nt),    a_n ~ N(0, ½), e_nt ~ N(0, ½)
+        y_nt ~ NB(mean β_nt α_t^v_nt, inverse dispersion φ)
+
+    with b_t log-normal around ``background`` (log-scale 1), and α_t − 1 log-normal around
+    ``fold`` − 1 (log-scale ½). β is the background, from antibodies that are free in the droplet
+    or bind to anything. a_n is shared by all proteins of a cell, e_nt is not.
+
+    Parameters
+    ----------
+    rna
+        An AnnData of counts with the types in ``obs[label]``. None for ``dataset(500, 300)`` with
+        this seed.
+    label
+        Column of ``rna.obs`` with the types.
+    panel
+        A data frame of types × proteins that is True if the type has the protein. None for a random
+        one of ``n_proteins`` proteins, each of which some types have and others do not.
+    n_proteins
+        Number of proteins, if there is no panel.
+    purity
+        Share of the cells of a type that agree with the panel.
+    background
+        Median of b_t, in counts per cell.
+    ambient
+        Standard deviation of log β within a protein.
+    fold
+        Median of α_t, the ratio of foreground and background.
+    inverse_dispersion
+        φ, of all proteins.
+    seed
+        Random seed; the same seed gives the same data set.
+
+    Returns
+    -------
+    An AnnData whose columns are the genes and then the proteins, with counts in ``X`` (CSR), the
+    columns of ``rna.obs``, ``obs["rna_total"]``, ``var["measurement"]`` ("RNA" or "protein"), and
+    ``obsm``: "foreground" (v), "background" (β) and "fold" (α_t), cells × proteins.
+    ``Cells.from_anndata(adata, label=…, library="rna_total")`` reads it for a model.
+
+    Raises
+    ------
+    ValueError
+        An argument is out of range, or the panel lacks a type.
+    """
+    import anndata
+    import pandas as pd
+    from scipy import sparse
+
+    positive = {"background": background, "inverse_dispersion": inverse_dispersion}
+    for name, value in positive.items():
+        require(name, value, Real, lambda v: 0 < v < 1e6, "above 0 and below 10⁶")
+    require("purity", purity, Real, lambda v: 0 <= v <= 1, "a probability, from 0 to 1")
+    require("ambient", ambient, Real, lambda v: 0 <= v < 10, "from 0 to below 10")
+    require("fold", fold, Real, lambda v: 1 < v < 1e6, "above 1 and below 10⁶")
+    require("n_proteins", n_proteins, Integral, lambda n: n >= 1, "a whole number, at least 1")
+    require_seed(seed)
+    rna = dataset(500, 300, seed=seed) if rna is None else rna
+    types = pd.Categorical(rna.obs[label])
+    rng = np.random.default_rng([seed, 1])
+    if panel is None:
+        shares = rng.random((len(types.categories), n_proteins))
+        panel = pd.DataFrame(shares < np.median(shares, 0), types.categories)
+        panel.columns = [f"protein {t + 1}" for t in range(n_proteins)]
+    if lacking := [name for name in types.categories if name not in panel.index]:
+        raise ValueError(f"The panel has no row for {lacking}; each type needs one.")
+    has = panel.loc[types.categories].to_numpy(bool)[types.codes]  # cells × proteins
+    n, n_proteins = has.shape
+    v = rng.random((n, n_proteins)) < np.where(has, purity, 1 - purity)
+    b = background * np.exp(rng.standard_normal(n_proteins))
+    alpha = 1 + (fold - 1) * np.exp(0.5 * rng.standard_normal(n_proteins))
+    a, e = rng.standard_normal((n, 1)), rng.standard_normal((n, n_proteins))
+    beta = b * np.exp(ambient * (a + e) / np.sqrt(2))
+    rate = beta * np.where(v, alpha, 1) * rng.gamma(inverse_dispersion, size=v.shape)
+    y = rng.poisson(rate / inverse_dispersion)
+    x = sparse.csr_matrix(rna.X)
+    measurement = ["RNA"] * x.shape[1] + ["protein"] * n_proteins
+    return anndata.AnnData(
+        sparse.hstack([x, sparse.csr_matrix(y)], format="csr", dtype=np.float32),
+        obs=rna.obs.assign(rna_total=np.asarray(x.sum(1)).ravel()),
+        var=pd.DataFrame({"measurement": measurement}, [*rna.var_names, *map(str, panel.columns)]),
+        obsm={"foreground": v, "background": beta, "fold": np.broadcast_to(alpha, v.shape).copy()},
     )

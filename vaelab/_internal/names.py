@@ -58,8 +58,8 @@ def require_labels(cells, known: tuple[str, ...] | None = None) -> None:
     """Refuse cells of which none has a label, unless the model knows its types already."""
     if known is None and not (cells.label >= 0).any():
         raise ValueError(
-            "None of these cells has a label, and SCANVI learns types from labelled cells: name "
-            "their column, Cells.from_anndata(adata, label=…), or use SCVI."
+            "None of these cells has a label, and this model learns types from labelled cells: "
+            "name their column, Cells.from_anndata(adata, label=…), or use a model without types."
         )
 
 

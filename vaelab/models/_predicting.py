@@ -92,7 +92,7 @@ class Predicting:
         """
 
         def rate(p: Distribution, minibatch: Cells) -> Tensor:
-            if not isinstance(p, CountDistribution):
+            if not isinstance(getattr(p, "base", p), CountDistribution):
                 raise ValueError(
                     f"denoise needs a count likelihood, but p(x | z) is a {type(p).__name__}: use "
                     "reconstruct, or choose one such as likelihood='nb'."

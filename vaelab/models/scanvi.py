@@ -66,12 +66,13 @@ from torch.distributions import Distribution, Normal, kl_divergence
 from torch.nn.functional import one_hot
 
 from .._internal.arguments import require, require_size
-from .._internal.names import index_of, require_labels, require_names
+from .._internal.names import index_of, require_labels
 from .._internal.processes import total
 from ..bounds import Bound, Term
 from ..cells import Cells
 from ..networks import MLP
 from ..reparametrization import gaussian, gumbel_softmax, seeded
+from ._labelled import Labelled
 from .scvi import SCVI, exp_within_limits, normal_of_log_variance
 
 __all__ = ["SCANVI"]
@@ -79,7 +80,7 @@ __all__ = ["SCANVI"]
 SOURCE = "Lopez 2018; Xu et al. 2021"
 
 
-class SCANVI(SCVI):
+class SCANVI(Labelled, SCVI):
     """scVI with cell types; some of the cells have labels.
 
     Parameters that are not listed are the same as in :class:`vaelab.SCVI`; z1 and z2 both have
@@ -239,15 +240,12 @@ class SCANVI(SCVI):
             log p(z1 | z2, c), are drawn in both cases. False draws z2 and c, and ℓ: the signed
             terms of one draw then sum to its log importance weight, as ``Bound.iwae`` needs.
         """
-        if self.label_names not in (None, cells.label_names):
-            self.require_compatible(cells)  # labels of other types
+        label = self.one_hot_label(cells)  # (n_cells, C), 0 without a label
         require_size("n_samples", n_samples)
-        C = self.configuration["n_labels"]
         q_z1, p_z2 = self.encode(cells), self.prior()
         z1 = gaussian(q_z1.mean, q_z1.stddev, n_samples)  # (S, n_cells, n_latent)
         drawn, kl_library = self._draw_library(cells, n_samples, analytic_kl)  # with ℓ (S, n_cells)
         log_q_c = self.classify(z1)  # (S, n_cells, C)
-        label = one_hot(cells.label + 1, C + 1)[:, 1:].to(z1)  # (n_cells, C), 0 without a label
         uses_label = label.any(-1, keepdim=True) & bool(self.configuration["label_bound"])
         guess = log_q_c.exp() if analytic_kl else gumbel_softmax(log_q_c.detach(), 1.0, hard=True)
         ω = torch.where(uses_label, label, guess)  # (S, n_cells, C)
@@ -275,6 +273,7 @@ class SCANVI(SCVI):
             Term("kl_c", "KL(ω‖p(c))", -1, kl_c, SOURCE, warm_up=True),
             *kl_library,
             self._cross_entropy(label, log_q_c),
+            *self.penalties(cells, q_z1),
             posteriors={"c": ω.mean(0)},
         )
 
@@ -298,6 +297,10 @@ class SCANVI(SCVI):
             value = value * n_cells / n_labelled.clamp(min=1)
         options = {"weight": self.configuration["classifier_weight"], "in_bound": False}
         return Term("cross_entropy", "cross-entropy of q(c|z1)", -1, value, SOURCE, **options)
+
+    def penalties(self, cells: Cells, q_z1: Distribution) -> list[Term]:
+        """Further terms that are trained but are part of no bound; a subclass may have some."""
+        return []
 
     def generate(
         self, n_cells: int, *, label: str | None = None, batch: str | None = None,
@@ -362,15 +365,8 @@ class SCANVI(SCVI):
 
     # Cells that fit the model.
 
-    def require_compatible(self, cells: Cells) -> None:
-        super().require_compatible(cells)
-        if (cells.label >= 0).any():
-            require_names("label", self.label_names, self.classifier.n_out, cells.label_names)
-
     def prepare(self, cells: Cells) -> None:
-        require_labels(cells, self.label_names)
         super().prepare(cells)
-        self.label_names = self.label_names or cells.label_names
         if self.configuration["balance_labels"]:
             n_of_type = cells.label[cells.label >= 0].bincount(minlength=len(self.label_names))
             self.n_of_type.copy_(n_of_type.clamp(min=1))  # without labels as with one: log 0 is −∞

@@ -54,7 +54,7 @@ class Trainable(Savable, nn.Module):
     def __new__(cls, *args, **kwargs):
         model = super().__new__(cls)
         try:
-            arguments = inspect.signature(cls.__init__).bind_partial(model, *args, **kwargs)
+            arguments = signature(cls).bind_partial(model, *args, **kwargs)
         except TypeError as error:
             raise TypeError(
                 f"{cls.__name__}: {error}. Give n_genes first and every other option by keyword, "
@@ -235,3 +235,15 @@ class Trainable(Savable, nn.Module):
 
     def after_step(self) -> None:
         """Called by ``fit`` after each optimiser step."""
+
+
+def signature(kind: type) -> inspect.Signature:
+    """The constructor's; ``**options`` stands for the options of the next class in line."""
+    named: dict[str, inspect.Parameter] = {}
+    for each in (each for each in kind.__mro__ if "__init__" in vars(each)):
+        own = inspect.signature(each.__init__)
+        fixed = {name: p for name, p in own.parameters.items() if p.kind is not p.VAR_KEYWORD}
+        named = fixed | named
+        if len(fixed) == len(own.parameters):
+            break
+    return inspect.Signature([*named.values()])

@@ -47,6 +47,8 @@ from .base import Model
 
 __all__ = ["VAE"]
 
+SOURCE = "Kingma & Welling 2014, eq. 3"
+
 
 class VAE(Model):
     """Variational autoencoder with a Gaussian latent space and any likelihood.
@@ -109,6 +111,7 @@ class VAE(Model):
         super().__init__()
         require_size("n_genes", n_genes)
         require_size("n_latent", n_latent)
+        self.n_latent = n_latent
         with seeded(seed):
             hidden = {"n_hidden": n_hidden, "n_layers": n_layers, "normalization": normalization}
             self.encoder = MLP(n_genes, 2 * n_latent, dropout_rate=dropout_rate, **hidden)
@@ -121,12 +124,16 @@ class VAE(Model):
 
     def prior(self) -> Distribution:
         """p(z) = N(0, I), of shape (n_latent,)."""
-        zero = torch.zeros(self.configuration["n_latent"], dtype=self.dtype, device=self.device)
+        zero = torch.zeros(self.n_latent, dtype=self.dtype, device=self.device)
         return Normal(zero, 1.0, validate_args=False)
 
     def encode(self, cells: Cells) -> Distribution:
         """q(z | x) = N(m(x), s(x)²), of shape (n_cells, n_latent)."""
-        m, s = self.encoder(self.encoder_input(cells)).chunk(2, dim=-1)  # each (n_cells, n_latent)
+        return self.posterior(self.encoder_input(cells))
+
+    def posterior(self, inputs: Tensor) -> Distribution:
+        """q(z | x) of what the encoder reads, shape (n_cells, n_genes)."""
+        m, s = self.encoder(inputs).chunk(2, dim=-1)  # each (n_cells, n_latent)
         return Normal(m, softplus(s) + 1e-4, validate_args=False)
 
     def decode(self, z: Tensor, cells: Cells) -> Distribution:
@@ -150,15 +157,19 @@ class VAE(Model):
             terms of one draw then sum to its log importance weight, as ``Bound.iwae`` needs.
         """
         require_size("n_samples", n_samples)
-        q, p = self.encode(cells), self.prior()
+        q = self.encode(cells)
         z = gaussian(q.mean, q.stddev, n_samples)  # (n_samples, n_cells, n_latent)
         log_px = self.log_likelihood(self.decode(z, cells), cells)  # (n_samples, n_cells)
+        return Bound(
+            Term("reconstruction", "E_q[log p(x|z)]", +1, log_px, SOURCE),
+            *self.prior_terms(q, z, analytic_kl),
+        )
+
+    def prior_terms(self, q: Distribution, z: Tensor, analytic_kl: bool) -> list[Term]:
+        """The bound's terms that hold the prior, for draws z of q."""
+        p = self.prior()
         if analytic_kl:
             kl_z = kl_divergence(q, p).sum(-1)  # (n_cells,)
         else:
             kl_z = (q.log_prob(z) - p.log_prob(z)).sum(-1)  # (n_samples, n_cells)
-        source = "Kingma & Welling 2014, eq. 3"
-        return Bound(
-            Term("reconstruction", "E_q[log p(x|z)]", +1, log_px, source),
-            Term("kl_z", "KL(q(z|x)‖p(z))", -1, kl_z, source, warm_up=True),
-        )
+        return [Term("kl_z", "KL(q(z|x)‖p(z))", -1, kl_z, SOURCE, warm_up=True)]
