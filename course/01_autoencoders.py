@@ -825,7 +825,7 @@ sides = {"autoencoder": (z, decode(draws)), "VAE": (vae.embed(cells), by_vae)}
 plane = PCA(2, random_state=0).fit(x)
 fig, axes = plt.subplots(2, 2, figsize=(9.5, 7.6), layout="constrained")
 for (above, below), (name, (code, made)) in zip(axes.T, sides.items(), strict=True):
-    above.scatter(*draws.T, s=8, color="0.6", lw=0, marker="s", zorder=0)
+    above.scatter(*draws.T, s=8, color="0.85", lw=0, marker="s", zorder=0)
     plotting.embedding(
         code[kept], cell_type[kept], ax=above, names="clouds", title=f"{name}: codes"
     )

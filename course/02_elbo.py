@@ -284,7 +284,7 @@ fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 3.2), layout="constrained"
 left.plot(grid, decoder(grid), color=BLACK, label="mean of x given z: a network")
 left.axhline(x_seen, color=ORANGE, ls="--", label="the observed x")
 left.set(xlabel="latent z", ylabel="x", ylim=(-0.6, 3.9), title="The decoder")
-right.plot(grid, np.exp(log_prior_z), color="0.6", label="prior p(z)")
+right.plot(grid, np.exp(log_prior_z), color="0.6", ls="--", label="prior p(z)")
 right.plot(grid, np.exp(log_posterior_z), color=GREEN, label="posterior p(z | x)")
 right.set(xlabel="latent z", ylabel="density", title=f"log p(x) = {np.log(p_x):.3f}")
 for ax in (left, right):

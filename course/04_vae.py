@@ -303,8 +303,8 @@ history = train(model, x)
 # Ask every model two questions from here on. What is its **bound on cells that it has not seen**?
 # And how much of the truth is **recovered**: if we draw $z$ from $q(z \mid x)$ and fit a linear
 # regression from $z$ to the true factors, how much of their variance does it explain, on the
-# held-out cells? This $R^2$ is 1 if the factors can be read off, and about 0 if $z$ knows nothing
-# of them.
+# held-out cells? This $R^2$ is 1 if the factors can be read off, and about 0 if $z$ says nothing
+# about them.
 
 
 # %%
@@ -604,7 +604,7 @@ pd.DataFrame(rows).set_index("loss")
 # $\sigma^2 = 0.5$, not far from the 0.7 that the model learns (last row), and the best of the four.
 # **Sum + mean**:
 # $\sigma^2 = 0.05$. Here the KL is so light that the model is almost a plain autoencoder. It spends
-# more than twice the nats for factors that it knows no better. And it is so sure of its means that
+# more than twice the nats for factors that it does not know better. And it is so sure of its means that
 # new cells are a shock: see the bound.
 #
 # **σ learned**: on every seed its bound is better than that of each fixed $\sigma$
@@ -866,7 +866,7 @@ plotting.show(
 )
 
 # %% [markdown]
-# The training curves look alike. The gain of one pair of models has a standard error, here over the
+# The training curves look the same. The gain of one pair of models has a standard error, here over the
 # 100 held-out cells. It does not include luck with seeds. So for a claim, train pairs of models
 # on several seeds:
 

@@ -194,7 +194,7 @@ print(f"genes with a mean of 1 or more: {(real[frequent] > 1.5).double().mean():
 #
 # ## 3 · Cells differ: the negative binomial
 #
-# Two beta cells do not hold the same number of *Gapdh* molecules, even if they are much alike. So let
+# Two beta cells do not hold the same number of *Gapdh* molecules, even if they are very similar. So let
 # the rate of the Poisson vary from cell to cell: $\lambda = \mu w$, where $w$ has mean 1. The convenient choice
 # for $w$ is a **Gamma** with shape $\theta$, whose variance is $1/\theta$:
 #
@@ -210,7 +210,7 @@ print(f"genes with a mean of 1 or more: {(real[frequent] > 1.5).double().mean():
 # <details><summary>Answer</summary>
 #
 # It rises, from 2 % (Poisson) to 11 % at $\theta = 2$ and 33 % at $\theta = 0.5$. If rates vary, some are near
-# zero. So **zeros alone are no sign of a dropout**.
+# zero. So **zeros alone are not a sign of a dropout**.
 # </details>
 
 

@@ -257,7 +257,7 @@ print("the race draws from q:", stats.chisquare(n_won, [20_000, 50_000, 30_000])
 #
 # with $u$ uniform between 0 and 1, since $-\log u$ is exponential. The noise $g$ has a **Gumbel**
 # distribution, and the recipe is called **Gumbel-max**. A constant added to all logits moves all
-# scores alike and changes no winner, so logits need not be normalised.
+# scores equally and does not change the winner, so logits need not be normalised.
 #
 # ### Exercise 07.2 · Gumbel-max
 # ★☆☆ · 5 minutes · 2 points
@@ -421,7 +421,7 @@ vaelab.check("07.3", mean_of_relaxed)
 differences = np.linspace(-5, 5, 41)
 fig, ax = plt.subplots(figsize=(5.5, 4), layout="constrained")
 ax.plot([0, 1], [0, 1], color="0.5", ls="--", label="no bias")
-shades = plt.get_cmap("plasma")(np.linspace(0, 0.85, 5))  # from cold to hot
+shades = plt.get_cmap("inferno")(np.linspace(0, 0.85, 5))  # from cold to hot
 for temperature, shade in zip([0.2, 0.5, 1, 2, 5], shades, strict=True):
     means = [float(mean_of_relaxed(d, temperature)) for d in differences]
     ax.plot(1 / (1 + np.exp(-differences)), means, color=shade, label=f"τ = {temperature:g}")

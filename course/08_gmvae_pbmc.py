@@ -68,7 +68,7 @@ measured = evidence.read("08")  # what was measured over seeds, one table for ea
 # ## 1 · A prior made of clusters
 #
 # A VAE says that all positions $z$ come from one round normal, $\mathcal N(0, I)$. Here are the
-# cells on two principal components, and beside them as many draws from the one normal that fits
+# cells on two principal components, and next to them as many draws from the one normal that fits
 # these two coordinates best.
 
 # %%
@@ -884,7 +884,7 @@ plotting.show("Three scores of agreement with the tubes. In all of them Leiden o
 # %% [markdown]
 # In this run the model's own clusters have an ARI of 0.50, and Leiden on plain principal
 # components, which takes seconds, one of 0.65. One run says little. Here are five seeds, with
-# k-means and Leiden on three spaces; both networks were trained alike.
+# k-means and Leiden on three spaces; both networks were trained in the same way.
 
 # %%
 frame = measured["E08.agreement"].drop(columns="own less Leiden")
@@ -956,7 +956,7 @@ plotting.show("For each tube and each sorting protein, the share of cells in whi
 # - **Some labels overlap by design.** CD4 alone sorted the helper tube, so it holds naive, memory
 #   and regulatory cells too.
 #
-# So T cells flow together for two reasons: their RNA is alike, and the proteins used for sorting
+# So T cells flow together for two reasons: their RNA is similar, and the proteins used for sorting
 # are not in the data. Is nothing left of the labels, then? Ask a method that *receives* the labels,
 # and has to name cells whose labels it did not see: logistic regression on the principal
 # components, five-fold.

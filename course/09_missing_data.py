@@ -282,7 +282,7 @@ def posterior_mean(x, mean, theta, logits):
 vaelab.check("09.1", posterior_mean)
 
 # %% [markdown]
-# ### A check that knows nothing of Gammas
+# ### A check without any Gamma
 #
 # Let $u$ have *any* distribution. Then $x!\,p(x) = \mathbb E[\lambda^x e^{-\lambda}]$, and one more
 # $\lambda$ inside the expectation is one more count:

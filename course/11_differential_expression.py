@@ -436,7 +436,7 @@ plotting.interactive(
 # %% [markdown]
 # ### Known markers
 #
-# A list that misses what every textbook says is no good. Each type against all other
+# A list that misses what every textbook says is not of use. Each type against all other
 # cells (half a minute on a slow machine):
 
 # %%

@@ -347,8 +347,8 @@ for c in range(3):
 # **Predict first.** Which of the four factors of $q$ is not in $\mathcal L$? What then does a cell
 # with a label teach that factor?
 #
-# <details><summary>Answer</summary>The classifier $q(c \mid z_1)$. Through $\mathcal L$ a labelled
-# cell teaches it nothing: its gradient is exactly zero. Finding 1 prints it.</details>
+# <details><summary>Answer</summary>The classifier $q(c \mid z_1)$. Through $\mathcal L$ it
+# learns nothing from a labelled cell: its gradient is exactly zero. Finding 1 prints it.</details>
 #
 # ## 4 · Question 2: the label is hidden
 #
@@ -574,12 +574,11 @@ def draw_u(state, probability):
 
 middle = float(doubtful["log_q_z1"][0, :, 0, 0].exp() @ z1)  # the mean of q(z1|x)
 width = small.encode(cell_of(THE_CELL)).stddev.item()
-ARCH_ALT = (
+draw_u(middle, 0.9)
+plotting.show(
     "The bound U at one state as a function of the classifier's probability: the mean of l is a "
     "line, the entropy an arch, and their sum has its top at the best classifier."
 )
-draw_u(middle, 0.9)
-plotting.show(ARCH_ALT)
 
 # %% [markdown]
 # With a kernel running, move the probability up to the top, and then move the state. Where $l$
@@ -592,7 +591,8 @@ from ipywidgets import FloatSlider
 low, high = middle - 2 * width, middle + 2 * width
 plotting.interactive(
     draw_u,
-    alt=ARCH_ALT,
+    alt="U against the classifier's probability, at a state and a probability that two sliders "
+    "choose: a line, an arch and their sum, whose top moves with the slope of the line.",
     state=FloatSlider(middle, min=low, max=high, step=(high - low) / 40, description="state z1"),
     probability=FloatSlider(0.9, min=0.01, max=0.99, step=0.01, description="probability"),
 )
@@ -1209,7 +1209,7 @@ print(pd.DataFrame({
 # two softmaxes change the accuracy by less than 0.01, with standard errors up to 0.014
 # ([E12.accuracy](evidence/12_elbo_challenge.py), ten data sets). On these cells, a benchmark of accuracy would
 # not have shown them.
-# Whether the batch as input helps cannot be told here (+0.03, standard error 0.02). What moves is the
+# The batch as input may help or not: these cells do not tell (+0.03, standard error 0.02). What moves is the
 # *weight*: with 1 per label, in place of about 400, accuracy rises by 0.12 ± 0.07 (mean ± sd)
 # and $\mathcal U$ by 1.9 ± 0.7 nats ([E12.bound](evidence/12_elbo_challenge.py)). $\mathcal U$ moves
 # for two others as well, by less: up with two softmaxes, down with hidden labels.

@@ -25,6 +25,7 @@ from PIL import Image
 
 import vaelab
 from vaelab import models, plotting
+from vaelab._internal.colours import CLOSEST, EYES, difference
 from vaelab.training import History
 
 RNG = np.random.default_rng(0)
@@ -167,53 +168,103 @@ def test_nothing_written_is_cut_off_or_overlaps(name):
             assert not any(a.overlaps(b) for a, b in combinations(seen, 2))
 
 
+# sRGB colours and their CIE L*a*b* values (white of D65), from Lindbloom's calculator.
+ALL_CONES = "all three kinds of cones"
+LAB = {"#FF0000": (53.24, 80.09, 67.20), "#0000FF": (32.30, 79.19, -107.86), "white": (100, 0, 0)}
+
+
+@pytest.mark.parametrize(("one", "other"), combinations(LAB, 2))
+def test_a_difference_of_colours_is_the_distance_in_lab(one, other):
+    apart = np.linalg.norm(np.subtract(LAB[one], LAB[other]))
+    assert difference(one, other, ALL_CONES) == pytest.approx(apart, abs=0.1)
+
+
 def as_a_dichromat_sees(colour, matrix):
     """Viénot, Brettel & Mollon (1999): linear RGB through the plane of two kinds of cones."""
-    linear = np.array(to_rgb(colour)) ** 2.2
-    return np.clip(matrix @ linear, 0, 1) ** (1 / 2.2)
+    linear = np.clip(matrix @ np.array(to_rgb(colour)) ** 2.2, 0, 1)
+    return tuple(linear ** (1 / 2.2))
 
 
-def test_colours_are_told_apart_with_two_kinds_of_cones_and_from_white():
-    red_blind = np.array([[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]])
-    green_blind = np.array([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]])
-    for matrix in (np.eye(3), red_blind, green_blind):
-        seen = [as_a_dichromat_sees(c, matrix) for c in (*plotting.COLOURS, "white")]
-        assert min(np.linalg.norm(a - b) for a, b in combinations(seen, 2)) > 0.12
-    # Red and green of equal lightness would be caught.
-    seen = [as_a_dichromat_sees(c, green_blind) for c in ("#D62728", "#7F7F00")]
-    assert np.linalg.norm(seen[0] - seen[1]) < 0.12
+@pytest.mark.parametrize(
+    ("eyes", "matrix"),
+    [
+        ("protanopia", [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]]),
+        ("deuteranopia", [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]),
+    ],
+)
+def test_two_models_of_the_eye_agree_on_what_is_told_apart(eyes, matrix):
+    """Machado's colours keep a little more red and green than Viénot's, which have none."""
+    for pair in combinations((*plotting.COLOURS, "#808080", "white"), 2):
+        theirs = (as_a_dichromat_sees(colour, np.array(matrix)) for colour in pair)
+        apart = difference(*theirs, ALL_CONES)
+        assert difference(*pair, eyes) == pytest.approx(apart, abs=13), pair
 
 
-def difference(one, other, seen_as):
-    """CIE 1976 difference of two colours."""
+@pytest.mark.parametrize("eyes", EYES)
+def test_each_pair_of_the_palette_is_told_apart(eyes):
+    for pair in combinations((*plotting.COLOURS, "white"), 2):
+        assert difference(*pair, eyes) >= CLOSEST, pair
 
-    def lab(colour):
-        value = np.array(to_rgb(colour))
-        linear = np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4)
-        to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
-        white = [0.9505, 1.0, 1.0890]
-        x, y, z = np.cbrt(np.array(to_xyz) @ np.clip(seen_as @ linear, 0, 1) / white)
-        return np.array([116 * y, 500 * (x - y), 200 * (y - z)])
 
-    return np.linalg.norm(lab(one) - lab(other))
+@pytest.mark.parametrize(
+    ("eyes", "one", "other"),
+    [
+        ("deuteranopia", "#D62728", "#7F7F00"), ("deuteranopia", plotting.PINK, "0.6"),
+        ("protanopia", "#FF0000", "#646400"), ("tritanopia", "#1E90FF", "#00A0A0"),
+    ],
+)  # fmt: skip
+def test_colours_that_some_eyes_confuse_are_found(eyes, one, other):
+    assert difference(one, other, eyes) < CLOSEST < difference(one, other, ALL_CONES)
 
 
 @pytest.mark.parametrize("n_colours", [4, 5])
 def test_no_other_order_tells_the_first_colours_better_apart(n_colours):
-    """With the eyes of most people, and without green or red cones (Machado et al. 2009)."""
-    eyes = (
-        np.eye(3),
-        [[0.3673, 0.8606, -0.2280], [0.2801, 0.6725, 0.0474], [-0.0118, 0.0429, 0.9689]],
-        [[0.1523, 1.0526, -0.2049], [0.1145, 0.7863, 0.0992], [-0.0039, -0.0481, 1.0520]],
-    )
+    """With the eyes of most people, and without green or red cones."""
+    eyes = [*EYES][:3]
 
     def closest(colours):
-        return min(
-            difference(a, b, np.array(eye)) for eye in eyes for a, b in combinations(colours, 2)
-        )
+        return min(difference(*pair, eye) for eye in eyes for pair in combinations(colours, 2))
 
     best = max(map(closest, combinations(plotting.COLOURS, n_colours)))
     assert closest(plotting.COLOURS[:n_colours]) == best
+
+
+# ------------------------------------------------------- legends that rely on colour alone
+
+TWO_GROUPS = {  # how two groups are drawn; True if they are told apart by more than colour
+    "lines": (lambda ax, i, of: ax.plot([0, i], **of), False),
+    "dashes": (lambda ax, i, of: ax.plot([0, i], "-:"[i], **of), True),
+    "widths": (lambda ax, i, of: ax.plot([0, i], lw=1 + i, **of), True),
+    "similar widths": (lambda ax, i, of: ax.plot([0, i], lw=1 + 0.5 * i, **of), False),
+    "dots": (lambda ax, i, of: ax.plot([0, i], "o", **of), False),
+    "markers": (lambda ax, i, of: ax.plot([0, i], "os"[i], **of), True),
+    "open dots": (lambda ax, i, of: ax.plot([0, i], "o", mfc=("none", None)[i], **of), True),
+    "clouds": (lambda ax, i, of: ax.scatter([0, i], [0, i], **of), False),
+    "clouds of markers": (lambda ax, i, of: ax.scatter(0, i, marker="o^"[i], **of), True),
+    "bars": (lambda ax, i, of: ax.bar(i, 1, **of), False),
+    "hatched bars": (lambda ax, i, of: ax.bar(i, 1, hatch=("", "//")[i], **of), True),
+    "outlines": (lambda ax, i, of: ax.hist([i], histtype="step", **of), False),
+    "an outline": (lambda ax, i, of: ax.hist([i], histtype=("step", "bar")[i], **of), True),
+    "errors": (lambda ax, i, of: ax.errorbar(i, 1, 1, fmt="o", **of), False),
+    "errors and markers": (lambda ax, i, of: ax.errorbar(i, 1, 1, fmt="os"[i], **of), True),
+    "an area and a line": (lambda ax, i, of: (ax.axvspan(0, 1), ax.axvline(1))[i].set(**of), True),
+}
+
+
+@pytest.mark.parametrize("of_figure", [False, True], ids=["axes", "figure"])
+@pytest.mark.parametrize("name", TWO_GROUPS)
+def test_a_legend_does_not_rely_on_colours_that_some_confuse(name, of_figure, displayed):
+    draw, apart = TWO_GROUPS[name]
+    figure, ax = plt.subplots(figsize=(4, 3))
+    for i, colour in enumerate((plotting.PINK, "0.6")):  # both grey with deuteranopia
+        draw(ax, i, {"color": colour, "label": ("one", "other")[i]})
+    (figure if of_figure else ax).legend()
+    if apart:
+        plotting.show("Two groups.")
+        assert displayed
+    else:
+        with pytest.raises(ValueError, match="With deuteranopia, 'one' looks like 'other'"):
+            plotting.show("Two groups.")
 
 
 # --------------------------------------------------------------------------- training history

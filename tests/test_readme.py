@@ -2,11 +2,13 @@
 
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import matplotlib
 import pytest
 
 import vaelab
+from vaelab.teaching import online
 from vaelab.teaching.map import LESSONS, PATHS
 
 from . import readme_picture
@@ -28,6 +30,60 @@ def test_its_map_is_that_of_the_course():
     drawn = words(readme_picture.map_of_the_course())
     assert drawn == words(readme_picture.MAP.read_bytes())
     assert {*LESSONS} <= {*drawn} and len(LESSONS) == 14
+
+
+def test_its_map_has_the_text_that_replaces_it():
+    assert f"![{readme_picture.map.alt()}](course/figures/map.svg)" in README.read_text("utf-8")
+
+
+@pytest.mark.parametrize("moving", [True, False])
+def test_its_moving_check_shows_what_a_check_prints_today(moving):
+    path = readme_picture.CHECK[moving]
+    assert path.read_text("utf-8") == readme_picture.check_as_svg(moving)
+    svg = ElementTree.parse(path).getroot()
+    shown = [text.text for text in svg.iter("{http://www.w3.org/2000/svg}text")]
+    steps = readme_picture.check_in_steps()
+    assert shown == [line for _, text in steps for line in text.splitlines()]
+    assert [kind for kind, _ in steps] == ["code", "code", "wrong", "code", "code", "right"]
+    assert path.stat().st_size < 500e3
+
+
+def test_its_moving_check_has_a_text_and_a_still_picture():
+    """The still one is for readers who have asked for less motion."""
+    text = README.read_text("utf-8")
+    still = (
+        '<source media="(prefers-reduced-motion: reduce)" srcset="course/figures/check-still.svg">'
+    )
+    assert still in text
+    assert f'src="course/figures/check.svg" alt="{readme_picture.check_alt()}"' in text
+    assert "animation" not in readme_picture.CHECK[False].read_text("utf-8")
+
+
+def test_its_badges_say_what_the_project_says():
+    text = README.read_text("utf-8")
+    assert text == readme_picture.with_address(text, online.repository(readme_picture.ROOT))
+    for label, value in readme_picture.badges().items():
+        path = readme_picture.FIGURES / f"badge-{label.lower()}.svg"
+        assert path.read_text("utf-8") == readme_picture.badge(label, value)
+        ElementTree.parse(path)
+
+
+def test_without_an_address_nothing_leads_to_one():
+    text = readme_picture.with_address(README.read_text("utf-8"), "")
+    assert not re.search("colab|mybinder|/actions/", text)
+    assert "git clone <this repository> vaelab" in text
+
+
+def test_an_address_gives_badges_that_lead_somewhere():
+    text, root = README.read_text("utf-8"), readme_picture.ROOT
+    with_one = readme_picture.with_address(text, "https://github.com/some/where")
+    assert "git clone https://github.com/some/where vaelab && cd vaelab" in with_one
+    [tests] = re.findall(r"https://github.com/some/where/actions/(\S+)/badge.svg", with_one)
+    assert (root / ".github" / tests).exists()
+    notebooks = re.findall(r"(?:blob/main|lab/tree)/([^)]+\.ipynb)\)", with_one)
+    assert len(notebooks) == 2
+    assert all((root / notebook).exists() for notebook in notebooks)
+    assert readme_picture.with_address(with_one, "") == readme_picture.with_address(text, "")
 
 
 def test_the_map_has_the_minutes_of_the_lessons():
@@ -64,8 +120,9 @@ def test_a_path_takes_no_longer_than_its_lessons():
 
 
 def test_its_files_exist():
-    links = re.findall(r"\]\(([^)#:]+)\)", README.read_text(encoding="utf-8"))
-    assert links
+    text = README.read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)#:]+)\)", text) + re.findall(r'src(?:set)?="([^"]+)"', text)
+    assert len(links) > 20
     for link in links:
         assert (readme_picture.ROOT / link).exists(), link
 

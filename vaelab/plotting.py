@@ -13,6 +13,8 @@ from itertools import combinations, cycle, pairwise
 
 import numpy as np
 
+from ._internal.colours import confused
+
 __all__ = [
     "activity",
     "calibration_of_calls",
@@ -637,7 +639,8 @@ def show(alt: str, figure=None) -> None:
     Raises
     ------
     ValueError
-        ``alt`` is empty or long, the figure is too wide, or there is none.
+        ``alt`` is empty or long, there is no figure, it is too wide, or some readers cannot tell
+        two entries of a legend apart.
     """
     import matplotlib.pyplot as plt
     from IPython.display import display
@@ -676,7 +679,8 @@ def interactive(draw, *, alt: str, **controls):
     Raises
     ------
     ValueError
-        ``alt`` is empty or long, or the figure is too wide.
+        ``alt`` is empty or long, the figure is too wide, or some readers cannot tell two entries of
+        a legend apart.
     """
     import ipywidgets
     import matplotlib.pyplot as plt
@@ -762,7 +766,8 @@ def film(draw, values, alt: str, seconds: float = 0.12, pause: float = 2.0) -> N
     Raises
     ------
     ValueError
-        ``alt`` is empty or long, or a figure is too wide.
+        ``alt`` is empty or long, a figure is too wide, or some readers cannot tell two entries of a
+        legend apart.
     """
     import base64
     import io
@@ -888,6 +893,10 @@ def _png(figure, **options) -> bytes:
         raise ValueError(
             f"The figure is {max(own, shown):.4g} inches wide; {WIDEST} fit the page: narrow it, "
             "or put its panels into two rows."
+        )
+    if same := confused(figure):
+        raise ValueError(
+            f"{same[0]} Give one of them another marker, other dashes, a hatch or another colour."
         )
     return png
 

@@ -3,11 +3,14 @@
 import inspect
 import re
 from importlib import metadata
+from pathlib import Path
 
 from sphinx.util.fileutil import copy_asset
 
-# Where this project is published, "https://github.com/owner/name"; empty: no links to it are shown.
-REPOSITORY = ""
+import vaelab
+from vaelab.teaching import online
+
+REPOSITORY = online.repository(Path(vaelab.__file__).parents[1])  # if empty, nothing links to it
 
 project, author = "vaelab", "the authors of vaelab"
 release = metadata.version("vaelab")
@@ -55,15 +58,6 @@ html_theme_options = {
     # one search box, not two
     "navbar_start": [], "navbar_center": [], "navbar_end": [], "navbar_persistent": [],
 }  # fmt: skip
-if REPOSITORY:
-    html_theme_options |= {
-        "launch_buttons": {
-            "colab_url": "https://colab.research.google.com",
-            "binderhub_url": "https://mybinder.org",
-        },
-        "path_to_docs": "course/exercises",
-        "repository_branch": "main",
-    }
 
 
 def copy_mathjax(app, error) -> None:

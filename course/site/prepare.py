@@ -14,6 +14,8 @@ from pathlib import Path
 import nbformat
 import terms
 
+from vaelab.teaching import map, online
+
 HERE = Path(__file__).parent
 COURSE = HERE.parent
 ROOT = COURSE.parent
@@ -64,6 +66,11 @@ def lesson(path: Path, out: Path) -> dict:
                     lambda found, name=f"{path.stem}_{n}_{i}": _as_file(found, name, out),
                     "".join(data["text/html"]),
                 )
+    if opens := online.links(online.repository(ROOT), path.stem):
+        also = " or ".join(f"[on {service}]({link})" for service, link in opens.items())
+        notebook.cells[
+            0
+        ].source += f"\n\nYou can do the exercises here, without installing: {also}."
     notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, out / "course" / path.name)
     text = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "markdown")
@@ -141,6 +148,7 @@ def main(out: Path) -> None:
     rows = [f"| [{row['title']}](course/{row['name']}.ipynb) | {row['time']} |" for row in lessons]
     for page in HERE.glob("*.md"):
         text = page.read_text().replace("{lessons}", "\n".join(rows))
+        text = text.replace("{map_alt}", map.alt())
         names = "\n".join(f"course/{row['name']}" for row in lessons)
         (out / page.name).write_text(text.replace("{names}", names))
     (out / "terms.md").write_text(terms.page())

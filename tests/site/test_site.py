@@ -10,6 +10,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from vaelab.teaching import map
+
 pytest.importorskip("myst_nb")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 
@@ -117,6 +119,23 @@ def test_each_widget_moves_without_a_kernel(page, site, name):
         seen.add(image.get_attribute("src"))
         assert len(seen) > 1
         image.evaluate("image => image.decode()")  # raises if there is no such picture
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_first_page_has_the_map_and_leads_to_each_lesson(page, site, width):
+    page.set_viewport_size({"width": width, "height": 800})
+    image = opened(page, site, "index").locator('.bd-article img[src$="map.svg"]')
+    assert image.get_attribute("alt") == map.alt()
+    assert image.evaluate("image => image.naturalWidth") > 0
+    assert image.bounding_box()["width"] >= 640  # its words can be read
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    links = page.eval_on_selector_all(".bd-article table a", "all => all.map(link => link.href)")
+    assert [Path(urlsplit(link).path).stem for link in links] == LESSONS
+    box = image.locator("xpath=..")
+    box.focus()  # by keyboard, where it scrolls sideways
+    page.keyboard.press("ArrowRight")
+    if width < 640:
+        page.wait_for_function("document.activeElement.scrollLeft > 0")
 
 
 def test_search_finds_from_the_disk(page, site):

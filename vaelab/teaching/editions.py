@@ -11,7 +11,7 @@ import json
 import re
 from pathlib import Path
 
-from . import exercises
+from . import exercises, online
 
 __all__ = ["EditionError", "is_untouched", "release", "to_text"]
 
@@ -36,7 +36,8 @@ def release(lesson: Path):
 
     A stub takes the place of everything from ``### BEGIN SOLUTION`` to ``### END SOLUTION``, and
     markdown cells tagged "solution" are left out. Relative paths go up by one folder more, but a
-    link to a lesson with exercises leads to its edition.
+    link to a lesson with exercises leads to its edition. If the repository's address is known, the
+    first code cell installs the course on Colab, and does nothing elsewhere.
     ``metadata.vaelab`` holds the number of the lesson, the data that it needs, and a hash of the
     cells that names the release.
 
@@ -75,6 +76,9 @@ def release(lesson: Path):
         elif "solution" not in metadata.get("tags", ()):
             source = LINK.sub(lambda link: _from_below(link, lesson.parent), cell.source)
             cells.append(v4.new_markdown_cell(source, id=own, metadata=metadata))
+    root = lesson.resolve().parents[1]
+    if (root / "pyproject.toml").exists() and (url := online.repository(root)):
+        cells.insert(1, online.colab_cell(url))
     about = {"lesson": number, "data": master.metadata.get("vaelab", {}).get("data", [])}
     return notebook_of(cells, about)
 
@@ -116,9 +120,12 @@ def release_in(path: Path) -> str | None:
 def _hash_of(cells) -> str:
     """Hash of the cells' types, sources and marks, without outputs and other metadata.
 
-    A cell tagged "practice" is there to be changed, and does not count.
+    A cell tagged "practice" is there to be changed, and does not count; nor does Colab's, which
+    ``vaelab course`` leaves out.
     """
-    kept = [cell for cell in cells if "practice" not in cell.metadata.get("tags", ())]
+    kept = [
+        cell for cell in cells if not {"practice", online.TAG} & {*cell.metadata.get("tags", ())}
+    ]
     parts = [(c.cell_type, c.source, c.metadata.get("nbgrader")) for c in kept]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["LESSONS", "PATHS", "Lesson", "Path", "draw"]
+__all__ = ["LESSONS", "PATHS", "Lesson", "Path", "alt", "draw"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,19 @@ PATHS = {
 }
 
 
+def alt() -> str:
+    """What the map shows, in words that replace it."""
+    paths = [
+        f"{', '.join(path.minutes)} for {name[0].lower()}{name[1:].replace(',', '')}"
+        for name, path in PATHS.items()
+        if path.minutes
+    ]
+    return (
+        f"Map of the {len(LESSONS)} lessons with their minutes, and an arrow from each lesson to "
+        f"those that need it. Three paths: {'; '.join(paths)}; all lessons for a term."
+    )
+
+
 def draw():
     """The map as a figure: boxes with names and minutes, arrows from what a lesson needs.
 
@@ -137,8 +150,8 @@ def draw():
             time = f"{total // 60} h {total % 60:02d} min"
         else:
             total = sum(one.minutes or 0 for one in LESSONS.values())
-            missing = sum(one.minutes is None for one in LESSONS.values())
-            more = f"; {missing} of the lessons still being written" if missing else ""
+            missing = [number for number, one in LESSONS.items() if one.minutes is None]
+            more = f"; {' and '.join(missing)} to come" if missing else ""
             parts, time = "all lessons", f"{round(total / 60)} hours{more}"
         ax.text(-0.35, y + 0.11, f"{name} ({time})", size=9.5, va="center", weight="bold")
         ax.text(-0.35, y - 0.12, f"{parts}; {path.note}", size=8.5, va="center", color="0.3")

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 from .._internal.machine import write_atomically
-from . import editions, progress
+from . import editions, online, progress
 from .map import PATHS
 
 __all__ = ["Lesson", "arrange_jupyterlab", "bring", "lessons_in", "start_page"]
@@ -130,10 +130,14 @@ def _let_run_all_go_on(lesson) -> None:
 
 
 def _as_saved(notebook) -> bytes:
-    """A notebook with what JupyterLab notes on opening it, so that it does not look changed."""
+    """A notebook with what JupyterLab notes on opening it, so that it does not look changed.
+
+    The cell for Colab is left out.
+    """
     from ipykernel.ipkernel import IPythonKernel
     from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 
+    notebook.cells = [c for c in notebook.cells if online.TAG not in c.metadata.get("tags", ())]
     notebook.metadata["language_info"] = IPythonKernel.language_info
     try:
         name = KernelSpecManager().get_kernel_spec("python3").display_name

@@ -17,13 +17,14 @@ document.addEventListener("DOMContentLoaded", () => {
   }
 });
 
-// What the theme leaves out: a name for the arrow that unfolds pages, and a way to wide tables by
-// keyboard.
+// What the theme leaves out: a name for the arrow that unfolds pages, and a way by keyboard to wide
+// tables and to the map, which scroll.
 document.addEventListener("DOMContentLoaded", () => {
   for (const arrow of document.querySelectorAll("details > summary")) {
     if (arrow.textContent.trim()) continue;
     const link = arrow.closest("li")?.querySelector("a");
     arrow.setAttribute("aria-label", `Show the pages of ${link ? link.textContent.trim() : "this part"}`);
   }
-  for (const table of document.querySelectorAll(".bd-content table")) table.tabIndex = 0;
+  const wide = document.querySelectorAll('.bd-content table, p:has(> img[src$="map.svg"])');
+  for (const element of wide) element.tabIndex = 0;
 });
