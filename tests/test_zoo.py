@@ -272,3 +272,36 @@ def test_below_the_limit_the_kl_pulls_at_nothing(cells):
 def test_a_share_of_free_nats_is_from_0_to_1():
     with pytest.raises(ValueError, match=r"free_nats is 1\.5; it must be from 0 to 1"):
         ScVAE(G, free_nats=1.5)
+
+
+# ------------------------------------------------------------------------------- two boxes at once
+
+
+class Both(VampVAE, zoo.SISUALike):
+    """The prior of one and the second measurement of the other."""
+
+
+def test_two_boxes_that_change_make_one_model(cells):
+    """Its bound, draw by draw, from the densities that each of the two gives."""
+    model = Both(G, n_proteins=3, n_latent=2, n_hidden=8, n_pseudo=4).double().eval()
+    assert {"n_pseudo", "n_proteins", "dropout_rate"} <= {*model.configuration}
+    observed = np.ones((N, G), bool)
+    observed[::2, -3:] = False
+    cells = Cells.from_array(
+        cells.x.numpy(), observed=observed, library=cells.library.numpy()
+    ).to(dtype=torch.float64)  # fmt: skip
+    with torch.no_grad():
+        q = model.encode(cells)
+        torch.manual_seed(0)
+        bound = model.elbo(cells, n_samples=4, analytic_kl=False)
+        torch.manual_seed(0)
+        z = q.mean + q.stddev * torch.randn(4, N, 2, dtype=torch.float64)
+        log_p = model.decode(z, cells).log_prob(cells.x).where(cells.observed, 0.0).sum(-1)
+        mixture = model.prior().component_distribution.base_dist
+        means, stds = mixture.mean.numpy(), mixture.stddev.numpy()
+    each = norm.logpdf(z.numpy()[..., None, :], means, stds).sum(-1)
+    log_pz = logsumexp(each, axis=-1) - np.log(4)
+    expected = log_p.numpy() + log_pz - norm.logpdf(z, q.mean, q.stddev).sum(-1)
+    assert [*bound.terms] == ["reconstruction", "proteins", "log_q_z", "log_p_z"]
+    signed = sum(term.sign * term.value for term in bound.terms.values())
+    np.testing.assert_allclose(signed, expected, atol=1e-8)
