@@ -1374,9 +1374,9 @@ print(pd.DataFrame(rows).T.to_string())
 evidence.table("13")
 
 # %% [markdown]
-# **Next.** You have reached the last of the lessons that are written; the README says which are to
-# come. If you skipped it, [lesson 12](12_elbo_challenge.ipynb) compares the bounds L and U with the
-# code that was released.
+# **Next:** [lesson 14](14_model_zoo.ipynb) builds eight models of the literature from the same parts,
+# and tries their claims. If you skipped it, [lesson 12](12_elbo_challenge.ipynb) compares the bounds L
+# and U with the code that was released.
 #
 # **Read on.** The model: R. Lopez, *ELBO Challenge: Single-Cell ANnotation using Variational
 # Inference* (2018), and C. Xu et al., *Probabilistic harmonization and annotation of single-cell
