@@ -80,6 +80,11 @@ class FairVAE(SCANVI):
         Same as in :class:`vaelab.SCANVI`, or there is a single batch, or a number is out of range.
     """
 
+    graph = SCANVI.graph | {  # for plotting.graphical_model
+        "z1": {"at": (0, 2.4), "p": ("z2", "c"), "q": ("x_g", "γ"), "plates": ("cells",)},
+        "ℓ": {"at": (1, 1.2), "observed": True, "plates": ("cells",)},
+    }
+
     def __init__(
         self, n_genes: int, *, n_labels: int, n_batches: int, mmd_weight: float = 100.0,
         n_features: int = 500, bandwidth: float | None = None, encode_batch: bool = True,
@@ -93,7 +98,7 @@ class FairVAE(SCANVI):
         require("mmd_weight", mmd_weight, Real, lambda w: 0 <= w < math.inf, "a number, 0 or more")
         require_size("n_features", n_features)
         bandwidth = 2 * n_latent if bandwidth is None else bandwidth
-        require("bandwidth", bandwidth, Real, lambda γ: 0 < γ < math.inf, "a number above 0")
+        require("bandwidth", bandwidth, Real, lambda b: 0 < b < math.inf, "a number above 0")
         with seeded(seed + 2):
             W = torch.randn(n_latent, n_features) * math.sqrt(2 / bandwidth)
             self.register_buffer("frequencies", W)
