@@ -96,7 +96,7 @@ class VEGA(VAE):
             self.likelihood.output = Masked(mask.repeat(n_outputs, 1))
         self.set_names, self.positive = tuple(gene_sets), positive
         if positive:
-            self.likelihood.output.weight.data.abs_()
+            self.likelihood.output.weight.data[:n_genes].abs_()
 
     @classmethod
     def from_names(cls, cells: Cells, gene_sets: Mapping[str, Sequence[str]], **options) -> VEGA:
