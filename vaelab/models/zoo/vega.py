@@ -73,7 +73,7 @@ class VEGA(VAE):
     """
 
     graph = {
-        "z_k": {"at": (0, 1.4), "q": ("x_g",), "plates": ("cells", "gene sets")},
+        "z_k": {"at": (0, 1.4), "q": ("x_g",), "plates": ("cells", "sets")},
         "ℓ": {"at": (1.3, 1.4), "observed": True, "plates": ("cells",)},
         "x_g": {"at": (0, 0), "p": ("z_k", "ℓ"), "observed": True, "plates": ("cells", "genes")},
     }
