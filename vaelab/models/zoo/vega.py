@@ -74,7 +74,7 @@ class VEGA(VAE):
     """
 
     graph = {
-        "z_k": {"at": (0, 1.4), "q": ("x_g",), "plates": ("cells", "gene sets")},
+        "z_k": {"at": (0, 1.4), "q": ("x_g",), "plates": ("cells", "sets")},
         "ℓ": {"at": (1.3, 1.4), "observed": True, "plates": ("cells",)},
         "x_g": {"at": (0, 0), "p": ("z_k", "ℓ"), "observed": True, "plates": ("cells", "genes")},
     }
@@ -97,7 +97,7 @@ class VEGA(VAE):
             self.likelihood.output = Masked(mask.repeat(n_outputs, 1))
         self.set_names, self.positive = tuple(gene_sets), positive
         if positive:
-            self.likelihood.output.weight.data.abs_()
+            self.likelihood.output.weight.data[:n_genes].abs_()
 
     @classmethod
     def from_names(cls, cells: Cells, gene_sets: Mapping[str, Sequence[str]], **options) -> VEGA:
