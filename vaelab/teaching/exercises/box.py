@@ -87,7 +87,7 @@ def html_of(verdict: Verdict, answer=None) -> str:
 
 
 def _next(verdict: Verdict) -> str:
-    from . import find, names_in
+    from . import PRACTICE, find, names_in
 
     if verdict.undone:
         return "You may go on reading: only cells that use your answer stop."
@@ -97,6 +97,8 @@ def _next(verdict: Verdict) -> str:
             "folded hint."
         )
     name = verdict.exercise.name
+    if name.startswith(PRACTICE):
+        return "This is how a check answers. Go on with the text below."
     names = names_in(name.partition(".")[0])
     later = names[names.index(name) + 1 :] if name in names else []
     if not later:

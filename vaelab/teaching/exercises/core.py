@@ -347,7 +347,7 @@ class Verdict:
     def heading(self) -> str:
         mark = "✔" if self.passed else "○" if self.undone else "✘"
         points = "1 point" if self.exercise.points == 1 else f"{self.exercise.points} points"
-        worth = f" ({points})" if self.passed else ""
+        worth = f" ({points})" if self.passed and self.exercise.points else ""
         return f"{mark} {self.exercise.name} {self.exercise.title}{worth}"
 
     def __str__(self) -> str:
