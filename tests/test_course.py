@@ -101,6 +101,14 @@ def test_no_link_leads_nowhere(work):
         assert links or path.name != "START.ipynb"
 
 
+def test_the_practice_is_worth_nothing_and_leads_on():
+    practice = exercises.find("00.1")
+    cases = practice.cases(exercises.SEED)
+    verdict = practice.judge(cases, practice.outcomes(lambda counts: (counts == 0).mean(), cases))
+    text = box.as_text(verdict)
+    assert text.startswith("✔ 00.1 The share of zeros\n") and "Go on" in text and "last" not in text
+
+
 def test_run_all_goes_on_from_the_first_answer(work):
     """JupyterLab ends "Run All" at an error in a cell without this tag."""
     for path in (work / "lessons").iterdir():

@@ -98,7 +98,7 @@ def _next(verdict: Verdict) -> str:
         )
     name = verdict.exercise.name
     if name.startswith(PRACTICE):
-        return "So a check answers, in each lesson. Go on below."
+        return "This is how a check answers. Go on with the text below."
     names = names_in(name.partition(".")[0])
     later = names[names.index(name) + 1 :] if name in names else []
     if not later:
