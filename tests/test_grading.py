@@ -140,6 +140,7 @@ def test_a_page_renders_emphasis_and_code_and_says_what_is_next():
     words = ("compare yours", "change your answer", "write your answer there")
     assert all(word in text for word, text in zip(words, said, strict=True))
     assert "<b>Exercise 05.2 · T</b>" in said[1]
+    assert not re.search(r"<p>[^<]*\n", page)  # the page would break the line there
 
 
 def test_the_figure_counts_what_was_wrong(a_class, monkeypatch):

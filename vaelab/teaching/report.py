@@ -41,9 +41,11 @@ td, th {{ border-bottom: 1px solid #ddd; padding: .25rem .6rem; text-align: left
 {body}
 </body></html>
 """
-HOW = """<p>Your answers ran with the rest of the notebook as it was handed out, and met inputs
-that nobody has seen. Where something was not right then, they ran again with every cell that you
-added or changed, in your order, and the better result counts.</p>"""
+HOW = (
+    "<p>Your answers ran with the rest of the notebook as it was handed out, and met inputs that "
+    "nobody has seen. Where something was not right then, they ran again with every cell that you "
+    "added or changed, in your order, and the better result counts.</p>"
+)
 
 
 def write(
