@@ -28,8 +28,8 @@
 # - load a real count matrix, choose genes from it, and say what the choice loses;
 # - fit a variational autoencoder (VAE), and write what its decoder says about a cell;
 # - say which bounds of six likelihoods may be compared;
-# - judge a latent space by silhouettes, clusters and its active dimensions, over several seeds and
-#   beside principal components;
+# - judge a latent space by silhouettes, clusters and its active dimensions, over several seeds, and
+#   compare it with principal components;
 # - find out what a split means that nobody asked for.
 #
 # **You need** the VAE and its bound ([lesson 04](04_vae.ipynb)) and the count likelihoods
@@ -279,8 +279,8 @@ assert torch.allclose(variance.float(), of_package.variance, rtol=1e-3)
 # ## 4 · What it found
 #
 # Ten dimensions do not fit on a page, so we draw maps with UMAP. It keeps neighbours together;
-# distances between far groups and the sizes of groups mean little. The VAE needs a baseline beside
-# it: the first 30 principal components (PCA) of the log-normalised counts. Neither saw a name; the
+# distances between far groups and the sizes of groups mean little. We compare the VAE with a
+# baseline: the first 30 principal components (PCA) of the log-normalised counts. Neither saw a name; the
 # names are written on afterwards. **Predict first:** will you see which map is the network's?
 
 # %% tags=["not-in-grading"]
@@ -728,7 +728,7 @@ plotting.interactive(
 #
 # ## 9 · Who lost the B cells?
 #
-# We lay the Leiden clusters at resolution 1 beside the authors' types.
+# We compare the Leiden clusters at resolution 1 with the authors' types.
 
 # %%
 clusters = metrics.leiden(latents["nb"], seed=0)
@@ -850,8 +850,8 @@ plotting.show(
 #
 # Did one gene among the 2,000 tell the model? Two genes of nuclear RNA, *Neat1* and *Malat1*, were
 # among them. Take both out, with five others that vary with them, and train again: the same split
-# ([E06.islands_without](evidence/06_pancreas.py)). It is spread over many genes. And it is no feat
-# of the network: 30 principal components show it too ([E06.islands_pca](evidence/06_pancreas.py)).
+# ([E06.islands_without](evidence/06_pancreas.py)). It is spread over many genes. And it does not
+# take a network: 30 principal components show it too ([E06.islands_pca](evidence/06_pancreas.py)).
 #
 # So the split is real, and it is probably not what an atlas would call two types of beta cells.
 # One explanation is that these droplets caught cells that had lost their nucleus. The counts can't

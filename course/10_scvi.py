@@ -282,7 +282,7 @@ plotting.show("Probability of each count. Draws with mean ρ and shape θ lie on
 #
 # ## 3 · How large is a cell?
 #
-# $\ell$ scales all genes of a cell alike. What should it be?
+# $\ell$ scales all genes of a cell equally. What should it be?
 #
 # **Observed.** Take the total of the counts that we saw, $\ell = \sum_g x_g$. It is simple, it is
 # what lessons 05 and 06 did, and it is what "scVI-simplified", from the course MCB128 at Harvard,
@@ -375,7 +375,7 @@ plotting.show("Graphical model: solid arrows from z, ℓ and γ to the counts x 
 #
 # Why should this mix the mice? Suppose $z$ says which mouse a cell is from. It pays for that in
 # the KL of $q(z \mid x)$ to $p(z)$, and the decoder, which knows $\gamma$ already, gains nothing.
-# **What the decoder receives, $z$ has a reason to leave out.** A reason is no guarantee: which of
+# **What the decoder receives, $z$ has a reason to leave out.** A reason is not a guarantee: which of
 # two mice it was is worth $\log 2 = 0.7$ nats at most, in a bound of hundreds.
 #
 # The bound has three terms:
@@ -824,10 +824,12 @@ ignorant, informed = fit_simulated(everything, told=False), fit_simulated(everyt
 
 def draw_types(axes, shown, some, title):
     flat, here = sc.pp.pca(shown, n_comps=2, random_state=0), sim.obs.loc[some]
-    for name, colour in zip(np.unique(kind), [BLUE, ORANGE, GREEN, SKY, RED], strict=True):
+    for name, colour, marker in zip(
+        np.unique(kind), [BLUE, ORANGE, GREEN, SKY, RED], "o^sDv", strict=True
+    ):
         for b, fill in zip(batches, [colour, "none"], strict=True):
             at = ((here["cell_type"] == name) & (here["batch"] == b)).to_numpy()
-            axes.scatter(*flat[at].T, s=14, fc=fill, ec=colour, lw=0.8, alpha=0.7,
+            axes.scatter(*flat[at].T, s=14, fc=fill, ec=colour, lw=0.8, marker=marker,
                          label=f"{name}, {b}" if at.any() else None)  # fmt: skip
     axes.set(xticks=[], yticks=[], title=title)
 
@@ -842,7 +844,7 @@ plotting.show("Five simulated types in two batches. Without the batch as input, 
 # %% [markdown]
 # Without the batch as input, the space first shows the batch. With it, the batches lie on top of
 # each other. It is the picture that one hopes for. The mice did not give it: there, a batch need
-# not shift all types alike.
+# not shift all types in the same way.
 #
 # Now the question of §6, with its answer. For each gene: how does $\log\rho$ change, by the
 # decoder, when all cells are switched from batch 1 to batch 2, and what is the true change? We ask

@@ -62,7 +62,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid, NearestNeig
 import vaelab
 from vaelab import plotting
 from vaelab.networks import MLP
-from vaelab.plotting import BLACK, BLUE, GREEN, PINK, RED, SKY
+from vaelab.plotting import BLACK, BLUE, GREEN, RED, SKY
 from vaelab.teaching import evidence
 from vaelab.teaching.recipes import RECIPES, label_scores
 
@@ -261,7 +261,7 @@ judge(species_named, species_truth[is_mouse])
 #
 # **Four factors** guess what cannot be seen: $q(z_1 \mid x)$ the state, $q(\ell \mid x)$ the library
 # size, $q(c \mid z_1)$ the type and $q(z_2 \mid z_1, c)$ the variation within it. (In the assignment
-# of lesson 12 all but the third also read $\gamma$. In our models here the library size is observed,
+# of lesson 12 the first, second and fourth also read $\gamma$. In our models here the library size is observed,
 # so the second is not needed.) A cell with a label is trained on the bound **L** of
 # $\log p(x, c)$. A cell without is trained on the bound **U** of $\log p(x)$, in which $q(c \mid
 # z_1)$ sums out the type. A **third term** belongs to neither bound: the classifier's cross-entropy
@@ -632,7 +632,7 @@ def reliability(ax, confidence, right, **style):
 
 # %%
 fig, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4.4), layout="constrained")
-looks = {"color": (RED, PINK, "0.5"), "marker": ("o", "^", "s")}
+looks = {"color": (RED, BLUE, "0.5"), "marker": ("o", "^", "s")}
 for (name, p), colour, marker in zip(claims.items(), *looks.values(), strict=True):
     reliability(left, p.max(1), is_right[name], color=colour, marker=marker)
     left.plot([], [], color=colour, marker=marker, label=name)  # for the legend
@@ -770,10 +770,10 @@ plotting.interactive(
 #
 # What if the new experiment holds a type that the old one does not have? The classifier must give
 # its probabilities to *something*. A common recipe is to look at the **entropy** of $q(c \mid x)$,
-# $-\sum_c q_c \log q_c$. It is 0 for a cell that is sure of its name, and $\log C$ for one that
-# knows nothing. New types should be unsure, and stand out.
+# $-\sum_c q_c \log q_c$. It is 0 for a cell that is sure of its name, and $\log C$ for one whose
+# types are all equally probable. New types should be unsure, and stand out.
 #
-# Whether they do can be put into one number. Take a random cell of the new type and a random other
+# One number says if they do. Take a random cell of the new type and a random other
 # one. In what share of such pairs does the new one have the higher entropy? This is the **area
 # under the ROC curve** (AUROC): 1 for a perfect warning, ½ for a coin.
 #
@@ -882,7 +882,7 @@ assert np.isclose(auroc_of_entropy(p[asked], is_monocyte[asked]), theirs, atol=0
 # entropy is *lower* than that of the types it knows. This is not a bug. $q(c \mid z_1)$ was asked
 # "which of these nine?", and never "is it one of these?". A softmax divides a space into regions.
 # Far from all boundaries it is sure, even where no named cell has ever been. High entropy says
-# *between two known types*, where most T cells are by nature. That is no sign of novelty.
+# *between two known types*, where most T cells are by nature. That is not a sign of novelty.
 #
 # **The cure is another question**: is there a named cell nearby? The distance to the nearest named
 # cells finds the monocytes. It does so in $z_1$, and just as well in ten principal components: the
@@ -1329,7 +1329,7 @@ print(pd.DataFrame(rows).T.to_string())
 #   weight does no better; a smaller weight per label is worth a trial (section 10).
 # - **A batch effect between the named and the other cells** (the species): SCANVI, trained several
 #   times. One training of five failed in each direction: hence the large standard deviations in the
-#   table, and a mean that is no better than the regression's.
+#   table, and a mean that is not better than the regression's.
 # - **Probabilities**: tuned regression; or SCANVI with small weights, or averaged over $z_1$.
 # - **Anything about counts**, such as new cells or expression without the batch: a model of counts.
 #
@@ -1351,8 +1351,8 @@ print(pd.DataFrame(rows).T.to_string())
 #    score changes most, and why?
 #    <details><summary>Hint</summary>Five types have four examples or fewer. How many votes can they
 #    get among 15 neighbours?</details>
-# 3. *(15 minutes)* Exchange the mice: name mouse 1 by mouse 2, with the default settings. Where does
-#    SCANVI stand beside logistic regression?
+# 3. *(15 minutes)* Exchange the mice: name mouse 1 by mouse 2, with the default settings. How does
+#    SCANVI compare with logistic regression?
 #
 # ## What to take along
 #
