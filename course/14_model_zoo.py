@@ -190,7 +190,12 @@ for ax, model, name in zip(
         density = model.prior().log_prob(torch.tensor(grid, dtype=torch.float32))
     density = density.sum(-1) if density.ndim == 3 else density
     ax.contour(
-        *grid.transpose(2, 0, 1), density, levels=np.arange(-12, 1, 2), colors=BLACK, linewidths=0.7
+        *grid.transpose(2, 0, 1),
+        density,
+        levels=np.arange(-12, 1, 2),
+        colors=BLACK,
+        linewidths=0.7,
+        linestyles="solid",
     )
     ax.set(title=name, xlabel="z, dimension 1", ylabel="z, dimension 2")
 plotting.show(

@@ -48,6 +48,8 @@ class ScVAE(GMVAE):
         Options of :class:`vaelab.GMVAE`.
     """
 
+    graph = GMVAE.graph | {"y": GMVAE.graph["y"] | {"at": (-1, 1.9)}}  # no arrow through z
+
     def __init__(self, n_genes: int, *, free_nats: float = 0.8, **options):
         require("free_nats", free_nats, Real, lambda share: 0 <= share <= 1, "from 0 to 1")
         super().__init__(n_genes, **options)
