@@ -97,6 +97,11 @@ def test_all_else_is_scanvi():
     assert none.elbo(cells, n_samples=3).loss().item() == bounds[1].loss().item()
 
 
+def test_encoder_and_decoder_receive_the_batch_as_in_the_paper():
+    model = zoo.FairVAE(G, n_batches=2, **SIZES)
+    assert (model.encoder.n_conditions, model.decoder.n_conditions) == (2, 2)
+
+
 def test_log_marginal_is_that_of_scanvi():
     cells = some_cells()
     models = (tiny(), tiny(vaelab.SCANVI))
