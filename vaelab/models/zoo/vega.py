@@ -69,8 +69,8 @@ class VEGA(VAE):
     Raises
     ------
     ValueError
-        There is no set, a set is empty or holds the number of a gene that does not exist, or an
-        option is out of range.
+        No gene set is given, a set is empty or has the number of an unknown gene, or an option is
+        out of range.
     """
 
     graph = {
