@@ -192,6 +192,17 @@ def test_a_fault_of_the_grader_is_told_and_not_kept(tmp_path, monkeypatch):
     assert not list((tmp_path / "out" / "results").iterdir())
 
 
+@pytest.mark.parametrize("reason, kept", [("hung", 0), ("seconds", 0), ("died", 1)])
+def test_what_a_slow_machine_may_have_done_is_not_kept(tmp_path, monkeypatch, reason, kept):
+    """Where ten programs share two cores, an answer can seem to hang."""
+    mini.install(monkeypatch)
+    endings = iter([Ending(reason, cell=3)])  # then the rest runs without that answer
+    monkeypatch.setattr(Sandbox, "run", lambda self, *_: next(endings, Ending("done")))
+    row = mini.grade(tmp_path, {"ada": mini.notebook()}).rows["ada"]
+    assert row["total"] == 0 and row["note"]
+    assert len(list((tmp_path / "out" / "results").iterdir())) == kept
+
+
 # ----------------------------------------------------------------------------- hidden inputs
 
 
