@@ -300,6 +300,9 @@ class Grader:
             )
         if absent := [n for n in names if n not in submission.answers and not marks[n]["points"]]:
             notes.append(f"No answer cell: {', '.join(absent)}.")
+            for name in absent:  # not "in place of the line that raises": there is no line
+                if marks[name]["unanswered"]:
+                    marks[name]["message"] = "Your notebook has no cell for this answer."
         if helped:
             notes.append(f"Right with the learner's other cells: {', '.join(helped)}.")
         for run in runs:
