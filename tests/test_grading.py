@@ -71,6 +71,7 @@ def test_each_is_told_what_was_wrong(a_class):
     assert "p and 1 − p exchanged" in ben["05.1"]
     assert a_class.rows["ben <i>"]["marks"]["05.1"]["misconception"] == "p for 1 − p"
     assert "its cell stopped with SyntaxError" in ben["05.91"]
+    assert messages(a_class.rows["dan"])["05.91"] == "Your notebook has no cell for this answer."
     assert "still to be done" in cleo["05.1"]
     assert cleo["05.91"].startswith("It passes the check, but raises an error")
     assert "release 0000, not 0123" in a_class.rows["dan"]["note"]
@@ -117,6 +118,7 @@ def test_the_report_leads_to_the_pages_and_says_its_picture(a_class):
     links = [unquote(html.unescape(link)) for link in re.findall(r'href="(feedback/[^"]*)"', page)]
     assert len(links) == 4
     assert all((a_class.folder / "out" / link).is_file() for link in links)
+    assert "the median has 2.5 of 8 points" in page
     alt = html.unescape(re.search(r'alt="([^"]*)"', page)[1])
     assert "05.1: 2 right, 1 wrong, 1 without an answer" in alt
     assert "p for 1 − p (1)" in alt
@@ -190,6 +192,17 @@ def test_a_fault_of_the_grader_is_told_and_not_kept(tmp_path, monkeypatch):
         row = mini.grade(tmp_path, {"ada": mini.notebook()}).rows["ada"]
     assert "Not graded: OSError: no space" in row["note"]
     assert not list((tmp_path / "out" / "results").iterdir())
+
+
+@pytest.mark.parametrize("reason, kept", [("hung", 0), ("seconds", 0), ("died", 1)])
+def test_what_a_slow_machine_may_have_done_is_not_kept(tmp_path, monkeypatch, reason, kept):
+    """Where ten programs share two cores, an answer can seem to hang."""
+    mini.install(monkeypatch)
+    endings = iter([Ending(reason, cell=3)])  # then the rest runs without that answer
+    monkeypatch.setattr(Sandbox, "run", lambda self, *_: next(endings, Ending("done")))
+    row = mini.grade(tmp_path, {"ada": mini.notebook()}).rows["ada"]
+    assert row["total"] == 0 and row["note"]
+    assert len(list((tmp_path / "out" / "results").iterdir())) == kept
 
 
 # ----------------------------------------------------------------------------- hidden inputs

@@ -56,7 +56,7 @@ DEPENDS_ON = ("torch", "numpy", "scipy", "scikit-learn", "mpmath")  # of verdict
 ENDED = {
     "died": "Python itself ended while this answer ran. Does it call os._exit, or take more memory "
     "than the machine has?",
-    "hung": "This answer did not end and could not be interrupted.",
+    "hung": "This answer did not end within {cell_seconds:g} s and could not be interrupted.",
     "memory": "This answer took more than {memory:g} GB of memory.",
     "processes": "This answer started too many processes.",
     "output": "This answer printed more than {output:g} million characters.",
@@ -66,7 +66,7 @@ ENDED = {
     "large": "This answer gave far more values than any exercise asks for.",
 }
 UNCHECKED = PycInvalidationMode.UNCHECKED_HASH  # whenever the sources are copied
-NOT_FOR_EVER = {"seconds", "failed"}  # the machine may have been slow, or ill
+NOT_FOR_EVER = {"seconds", "failed", "hung"}  # the machine may have been slow, or ill
 ADDS_UP = {"memory", "processes", "output", "disk"}  # earlier answers may have used most of it
 
 
@@ -300,6 +300,9 @@ class Grader:
             )
         if absent := [n for n in names if n not in submission.answers and not marks[n]["points"]]:
             notes.append(f"No answer cell: {', '.join(absent)}.")
+            for name in absent:  # not "in place of the line that raises": there is no line
+                if marks[name]["unanswered"]:
+                    marks[name]["message"] = "Your notebook has no cell for this answer."
         if helped:
             notes.append(f"Right with the learner's other cells: {', '.join(helped)}.")
         for run in runs:
@@ -321,6 +324,7 @@ class Grader:
             memory=limits.memory / 1e9,
             output=limits.output / 1e6,
             disk=limits.disk / 1e6,
+            cell_seconds=limits.cell_seconds,
             seconds=limits.seconds,
         )
 

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from html import escape
 from pathlib import Path
+from statistics import median
 from urllib.parse import quote
 
 from .._internal.machine import write_atomically
@@ -98,8 +99,8 @@ def _harmless(text: str) -> str:
     return f"'{text}" if text.lstrip()[:1] in tuple("=+-@\uff1d\uff0b\uff0d\uff20") else text
 
 
-def _points(n: int, most: int) -> str:
-    return f"{n} of {most} point{'' if most == 1 else 's'}"
+def _points(n: float, most: int) -> str:
+    return f"{n:g} of {most} point{'' if most == 1 else 's'}"
 
 
 def _feedback(heading: str, row: dict) -> str:
@@ -142,7 +143,7 @@ def _state(mark: dict) -> tuple[str, str]:
 def _report(heading: str, names, rows: list[dict], contained: bool, places: dict, left) -> str:
     n = len(rows)
     best = rows[0]["max"] if rows else 0
-    middle = sorted(row["total"] for row in rows)[n // 2] if rows else 0
+    middle = median(row["total"] for row in rows) if rows else 0
     body = [
         f"<p>{n} notebook{'' if n == 1 else 's'}; the median has {_points(middle, best)}. "
         f'{"They ran contained." if contained else NOT_CONTAINED} <a href="grades.csv">The table '
