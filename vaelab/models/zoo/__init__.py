@@ -5,7 +5,7 @@ model            the box that changes                                           
 ===============  ==============================================================  =================
 ``VampVAE``      prior: a mixture of posteriors of learned pseudo-cells          Tomczak, Welling
 ``ScVAE``        loss: nats of KL(q(y|x)‖p(y)) that cost nothing                 Grønbech et al.
-``M2``           prior and observed: a label y beside z, known for some cells    Kingma et al.
+``M2``           prior and observed: a label y next to z, known for some cells   Kingma et al.
 ``FairVAE``      constraint: one distribution of z1 in all batches (MMD)         Louizos et al.
 ``VEGA``         decoder: linear, each dimension moves one gene set              Seninge et al.
 ``VASC``         likelihood: a drop whose probability depends on the level       Wang & Gu

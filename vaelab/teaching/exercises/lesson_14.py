@@ -176,7 +176,7 @@ TWO_BOUNDS = Exercise(
         Misconception(
             "α in the bound",
             two_bounds(counted=True),
-            "The loss is right. But the cross-entropy is no part of log p(x, y): with it, your "
+            "The loss is right. But the cross-entropy is not a part of log p(x, y): with it, your "
             "first result is not a bound on anything. Where does α belong?",
         ),
         Misconception(
