@@ -486,9 +486,12 @@ def test_a_difference_is_judged_by_the_spread_over_seeds():
         return {}
 
     stored = {"seeds": [0, 1, 2, 3, 4], "numbers": {"a": [10.0, 11, 12, 13, 14], "b": [5.0] * 5}}
-    assert differences(one_claim(f), stored, 1, {"a": 12.5, "b": 5.004}) == []
-    (found,) = differences(one_claim(f), stored, 1, {"a": 12.7, "b": 5.0})
+    assert differences(one_claim(f), stored, 1, {"a": 12.5, "b": 5.004}, spread=1) == []
+    (found,) = differences(one_claim(f), stored, 1, {"a": 12.7, "b": 5.0}, spread=1)
     assert "seed 1: a is 12.7, stored is 11; the tolerance is 1.58" in found
+    assert differences(one_claim(f), stored, 1, {"a": 18.9, "b": 5.0}) == []
+    (found,) = differences(one_claim(f), stored, 1, {"a": 19.0, "b": 5.0})
+    assert "a is 19, stored is 11; the tolerance is 7.91" in found
     (found,) = differences(one_claim(f), stored, 1, {"a": 11.0, "b": 5.006})
     assert "b is 5.006" in found
     assert differences(one_claim(f, tolerance=0.1), stored, 1, {"a": 11.2, "b": 5.0})

@@ -71,7 +71,6 @@ def with_prior(name: str, seed: int) -> dict[str, float]:
         more("log p(x), VampPrior", "log p(x), clusters"),
         near("ARI, VampPrior less N(0, I)", 0, 0.15),
     ),
-    tolerance=0.2,
 )
 def vamp(seed: int) -> dict[str, float]:
     found = {}
@@ -92,7 +91,6 @@ def vamp(seed: int) -> dict[str, float]:
         more("used, none free", "used, 80 % free"),
         more("imbalance, 80 % free", "imbalance, none free"),
     ),
-    tolerance=0.5,
 )
 def free_nats(seed: int) -> dict[str, float]:
     cells, tube, _ = blood(step=6)
@@ -356,7 +354,6 @@ def vasc_fitted(zero_layer, seed):
         more("no layer", "drawn"),
         more("no layer", "summed"),
     ),
-    tolerance=0.1,
 )
 def vasc(seed: int) -> dict[str, float]:
     adata, x, types = scaled_pancreas()
@@ -476,7 +473,6 @@ def proteins_predicted(seed: int) -> dict[str, float]:
     "The same cells and the same model: whether the other half of the cells had proteins in "
     "training moves the ARI of k-means, on the embedding of cells with RNA only, by less than 0.1.",
     holds=near("with less without", 0, 0.1),
-    tolerance=0.1,
 )
 def proteins_shape_the_latent(seed: int) -> dict[str, float]:
     cells, hidden = half(seed)

@@ -180,7 +180,7 @@ def prove(
         first = claim.seeds[0]
         rows[first] = measure(claim, first, folder)
         step()
-        if not differences(claim, stored, first, rows[first][0]):
+        if not differences(claim, stored, first, rows[first][0], spread=1.0):
             how = "renewed"
     if how == "run":
         for seed in claim.seeds:
@@ -221,13 +221,13 @@ def _version(name: str) -> str:
 
 
 def differences(
-    claim: Claim, stored: Mapping, seed: int, numbers: Mapping[str, float]
+    claim: Claim, stored: Mapping, seed: int, numbers: Mapping[str, float], *, spread: float = 5.0
 ) -> list[str]:
     """Where the numbers of a seed differ from the stored ones by more than the tolerance.
 
     On another processor rounding differs, and a long training can then end as if it had another
-    seed. So the default tolerance is five standard deviations over the seeds (two seeds differ by
-    1.4 on average, and five seeds give a rough estimate), or a thousandth of the largest value if
+    seed. So the default tolerance is ``spread`` standard deviations over the seeds (two seeds differ
+    by 1.4 of them, and five seeds give a rough estimate), or a thousandth of the largest value if
     that is more.
     """
     if numbers.keys() != stored["numbers"].keys():
@@ -238,7 +238,7 @@ def differences(
         if isinstance(given, Mapping):
             given = given.get(name)
         if given is None:
-            given = max(5 * float(np.std(values, ddof=1)), 1e-3 * float(np.abs(values).max()))
+            given = max(spread * float(np.std(values, ddof=1)), 1e-3 * float(np.abs(values).max()))
         if abs(numbers[name] - values[row]) > given:
             found.append(
                 f"{claim.id}, seed {seed}: {name} is {numbers[name]:g}, stored is {values[row]:g}; "
