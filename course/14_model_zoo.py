@@ -393,7 +393,7 @@ plotting.show("The fair VAE as a graph: that of SCANVI, with a dashed arrow from
               "observed library size.")  # fmt: skip
 
 # %% [markdown]
-# $$\text{SCANVI's bound} \; - \; \lambda \underbrace{\Big\| \mathbb E_{x \mid s=0}\, \mathbb E_{q(z_1 \mid x, s)}[\psi(z_1)] - \mathbb E_{x \mid s=1}\, \mathbb E_{q(z_1 \mid x, s)}[\psi(z_1)] \Big\|^2}_{\texttt{mmd}}$$
+# $$\text{SCANVI's bound} \; - \; \lambda \underbrace{\left\| \mathbb E_{x \mid s=0}\, \mathbb E_{q(z_1 \mid x, s)}[\psi(z_1)] - \mathbb E_{x \mid s=1}\, \mathbb E_{q(z_1 \mid x, s)}[\psi(z_1)] \right\|^2}_{\texttt{mmd}}$$
 #
 # The second term is the **maximum mean discrepancy** (MMD; section 2.3 of the paper). The features
 # $\psi(z)$ are 500 cosines of random directions of $z$; with infinitely many, two distributions have

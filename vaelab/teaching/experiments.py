@@ -226,8 +226,8 @@ def differences(
     """Where the numbers of a seed differ from the stored ones by more than the tolerance.
 
     On another processor rounding differs, and a long training can then end as if it had another
-    seed. So the default tolerance is ``spread`` standard deviations over the seeds (two seeds differ
-    by 1.4 of them, and five seeds give a rough estimate), or a thousandth of the largest value if
+    seed. So the default tolerance is ``spread`` standard deviations over the seeds (two seeds
+    differ by 1.4 of them, and five give a rough estimate), or a thousandth of the largest value if
     that is more.
     """
     if numbers.keys() != stored["numbers"].keys():
