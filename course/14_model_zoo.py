@@ -452,7 +452,7 @@ plotting.show(
 # $M_{gk} = 1$ if gene $g$ is in gene set $k$. Weights below zero are set to zero, so that a high $z_k$
 # always means "this set is high". A few **free** dimensions reach all genes and explain the rest.
 #
-# $$a = (W \circ M)\, z + b, \qquad \log p(x) \ge \underbrace{\mathbb E_q[\log p(x \mid a)]}_{\text{reconstruction}} - \underbrace{\mathrm{KL}(q(z \mid x)\,\|\,p(z))}_{\text{kl\_z}}$$
+# $$a = (W \circ M)\, z + b, \qquad \log p(x) \ge \underbrace{\mathbb E_q[\log p(x \mid a)]}_{\text{reconstruction}} - \underbrace{\mathrm{KL}(q(z \mid x)\,\|\,p(z))}_{\text{kl}_\text{z}}$$
 #
 # The graph and the bound are those of the VAE. Only the arrow from $z_k$ to $x_g$ is missing where
 # $M_{gk} = 0$.
@@ -573,7 +573,7 @@ vaelab.check("14.3", log_shares)
 #
 # $$\log p(x \mid z) = \sum_{g:\,x_g = 0} -\hat y_g^2 + \sum_{g:\,x_g > 0} \Big[\log\big(1 - e^{-\hat y_g^2}\big) + \log \mathrm{CB}(x_g;\, \operatorname{logit} \hat y_g)\Big]$$
 #
-# $$\log p(x) \ge \underbrace{\mathbb E_q[\log p(x \mid z)]}_{\text{reconstruction}} - \underbrace{\mathrm{KL}(q(z \mid x)\,\|\,p(z))}_{\text{kl\_z}}$$
+# $$\log p(x) \ge \underbrace{\mathbb E_q[\log p(x \mid z)]}_{\text{reconstruction}} - \underbrace{\mathrm{KL}(q(z \mid x)\,\|\,p(z))}_{\text{kl}_\text{z}}$$
 #
 # **Predict first.** $\hat y$ is at most 1. In what share of the cells, at most, can this model expect to
 # see a gene?
