@@ -224,7 +224,7 @@ def test_sets_come_from_names_and_are_saved(tmp_path):
     np.testing.assert_array_equal(loaded.log_marginal(cells), model.log_marginal(cells))
     assert loaded.activity(cells).equals(model.activity(cells))
     assert model.generate(5).shape == model.reconstruct(cells[:5]).shape == (5, G)
-    with pytest.raises(ValueError, match="'a' needs one gene or more"):
+    with pytest.raises(ValueError, match="None of the genes of 'a' is a gene"):
         zoo.VEGA.from_names(cells, {"a": ["nobody"]})
 
 
@@ -248,6 +248,7 @@ def test_hidden_entries_do_not_matter():
     ("options", "told"),
     [
         ({"gene_sets": {}}, "needs a gene set or more"),
+        ({"gene_sets": [[0, 1]]}, "needs a gene set or more"),
         ({"gene_sets": {"a": []}}, "'a' needs one gene or more, as numbers from 0 to 5; got"),
         ({"gene_sets": {"a": [6]}}, r"numbers from 0 to 5; got \[6\]"),
         ({"gene_sets": {"a": [-1]}}, "numbers from 0 to 5"),

@@ -104,6 +104,8 @@ class VEGA(VAE):
         """A model for these cells, from the names of genes; those that cells lack are left out."""
         number = {name: i for i, name in enumerate(cells.gene_names)}
         known = {k: [number[g] for g in genes if g in number] for k, genes in gene_sets.items()}
+        if lost := [name for name, found in known.items() if not found]:
+            raise ValueError(f"None of the genes of {lost[0]!r} is a gene of these cells.")
         return cls(cells.n_genes, gene_sets=known, **options)
 
     @torch.no_grad()
@@ -157,10 +159,12 @@ class VEGA(VAE):
 def mask_of(gene_sets: Mapping[str, Sequence[int]], n_genes: int, n_free: int) -> torch.Tensor:
     """M, of shape (n_genes, n_sets + n_free)."""
     require_size("n_genes", n_genes)
-    if not gene_sets or not isinstance(n_free, int) or n_free < 0:
+    if not (
+        isinstance(gene_sets, Mapping) and gene_sets and isinstance(n_free, int) and n_free >= 0
+    ):
         raise ValueError(
-            f"VEGA needs a gene set or more, and n_free from 0; got {len(gene_sets)} sets and "
-            f"n_free={n_free!r}."
+            "VEGA needs a gene set or more, by name with its numbers of genes, and n_free from 0; "
+            f"got gene_sets={str(gene_sets)[:60]} and n_free={n_free!r}."
         )
     mask = torch.ones(n_genes, len(gene_sets) + n_free)
     for k, (name, genes) in enumerate(gene_sets.items()):
