@@ -102,6 +102,11 @@ def pins_for(platform: str) -> dict[str, list[str]]:
             continue
         seen.add((name, extra))
         if name != "vaelab":
+            if name not in locked:
+                sys.exit(
+                    f"constraints.txt does not name {name}, which is needed here: make the stick "
+                    "with the environment of `make course`."
+                )
             needed[name] = locked[name]
         try:
             requires = metadata.requires(name) or []

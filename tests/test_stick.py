@@ -1,5 +1,6 @@
 """The folder for a room without a network: what it holds, and how it is installed from."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,15 @@ from packaging.utils import canonicalize_name
 from . import stick
 
 ROOT = Path(__file__).parents[1]
+LOCK = ROOT / "constraints.txt"
+RECORD = Path(sys.prefix) / ".pins"  # what `make` pinned this environment to
+locked = pytest.mark.skipif(
+    RECORD.exists() and RECORD.read_bytes() != LOCK.read_bytes(),
+    reason="a stick is made with the locked versions, and this environment has others",
+)
 
 
+@locked
 def test_each_platform_gets_its_own_packages():
     linux, macos, windows = (stick.pins_for(name) for name in ("linux", "macos", "windows"))
     assert {"torch", "jupyterlab", "scanpy", "latex2mathml", "pexpect"} <= {*linux}
@@ -23,6 +31,7 @@ def test_each_platform_gets_its_own_packages():
     assert not [name for name in linux if name.startswith("nvidia")]
 
 
+@locked
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the environment is of Linux")
 def test_what_it_takes_along_is_what_is_installed():
     """Closed under what packages ask for: nothing that is installed and needed is left out."""
@@ -35,6 +44,7 @@ def test_what_it_takes_along_is_what_is_installed():
                 assert canonicalize_name(requirement.name) in pins, f"{name} needs {requirement}"
 
 
+@locked
 @pytest.mark.parametrize("last", (0, 2, 99))
 def test_a_laptop_may_have_another_release_of_this_python(last):
     """Debian 12 has 3.11.2. A marker of the lock can tell it from 3.11.7, which made the stick."""
@@ -44,12 +54,24 @@ def test_a_laptop_may_have_another_release_of_this_python(last):
         "platform_system": "Linux",
     }
     pins, wanted = stick.pins_for("linux"), {}
-    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+    for line in LOCK.read_text(encoding="utf-8").splitlines():
         pin = None if line.startswith("#") else Requirement(line)
         if pin and (pin.marker is None or pin.marker.evaluate(there)):
             wanted[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
     lacking = {name for name in pins if wanted[name] not in pins[name]}
     assert not lacking
+
+
+def test_a_package_that_the_lock_does_not_name_is_refused(monkeypatch):
+    """As in an environment with older packages, which need others."""
+    asked = stick.metadata.requires
+
+    def requires(name):
+        return [*(asked(name) or []), "needed-only-in-the-past"]
+
+    monkeypatch.setattr(stick.metadata, "requires", requires)
+    with pytest.raises(SystemExit, match="does not name needed-only-in-the-past"):
+        stick.pins_for("linux")
 
 
 def test_a_wheel_asks_for_no_newer_system_than_pytorch_does():
@@ -103,7 +125,9 @@ def a_stick(tmp_path):
 
 def made(folder: Path, *words: str) -> subprocess.CompletedProcess:
     command = ["make", "-C", str(folder), f"PYTHON={sys.executable}", *words]
-    return subprocess.run(command, capture_output=True, text=True)
+    # Nothing of the `make` that runs these tests, such as its VENV=...
+    environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
 def test_with_wheels_make_asks_no_network(a_stick):

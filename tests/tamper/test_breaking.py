@@ -28,7 +28,7 @@ def in_answer(body: str) -> str:
 # By name: the answer, and what the learner is told (a part of it).
 BREAKS = {
     "infinite loop": (in_answer("while True: pass"), "still running after 10 s"),
-    "infinite loop in the cell": ("while True: pass", ""),
+    "infinite loop in the cell": ("while True: pass", "its cell was still running after 10 s."),
     "infinite loop that can't be interrupted": (
         "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\nwhile True: pass",
         "could not be interrupted",

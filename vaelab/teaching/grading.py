@@ -345,7 +345,7 @@ class Grader:
             seen = _judged(exercise, cases[name]["seen"], given["seen"])
             message = _explained(verdict, seen, given, run.errors.get(name))
         undone = [outcome.kind for outcome in given["seen"][:1]] == ["undone"]
-        undone |= str(run.errors.get(name)).startswith("NotImplementedError: Exercise")
+        undone |= str(run.errors.get(name)).startswith("stopped with NotImplementedError: Exercise")
         return {
             "title": exercise.title,
             "points": verdict.points,
@@ -396,9 +396,9 @@ class Grader:
             for cell, error in ending.errors.items():
                 owner = owners[cell] if cell < len(owners) else None
                 if owner and owner not in run.errors and not alone:
-                    if error.startswith("KeyboardInterrupt"):
-                        error = f"the end of the {self.sandbox.limits.cell_seconds:g} s it has."
-                    run.errors[owner] = error
+                    late = error.startswith("KeyboardInterrupt")
+                    after = f"was still running after {self.sandbox.limits.cell_seconds:g} s."
+                    run.errors[owner] = after if late else f"stopped with {error}"
             if alone:
                 innocent = ending.reason == "done" and run.ended.pop(alone)
                 without.add(before[-2] if innocent else alone)
@@ -504,7 +504,7 @@ def _explained(hidden: Verdict, seen: Verdict, given: dict, error: str | None) -
     if hidden.passed or hidden.misconception:
         return hidden.message
     if not given["seen"] and error:
-        return f"There is no answer: its cell stopped with {error}"
+        return f"There is no answer: its cell {error}"
     if not seen.passed:
         return seen.message
     kinds = {outcome.kind for outcome in given["hidden"]}
