@@ -214,6 +214,26 @@ def test_the_gradient_of_straight_through_reaches_the_posterior_over_y(cells):
     assert model.to_y.weight.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("normalization", ["batch", "layer", None])
+@pytest.mark.parametrize("estimator", ["sum", "straight-through"])
+def test_in_training_the_networks_see_y(cells, estimator, normalization, monkeypatch):
+    """Batch normalisation over the cells of one y alone would subtract what y adds to all."""
+    options = {"n_hidden": 16, "normalization": normalization, "dropout_rate": 0.0}
+    model = vaelab.GMVAE(G, n_clusters=3, n_latent=1, **options).double().train()
+    shift, encode_z = torch.zeros(3, 1, dtype=torch.float64, requires_grad=True), model.encode_z
+
+    def shifted(h, y):
+        q = encode_z(h, y)
+        return torch.distributions.Normal(q.mean + y @ shift, q.stddev)
+
+    monkeypatch.setattr(model, "encode_z", shifted)
+    bound = model.elbo(cells, n_samples=64, estimator=estimator)
+    bound["reconstruction"].sum().backward()
+    of_y = model.to_z[0].weight.grad[:, -3:]
+    assert of_y.abs().max() > 1e-4, "q(z | x, y) does not see y"
+    assert shift.grad.abs().max() > 1e-4, "p(x | z) does not see which cluster z is from"
+
+
 @pytest.mark.parametrize(
     ("first", "last", "steps"), [(1.0, 0.25, 4), (0.5, 0.5, 10), (1.0, 0.1, 0)]
 )

@@ -204,30 +204,39 @@ class GMVAE(Model):
         _require_estimator(estimator)
         h = self._hidden(cells)  # (n_cells, n_hidden)
         log_q_y, log_p_y = self.encode_y(h), self.log_weights.log_softmax(-1)
-        if estimator == "sum" and analytic_kl:
-            each_y = torch.eye(self.n_clusters).to(h).unsqueeze(1).expand(-1, len(h), -1)
-            # y (n_cells, K), and its share q(y | x), (n_cells,)
-            weighted = zip(each_y, log_q_y.exp().unbind(-1), strict=True)
+
+        def log_px_of(h_x: Tensor) -> Tensor:
+            return self.log_likelihood(self.likelihood(h_x, cells.library), cells)
+
+        summed = estimator == "sum" and analytic_kl
+        if summed:
+            y = torch.eye(self.n_clusters).to(h).unsqueeze(1).expand(-1, len(h), -1)
         else:
             hard = estimator != "gumbel" or not analytic_kl
-            drawn = gumbel_softmax(log_q_y, self.temperature, hard, n_samples)  # (S, n_cells, K)
-            weighted = [(drawn, 1.0)]
-        reconstruction, kl_z = 0.0, 0.0
-        for y, share in weighted:  # one y at a time: all K together are slower and need more memory
-            q, p = self.encode_z(h, y), self.prior_given(y)
-            z = gaussian(q.mean, q.stddev, n_samples if y.ndim == 2 else None)
-            log_px = self.log_likelihood(self.decode(z, cells), cells)  # (S, n_cells)
-            reconstruction = reconstruction + share * log_px
-            kl = kl_divergence(q, p) if analytic_kl else q.log_prob(z) - p.log_prob(z)
-            kl_z = kl_z + share * kl.sum(-1)  # (n_cells,), or (S, n_cells) where y was drawn
+            y = gumbel_softmax(log_q_y, self.temperature, hard, n_samples)
+        # All y (K, n_cells, K), or all draws (S, n_cells, K), together: batch normalisation over
+        # the cells of one y alone would subtract what the networks were told about this y.
+        q, p = self.encode_z(h, y), self.prior_given(y)
+        z = gaussian(q.mean, q.stddev, n_samples if summed else None)  # (…, n_cells, n_latent)
+        h_x = self.decoder(z)  # ([S,] K, n_cells, n_hidden), or (S, n_cells, n_hidden)
+        kl_z = kl_divergence(q, p) if analytic_kl else q.log_prob(z) - p.log_prob(z)
+        kl_z = kl_z.sum(-1)  # (K, n_cells), or (S, n_cells)
+        if summed:
+            r = log_q_y.exp().T  # q(y | x), (K, n_cells)
+            # One y at a time from here on, because G numbers for each y and cell need memory.
+            each_y = zip(r, h_x.unbind(-3), strict=True)
+            log_px = sum(r_k * log_px_of(h_k) for r_k, h_k in each_y)  # (S, n_cells)
+            kl_z = (r * kl_z).sum(0)  # (n_cells,)
+        else:
+            log_px = log_px_of(h_x)  # (S, n_cells)
         if analytic_kl:
             kl_y = (log_q_y.exp() * (log_q_y - log_p_y)).sum(-1)  # (n_cells,)
         else:
-            kl_y = (drawn * (log_q_y - log_p_y)).sum(-1)  # (S, n_cells)
+            kl_y = (y * (log_q_y - log_p_y)).sum(-1)  # (S, n_cells)
         source = "Grønbech et al. 2020, eq. 7"
         kl = "KL(q(z|x,y)‖p(z|y))"
         return Bound(
-            Term("reconstruction", "E_q[log p(x|z)]", +1, reconstruction, source),
+            Term("reconstruction", "E_q[log p(x|z)]", +1, log_px, source),
             Term("kl_z", f"E_q(y|x)[{kl}]", -1, kl_z, source, warm_up=True),
             Term("kl_y", "KL(q(y|x)‖p(y))", -1, kl_y, source, warm_up=True),
             posteriors={"y": log_q_y.exp()},
