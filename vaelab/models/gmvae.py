@@ -204,13 +204,9 @@ class GMVAE(Model):
         _require_estimator(estimator)
         h = self._hidden(cells)  # (n_cells, n_hidden)
         log_q_y, log_p_y = self.encode_y(h), self.log_weights.log_softmax(-1)
-
-        def log_px_of(h_x: Tensor) -> Tensor:
-            return self.log_likelihood(self.likelihood(h_x, cells.library), cells)
-
         summed = estimator == "sum" and analytic_kl
         if summed:
-            y = torch.eye(self.n_clusters).to(h).unsqueeze(1).expand(-1, len(h), -1)
+            y = torch.eye(self.n_clusters).to(h)[:, None].expand(-1, len(h), -1)
         else:
             hard = estimator != "gumbel" or not analytic_kl
             y = gumbel_softmax(log_q_y, self.temperature, hard, n_samples)
@@ -218,21 +214,19 @@ class GMVAE(Model):
         # the cells of one y alone would subtract what the networks were told about this y.
         q, p = self.encode_z(h, y), self.prior_given(y)
         z = gaussian(q.mean, q.stddev, n_samples if summed else None)  # (…, n_cells, n_latent)
-        h_x = self.decoder(z)  # ([S,] K, n_cells, n_hidden), or (S, n_cells, n_hidden)
         kl_z = kl_divergence(q, p) if analytic_kl else q.log_prob(z) - p.log_prob(z)
         kl_z = kl_z.sum(-1)  # (K, n_cells), or (S, n_cells)
         if summed:
-            r = log_q_y.exp().T  # q(y | x), (K, n_cells)
-            # One y at a time from here on, because G numbers for each y and cell need memory.
-            each_y = zip(r, h_x.unbind(-3), strict=True)
-            log_px = sum(r_k * log_px_of(h_k) for r_k, h_k in each_y)  # (S, n_cells)
+            r, each_h = log_q_y.exp().T, self.decoder(z).unbind(-3)  # q(y | x), (K, n_cells)
+            log_px = sum(  # one y at a time from here on: G numbers for each y need memory
+                r_k * self.log_likelihood(self.likelihood(h_k, cells.library), cells)
+                for r_k, h_k in zip(r, each_h, strict=True)
+            )  # (S, n_cells)
             kl_z = (r * kl_z).sum(0)  # (n_cells,)
         else:
-            log_px = log_px_of(h_x)  # (S, n_cells)
-        if analytic_kl:
-            kl_y = (log_q_y.exp() * (log_q_y - log_p_y)).sum(-1)  # (n_cells,)
-        else:
-            kl_y = (y * (log_q_y - log_p_y)).sum(-1)  # (S, n_cells)
+            log_px = self.log_likelihood(self.decode(z, cells), cells)  # (S, n_cells)
+        # KL(q(y|x)‖p(y)), (n_cells,), or its value at each drawn y, (S, n_cells)
+        kl_y = ((log_q_y.exp() if analytic_kl else y) * (log_q_y - log_p_y)).sum(-1)
         source = "Grønbech et al. 2020, eq. 7"
         kl = "KL(q(z|x,y)‖p(z|y))"
         return Bound(
