@@ -1236,8 +1236,8 @@ right.set(ylim=(-110, -70))
 left.set_title("Clusters empty …")
 right.set_title("… and the bound rises")
 left.legend(frameon=False, loc="lower left")
-plotting.show("Left: clusters in use by epoch; with the sum four are lost within four epochs, with draws one at most. Right: "
-              "the bound rises all the time in both trainings.")  # fmt: skip
+plotting.show("Left: clusters in use by epoch; with the sum four are lost within four epochs, with "
+              "draws one at most. Right: the bound rises all the time in both trainings.")  # fmt: skip
 
 # %% [markdown]
 # Clusters empty, and **nothing in the bound's curve says so**. Over five seeds 7.2 ± 1.3 of ten
