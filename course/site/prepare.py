@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+import proofs
 import terms
 
 from vaelab.teaching import map, online
@@ -22,8 +23,7 @@ ROOT = COURSE.parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MARKS = re.compile(r"^[ \t]*### (?:BEGIN|END) SOLUTION[ \t]*\n?", re.M)
 EMBEDDED = re.compile(r'<img ([^>]*?)src="data:image/(png|gif);base64,([^"]+)"([^>]*)>')
-LINK = re.compile(r"\]\(([^)\s]+)\)")
-FOLDERS = ("evidence", "figures")  # of course/: lessons link to them
+LINK = re.compile(r"\[([^]]*)\]\(([^)\s]+)\)")
 
 # Modules whose public names the reference shows, by room.
 # fmt: off
@@ -49,7 +49,9 @@ def lesson(path: Path, out: Path) -> dict:
     drawn = 0
     for n, cell in enumerate(notebook.cells):
         if cell.cell_type == "markdown":
-            cell.source = LINK.sub(lambda link: f"]({_moved(link[1])})", cell.source)
+            cell.source = LINK.sub(
+                lambda link: f"[{link[1]}]({_moved(*link.groups())})", cell.source
+            )
             continue
         if MARKS.search(cell.source):
             cell.source = MARKS.sub("", cell.source)
@@ -79,8 +81,10 @@ def lesson(path: Path, out: Path) -> dict:
     return {"name": path.stem, "title": title, "time": " ".join(time[1].split()) if time else ""}
 
 
-def _moved(link: str) -> str:
-    """A link of a lesson, as it holds on the site."""
+def _moved(words: str, link: str) -> str:
+    """The address of a link of a lesson, as it holds on the site."""
+    if link.startswith("evidence/") and link.endswith(".py"):
+        return f"{link.removesuffix('.py')}.md#{proofs.anchor(words)}"
     return "../index.md" if link.partition("#")[0] == "../README.md" else link
 
 
@@ -138,10 +142,8 @@ def reference(out: Path) -> None:
 def main(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     (out / "course").mkdir(parents=True)
-    for folder in FOLDERS:
-        shutil.copytree(
-            COURSE / folder, out / "course" / folder, ignore=shutil.ignore_patterns("__pycache__")
-        )
+    shutil.copytree(COURSE / "figures", out / "course" / "figures")
+    proofs.write(COURSE / "evidence", out / "course" / "evidence")
     shutil.copytree(HERE / "static", out / "static")
     shutil.copy(HERE / "conf.py", out)
     lessons = [lesson(path, out) for path in sorted(COURSE.glob("[0-9]*.ipynb"))]

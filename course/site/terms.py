@@ -38,7 +38,7 @@ def page() -> str:
     cells = vaelab.Cells.from_anndata(adata, label="cell_type", batch="batch")
     models = [
         vaelab.VAE(50, n_latent=5),
-        vaelab.GMVAE(50, n_latent=5, n_clusters=3),
+        vaelab.GMVAE(50, n_latent=5, n_clusters=3, estimator="gumbel"),  # sum: one may be left
         vaelab.SCVI(50, n_batches=2, n_latent=5, library="latent"),
         vaelab.SCANVI(50, n_labels=3, n_batches=2, n_latent=5, library="latent"),
     ]

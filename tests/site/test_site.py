@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from vaelab.teaching import map
+from vaelab.teaching.experiments import read_results
 
 pytest.importorskip("myst_nb")
 axe = pytest.importorskip("axe_playwright_python.sync_playwright")
@@ -18,6 +19,7 @@ axe = pytest.importorskip("axe_playwright_python.sync_playwright")
 ROOT = Path(__file__).parents[2]
 LESSONS = [path.stem for path in sorted((ROOT / "course").glob("[0-9]*.ipynb"))]
 PAGES = ["index", "equations", "terms", "glossary", "package/index", "package/scvi"]
+PAGES += ["course/evidence/index", "course/evidence/08_gmvae_pbmc"]
 PAGES += [f"course/{name}" for name in LESSONS]
 AA = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa"]}
 LARGEST = 4e6  # bytes, MathJax and the theme among them
@@ -136,6 +138,20 @@ def test_the_first_page_has_the_map_and_leads_to_each_lesson(page, site, width):
     page.keyboard.press("ArrowRight")
     if width < 640:
         page.wait_for_function("document.activeElement.scrollLeft > 0")
+
+
+def test_a_claim_leads_to_its_numbers_and_its_code(page, site):
+    opened(page, site, "course/08_gmvae_pbmc").get_by_role("link", name="E08.emptied").click()
+    address = urlsplit(page.url)
+    assert address.path.endswith("/course/evidence/08_gmvae_pbmc.html")
+    section = page.locator(f"section#{address.fragment}")
+    assert section.locator("h2").inner_text().startswith("E08.emptied")
+    claim = read_results(ROOT / "course" / "evidence" / "08_gmvae_pbmc.json")["E08.emptied"]
+    assert claim["sentence"] in section.inner_text()
+    bound = section.locator("tr", has_text="bound, last").locator("td").all_inner_texts()
+    shown = [float(number.replace("−", "-")) for number in bound[1 : 1 + len(claim["seeds"])]]
+    assert shown == pytest.approx(claim["numbers"]["bound, last"], rel=1e-3)
+    assert "def emptied(seed: int)" in section.locator("pre").inner_text()
 
 
 def test_search_finds_from_the_disk(page, site):
