@@ -107,7 +107,7 @@ WRONG_KLS = [
         "the KL of y to equal probabilities",
     ),
     (lambda *case: kls_by_torch(*case)[::-1], "the two KLs exchanged"),
-    (kls_where(lambda *case: kls(*case)[0].mean(-1)), "all clusters alike"),
+    (kls_where(lambda *case: kls(*case)[0].mean(-1)), "all clusters counted equally"),
     (
         weighted(
             lambda m, s, u, v: (v.log() - s.log() + (s**2 + (m - u) ** 2) / (v + v) - 0.5).sum(-1)

@@ -347,7 +347,7 @@ EXERCISES = {
                     "q.",
                 ),
                 Misconception(
-                    "all clusters alike",
+                    "all clusters counted equally",
                     evenly,
                     "You averaged the KLs of z over the clusters as if all counted equally. How "
                     "much does a cluster count for a cell that is not in it?",
