@@ -96,6 +96,24 @@ WRONG_KLS = [
         kls_where(kl_y=lambda log_q, m, s, p, *_: len(p) * (log_q.exp() * (log_q - p)).sum(-1)),
         "the KL of y once for each cluster",
     ),
+    (
+        kls_where(kl_y=lambda log_q, m, s, p, *_: (p.exp() * (p - log_q)).sum(-1)),
+        "the KL of y upside down",
+    ),
+    (
+        kls_where(
+            kl_y=lambda log_q, *_: math.log(log_q.shape[1]) - Categorical(logits=log_q).entropy()
+        ),
+        "the KL of y to equal probabilities",
+    ),
+    (lambda *case: kls_by_torch(*case)[::-1], "the two KLs exchanged"),
+    (kls_where(lambda *case: kls(*case)[0].mean(-1)), "all clusters counted equally"),
+    (
+        weighted(
+            lambda m, s, u, v: (v.log() - s.log() + (s**2 + (m - u) ** 2) / (v + v) - 0.5).sum(-1)
+        ),
+        "a standard deviation for a variance",
+    ),
     (kls_where(lambda *case: kls(*case)[0].sum(-1)), "the KLs of z not weighted"),
     (
         kls_where(lambda *case: (case[3].exp() * kls(*case)[0]).sum(-1)),
@@ -165,6 +183,22 @@ def bound_changed(**change):
     return lambda *case: bound(*case, **change)
 
 
+def bound_of_the_log_of_the_mean(x, log_q, m, s, log_prior, means, stds, a, b):
+    """The Poisson of the mean rate, in both of its places."""
+    rate = (a + b * m[..., None] + (b * s[..., None]) ** 2 / 2).exp()
+    log_p = torch.distributions.Poisson(rate).log_prob(x[:, None]).sum(-1)
+    kl_z = kl_divergence(Normal(m, s), Normal(means, stds))
+    return (log_q.exp() * (log_p - kl_z - log_q + log_prior)).sum(-1)
+
+
+def bound_with_the_spread_of_z(x, log_q, m, s, log_prior, means, stds, a, b):
+    log_rate = a + b * m[..., None]
+    rate = (log_rate + s[..., None] ** 2 / 2).exp()
+    log_p = (x[:, None] * log_rate - rate - (x[:, None] + 1).lgamma()).sum(-1)
+    kl_z = kl_divergence(Normal(m, s), Normal(means, stds))
+    return (log_q.exp() * (log_p - kl_z - log_q + log_prior)).sum(-1)
+
+
 def bound_without_factorial(x, *case):
     return bound(x, *case) + (x + 1).lgamma().sum(-1)
 
@@ -191,6 +225,8 @@ WRONG_BOUNDS = [
         "the KL of y weighted twice, and a standard deviation for a variance",
     ),
     (bound_without_factorial, "no factorial"),
+    (bound_of_the_log_of_the_mean, "the log of the mean rate"),
+    (bound_with_the_spread_of_z, "the spread without b"),
 ]
 
 
@@ -271,6 +307,13 @@ WRONG_CLUSTERS = [
         wrong_width(lambda q, m, s: (q[..., None] * s).sum(0) / q.sum(0)[:, None]),
         "a mean of standard deviations",
     ),
+    (
+        wrong_width(
+            lambda q, m, s: clusters(q, m, 0 * s)[1] + (q[..., None] * s).sum(0) / q.sum(0)[:, None]
+        ),
+        "widths added",
+    ),
+    (lambda q, m, s: clusters(q, m, s)[::-1], "the pair exchanged"),
 ]
 
 
@@ -331,6 +374,11 @@ WRONG_PARTS = [
     (lambda q: (sum(parts(q)), parts(q)[1]), "the whole KL for the information"),
     (lambda q: [v / math.log(2) for v in parts(q)], "bits"),
     (lambda q: (len(q) * parts(q)[0], parts(q)[1]), "a sum over cells"),
+    (lambda q: (torch.special.entr(q).sum(1).mean(), parts(q)[1]), "what y leaves open"),
+    (
+        lambda q: (parts(q)[0], torch.special.entr(q.mean(0)).sum()),
+        "the entropy for the imbalance",
+    ),
 ]
 
 
@@ -368,6 +416,17 @@ def matched_in_single_precision(truth, found):
     return np.float32(matched(truth, found))
 
 
+def matched_by_the_smallest(truth, found):
+    table = pd.crosstab(truth, found).to_numpy()
+    return table[optimize.linear_sum_assignment(table)].sum() / len(truth)
+
+
+def matched_in_a_table_of_ones(truth, found):
+    table = np.zeros((truth.max() + 1, found.max() + 1))
+    table[truth, found] += 1  # numpy adds once, however often a pair stands there
+    return table[optimize.linear_sum_assignment(-table)].sum() / len(truth)
+
+
 RIGHT_MATCHES = [
     matched,
     matched_by_crosstab,
@@ -385,6 +444,9 @@ WRONG_MATCHES = [
         lambda truth, found: pd.crosstab(truth, found).max(axis=1).sum() / len(truth),
         "each tube takes its largest cluster",
     ),
+    (matched_by_the_smallest, "the worst matching"),
+    (matched_in_a_table_of_ones, "each pair counted once"),
+    (lambda truth, found: 100 * matched(truth, found), "percent"),
     (lambda truth, found: 1 - matched(truth, found), "a share of mistakes"),
     (lambda truth, found: matched(truth, found) * len(truth), "a number of cells"),
 ]

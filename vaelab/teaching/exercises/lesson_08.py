@@ -87,6 +87,16 @@ def with_kl_z(kl):
     return lambda *case, **named: two_kls(*case, **named, kl=kl)
 
 
+def with_a_width_not_squared(m, s, mean, std):
+    return (np.log(std / s) + (s**2 + (m - mean) ** 2) / (2 * std) - 0.5).sum(-1)
+
+
+def evenly(log_q, m, s, log_prior, means, stds):
+    """All clusters count equally in the KL of z."""
+    _, kl_y = two_kls(log_q, m, s, log_prior, means, stds)
+    return kl_of_normals(m, s, means, stds).mean(-1), kl_y
+
+
 def by_the_prior(log_q, m, s, log_prior, means, stds):
     """Each cluster's KL of z counts by π instead of by q."""
     _, kl_y = two_kls(log_q, m, s, log_prior, means, stds)
@@ -151,6 +161,21 @@ def tiny_bound(x, log_q, m, s, log_prior, means, stds, a, b, spread=1.0, twice=F
     return total
 
 
+def with_the_log_of_the_mean(**case):
+    """x · log E[rate] where the bound has x · E[log rate]."""
+    x, s, b = case["x"], case["s"], case["b"]
+    spread = (b * s[..., None]) ** 2 / 2  # (n_cells, K, genes)
+    return tiny_bound(**case) + (np.exp(case["log_q"]) * (x[:, None] * spread).sum(-1)).sum(-1)
+
+
+def without_b(**case):
+    """E[exp z] in place of E[exp(b z)]."""
+    m, s, a, b = (case[name] for name in ("m", "s", "a", "b"))
+    rate = np.exp(a + b * m[..., None])  # (n_cells, K, genes)
+    more = rate * (np.exp(s[..., None] ** 2 / 2) - np.exp((b * s[..., None]) ** 2 / 2))
+    return tiny_bound(**case) - (np.exp(case["log_q"]) * more.sum(-1)).sum(-1)
+
+
 def without_factorial(**case):
     from scipy import special
 
@@ -191,6 +216,13 @@ def moments(q, m, s):
 
 def hard_clusters(q, m, s):
     return moments(np.eye(q.shape[1])[q.argmax(1)], m, s)
+
+
+def widths_added(q, m, s):
+    """The mean of the cells' widths, plus the spread of their means."""
+    share = q / q.sum(0)
+    mean, between = moments(q, m, 1e-9 * s)
+    return mean, between + (share[..., None] * s).sum(0)
 
 
 def divided_by_all_cells(q, m, s):
@@ -248,13 +280,15 @@ def draw_clusterings(rng: np.random.Generator) -> list[dict]:
     return cases
 
 
-def best_of_all_matchings(truth, found):
+def best_of_all_matchings(truth, found, best=max, counted=True):
     """Every one-to-one matching is tried."""
     size = max(truth.max(), found.max()) + 1
     table = np.zeros((size, size), int)
     np.add.at(table, (truth, found), 1)
-    best = max(table[order, range(size)].sum() for order in map(list, permutations(range(size))))
-    return np.asarray(best / len(truth))
+    if not counted:
+        table = np.minimum(table, 1)
+    agree = best(table[order, range(size)].sum() for order in map(list, permutations(range(size))))
+    return np.asarray(agree / len(truth))
 
 
 def majority(truth, found):
@@ -313,6 +347,12 @@ EXERCISES = {
                     "q.",
                 ),
                 Misconception(
+                    "all clusters counted equally",
+                    evenly,
+                    "You averaged the KLs of z over the clusters as if all counted equally. How "
+                    "much does a cluster count for a cell that is not in it?",
+                ),
+                Misconception(
                     "the KLs of z weighted by the prior",
                     by_the_prior,
                     "You averaged the KLs of z with the prior's weights. In the bound the mean is "
@@ -331,6 +371,33 @@ EXERCISES = {
                     ),
                     "Your KL of z is too large by a half per dimension. What is it if both normals "
                     "are the same?",
+                ),
+                Misconception(
+                    "a standard deviation for a variance",
+                    with_kl_z(with_a_width_not_squared),
+                    "Look at the units of each part of your KL of z, if z had units.",
+                ),
+                Misconception(
+                    "the KL of y upside down",
+                    with_kl_y(
+                        lambda q, log_q, log_prior: (np.exp(log_prior) * (log_prior - log_q)).sum(
+                            -1
+                        )
+                    ),
+                    "Your KL of y is KL(p ‖ q). The bound asks how far q is from p, with the mean "
+                    "under q.",
+                ),
+                Misconception(
+                    "the KL of y to equal probabilities",
+                    with_kl_y(
+                        lambda q, log_q, log_prior: (q * (log_q + np.log(q.shape[-1]))).sum(-1)
+                    ),
+                    "Your KL of y is to K equal probabilities. Here π is given.",
+                ),
+                Misconception(
+                    "the two KLs exchanged",
+                    lambda **case: two_kls(**case)[::-1],
+                    "Both KLs are right, but in the wrong order: the KL of z comes first.",
                 ),
                 Misconception(
                     "variances for standard deviations",
@@ -370,6 +437,18 @@ EXERCISES = {
                     "a standard deviation for a variance",
                     tiny_with(power=1),
                     "Almost. Look at the units of each part of the KL of z, if z had units.",
+                ),
+                Misconception(
+                    "the log of the mean rate",
+                    with_the_log_of_the_mean,
+                    "Almost. The rate occurs twice in the Poisson, once inside a logarithm. What "
+                    "is the mean of log rate, and does it depend on the spread of z?",
+                ),
+                Misconception(
+                    "the spread without b",
+                    without_b,
+                    "Almost. s is the standard deviation of z. What is the standard deviation of "
+                    "a + b·z?",
                 ),
                 Misconception(
                     "no factorial",
@@ -427,6 +506,17 @@ EXERCISES = {
                     "Your means are right; standard deviations are asked for.",
                 ),
                 Misconception(
+                    "widths added",
+                    widths_added,
+                    "Your means are right. Which add up: the standard deviations within and "
+                    "between cells, or their squares?",
+                ),
+                Misconception(
+                    "the pair exchanged",
+                    lambda q, m, s: moments(q, m, s)[::-1],
+                    "Both are right, but in the wrong order: the means come first.",
+                ),
+                Misconception(
                     "divided by the number of all cells",
                     divided_by_all_cells,
                     "Your clusters are drawn towards 0. By how many cells did you divide?",
@@ -469,6 +559,28 @@ EXERCISES = {
                     ),
                     "Your first number is the whole mean KL. If all cells were in the same cluster "
                     "for sure, what would the clusters tell you about a cell?",
+                ),
+                Misconception(
+                    "what y leaves open",
+                    shares_changed(
+                        lambda information, imbalance, q: (
+                            np.log(q.shape[1]) - imbalance - information,
+                            imbalance,
+                        )
+                    ),
+                    "Your first number is the mean entropy of q, which is largest if no cell "
+                    "can decide. Is that information?",
+                ),
+                Misconception(
+                    "the entropy for the imbalance",
+                    shares_changed(
+                        lambda information, imbalance, q: (
+                            information,
+                            np.log(q.shape[1]) - imbalance,
+                        )
+                    ),
+                    "Your second number is largest if all clusters are used equally. What should "
+                    "the imbalance be then?",
                 ),
                 Misconception(
                     "bits",
@@ -516,6 +628,22 @@ EXERCISES = {
                     lambda truth, found: majority(found, truth),
                     "In your answer two tubes can take the same cluster, so a clustering gains by "
                     "putting all cells together. How many tubes may a cluster have?",
+                ),
+                Misconception(
+                    "the worst matching",
+                    lambda truth, found: best_of_all_matchings(truth, found, best=min),
+                    "This is the smallest share of all matchings; the largest is asked for.",
+                ),
+                Misconception(
+                    "each pair counted once",
+                    lambda truth, found: best_of_all_matchings(truth, found, counted=False),
+                    "Your table holds only zeros and ones: each pair of tube and cluster is "
+                    "counted once, however many cells have it. See the folded hint.",
+                ),
+                Misconception(
+                    "percent",
+                    lambda truth, found: 100 * best_of_all_matchings(truth, found),
+                    "This is a number of percent; a share is between 0 and 1.",
                 ),
                 Misconception(
                     "a share of mistakes",
