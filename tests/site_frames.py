@@ -5,6 +5,7 @@ Run it after a change of a widget (its lessons are run up to their last widget: 
     .venv/bin/python tests/site_frames.py [course/02_elbo.ipynb ...]
 """
 
+import ast
 import hashlib
 import io
 import itertools
@@ -29,9 +30,24 @@ vaelab.plotting.interactive = site_frames.Recorder({lesson!r})
 """
 
 
-def key(source: str) -> str:
-    """Of a widget's cell, to see that its pictures are those of today's cell."""
-    return hashlib.sha256(source.encode()).hexdigest()[:12]
+def keys(lesson) -> list[str]:
+    """Of each widget's cell and the lesson's functions behind it: are its pictures today's?"""
+    functions, found = {}, []
+    for cell in lesson.cells:
+        if is_widget(cell):
+            named, todo = {}, [cell.source]
+            while todo:
+                tree = ast.parse(todo.pop())
+                names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} & {*functions}
+                todo += [functions[name] for name in names - {*named}]
+                named |= {name: functions[name] for name in names}
+            text = "\n".join([cell.source, *(named[name] for name in sorted(named))])
+            found.append(hashlib.sha256(text.encode()).hexdigest()[:12])
+        elif cell.cell_type == "code" and not cell.source.startswith("%"):
+            for node in ast.parse(cell.source).body:
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                    functions[node.name] = ast.get_source_segment(cell.source, node)
+    return found
 
 
 class Recorder:
@@ -103,14 +119,13 @@ def record(notebook: Path) -> None:
     at = [i for i, cell in enumerate(lesson.cells) if is_widget(cell)]
     if not at:
         return
-    start = START.format(tests=str(ROOT / "tests"), lesson=notebook.stem)
+    of_today, start = keys(lesson), START.format(tests=str(ROOT / "tests"), lesson=notebook.stem)
     cells = [nbformat.v4.new_code_cell(start), *lesson.cells[: at[-1] + 1]]
     lesson.cells = [cell for cell in cells if cell.cell_type == "code"]
     NotebookClient(lesson, timeout=600, resources={"metadata": {"path": notebook.parent}}).execute()
-    for n, i in enumerate(at):
+    for n, key in enumerate(of_today):
         folder = FRAMES / f"{notebook.stem}_{n}"
-        about = json.loads((folder / "widget.json").read_text())
-        about["key"] = key(nbformat.read(notebook, as_version=4).cells[i].source)
+        about = json.loads((folder / "widget.json").read_text()) | {"key": key}
         (folder / "widget.json").write_text(json.dumps(about, ensure_ascii=False, indent=1) + "\n")
 
 

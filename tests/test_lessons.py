@@ -134,7 +134,6 @@ def test_it_ends_with_what_comes_next(lesson):
 
 def test_the_site_moves_the_widgets_of_today(lesson):
     """The site has a picture for each position of a widget: tests/site_frames.py draws them."""
-    widgets = [c.source for c in notebook_of(lesson).cells if site_frames.is_widget(c)]
     drawn = sorted(site_frames.FRAMES.glob(f"{lesson.stem}_*/widget.json"))
     keys = [json.loads(path.read_text(encoding="utf-8"))["key"] for path in drawn]
-    assert keys == [site_frames.key(source) for source in widgets]
+    assert keys == site_frames.keys(notebook_of(lesson))
