@@ -91,8 +91,8 @@ for ax, model in zip(axes.flat, models, strict=True):
     ax.set_title(model.__name__)
 plotting.show(
     "Nine graphs, the first that of the VAE. In all of them a latent variable z points to the "
-    "counts. VampVAE adds pseudo-cells, ScVAE and M2 a discrete y, FairVAE two layers and a batch, VEGA gene sets, VASC a drop, and the "
-    "last two models proteins, one of them with a background."
+    "counts. VampVAE adds pseudo-cells, ScVAE and M2 a discrete y, FairVAE two layers and a batch, "
+    "VEGA gene sets, VASC a drop, and the last two models proteins, one of them with a background."
 )
 
 # %% [markdown]
@@ -422,7 +422,7 @@ plotting.show("The fair VAE as a graph: that of SCANVI, with a dashed arrow from
 #
 # The paper's claim: with the penalty a classifier finds $s$ in $z_1$ less well, and the labels can
 # still be predicted (sections 2.3 and 4). Our $s$ is the mouse: two mice of Baron et al. (2016), 279
-# cells each, and only the cells of mouse 1 have names. Can the mouse still be seen in $z_1$? We take the
+# to 300 cells each, and only the cells of mouse 1 have names. Can the mouse still be seen in $z_1$? We take the
 # beta cells alone. A logistic regression, tuned by cross-validation, and a random forest learn the mouse
 # from $z_1$ of four fifths of these cells, and guess it for the last fifth, five times. An AUROC of 0.5 is
 # chance. We compare $\lambda = 0$ with $\lambda = 30$.
@@ -480,8 +480,8 @@ plotting.show(
 # $$a = (W \circ M)\, z + b, \qquad \log p(x) \ge \underbrace{\mathbb E_q[\log p(x \mid a)]}_{\texttt{reconstruction}} - \underbrace{\mathrm{KL}(q(z \mid x)\,\|\,p(z))}_{\texttt{kl}_\texttt{z}}$$
 #
 # Here $\circ$ multiplies entry by entry. As in lesson 10, the softmax of $a$ gives each gene's share
-# $\rho_g$ of the cell's molecules. The graph and the bound are those of the VAE. Only the arrow from $z_k$ to $x_g$ is missing where
-# $M_{gk} = 0$.
+# $\rho_g$ of the cell's molecules. The graph and the bound are those of the VAE. Only the arrow from
+# $z_k$ to $x_g$ is missing where $M_{gk} = 0$.
 
 # %%
 plotting.graphical_model(zoo.VEGA.graph)
@@ -593,8 +593,9 @@ vaelab.check("14.3", log_shares)
 # ## 7 · The likelihood: VASC
 #
 # VASC (Wang & Gu 2018) reads values in $[0, 1]$: logarithms of counts, divided by the largest of the
-# cell. Most of them are zero. So after the decoder's output $\hat y$, which is in $[0, 1]$ too, there is a **zero-inflation layer**, which drops it with probability $e^{-\hat y^2}$: small
-# outputs are dropped more often. The paper draws this dropout, relaxed by the Gumbel trick (lesson 07).
+# cell. Most of them are zero. So after the decoder's output $\hat y$, which is in $[0, 1]$ too, there
+# is a **zero-inflation layer**, which drops it with probability $e^{-\hat y^2}$: small outputs are
+# dropped more often. The paper draws this dropout, relaxed by the Gumbel trick (lesson 07).
 #
 # A dropout $d$ is one coin for each value, and it can be summed out as in the ZINB of lesson 05. We give
 # the values that are not dropped a continuous Bernoulli density (CB, lesson 05). Under a density, a value
@@ -829,7 +830,7 @@ def draw_two_components(π, α):
     fig, (top, bottom) = plt.subplots(2, 1, figsize=(7, 4.4), layout="constrained", sharex=True)
     top.semilogy(y, π * low, color=SKY, lw=2, label="background only, times π")
     top.semilogy(y, (1 - π) * high, color=ORANGE, lw=2, label="foreground, times 1 − π")
-    top.set(ylabel="probability of y", ylim=(1e-6, 0.1), title=f"π = {π:.2f}, α = {α:.0f}")
+    top.set(ylabel="probability of y", ylim=(1e-6, 0.1), title=f"π = {π:.1f}, α = {α:.0f}")
     top.legend(frameon=False, loc="upper right")
     bottom.plot(y, p, color=BLACK)
     bottom.axhline(0.5, color="0.6", lw=1, ls="--")
@@ -843,8 +844,8 @@ plotting.interactive(
     draw_two_components,
     alt="Above, two negative binomials weighted by π and 1 − π; they cross where, below, the "
     "probability of the foreground is one half. With a larger π it rises at larger counts.",
-    π=FloatSlider(0.9, min=0.05, max=0.95, step=0.05, description="π"),
-    α=FloatSlider(5, min=2, max=10, step=1, description="α"),
+    π=FloatSlider(0.9, min=0.1, max=0.9, step=0.1, description="π"),
+    α=FloatSlider(5, min=2, max=8, step=1, description="α"),
 )
 
 # %% [markdown]
