@@ -26,6 +26,7 @@ from PIL import Image
 import vaelab
 from vaelab import models, plotting
 from vaelab._internal.colours import CLOSEST, EYES, difference
+from vaelab.models import zoo
 from vaelab.training import History
 
 RNG = np.random.default_rng(0)
@@ -798,6 +799,43 @@ def test_a_plate_holds_its_variables_and_no_other():
                 ax.transData.transform(at))}  # fmt: skip
     assert len(boxes) == 2
     assert named == {"cells": {"z", "γ", "x_g"}, "genes": {"θ_g", "x_g"}}
+
+
+ZOO = [getattr(zoo, name) for name in zoo.__all__]
+
+
+@pytest.mark.parametrize("model", [vaelab.VAE, vaelab.GMVAE, vaelab.SCVI, vaelab.SCANVI, *ZOO],
+                         ids=lambda model: model.__name__)  # fmt: skip
+@pytest.mark.parametrize("inches", [None, (3.1, 4)], ids=["alone", "small"])
+def test_the_name_of_a_plate_is_inside_of_it_and_touches_nothing(model, inches):
+    ax = plt.subplots(figsize=inches)[1] if inches else None
+    ax = plotting.graphical_model(model.graph, ax=ax)
+    if inches:
+        ax.set_position([0, 0, 1, 1])
+    ax.figure.canvas.draw()
+    boxes = [patch.get_window_extent() for patch in ax.patches if isinstance(patch, Rectangle)]
+    circles = [patch.get_window_extent() for patch in ax.patches if isinstance(patch, Ellipse)]
+    names = {plate for v in model.graph.values() for plate in v.get("plates", ())}
+    for text in [text for text in ax.texts if text.get_text() in names]:
+        here = text.get_window_extent()
+        assert sum(box.x0 < here.x0 and here.x1 < box.x1 and box.y0 < here.y0 and here.y1 < box.y1
+                   for box in boxes) == (2 if text.get_text() in ("genes", "proteins", "sets")
+                                         else 1)  # fmt: skip
+        assert not any(here.overlaps(circle) for circle in circles)
+        for line in ax.get_lines():
+            at = ax.transData.transform(np.linspace(*line.get_xydata(), 200))
+            assert not any(here.contains(*point) for point in at), text.get_text()
+
+
+def test_two_models_with_the_same_arrow_draw_it_twice():
+    graph = {"y": {"at": (0, 1)}, "z": {"at": (0, 0), "p": ("y",), "q": ("y",)}}
+    p, q = sorted(
+        plotting.graphical_model(graph).get_lines(), key=lambda line: line.get_linestyle()
+    )
+    assert {p.get_linestyle(), q.get_linestyle()} == {"-", "--"}
+    assert abs(p.get_xdata() - q.get_xdata()) == pytest.approx([0.18, 0.18])
+    (alone,) = plotting.graphical_model(graph, show="q").get_lines()
+    assert alone.get_xdata() == pytest.approx([0, 0])
 
 
 def test_a_graph_that_can_not_be_drawn_is_refused():

@@ -344,9 +344,9 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     """A model as a graph: its variables, and which variables each one depends on.
 
     Circles are variables; they are shaded if observed, and half shaded if observed for a part of
-    the cells. Solid arrows are the generative model p,
-    dashed arrows the variational model q. Variables on a plate are repeated, for example once per
-    cell.
+    the cells. Solid arrows are the generative model p, dashed arrows the variational model q.
+    Variables on a plate, a rectangle with a name, are repeated, for example once per cell. The name
+    stands in a corner that no arrow crosses.
 
     Parameters
     ----------
@@ -388,19 +388,24 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     on = {plate: set() for v in graph.values() for plate in v.get("plates", ())}
     for plate, members in on.items():
         members.update(name for name, v in graph.items() if plate in v.get("plates", ()))
+    pairs = [(a, b) for a, b, _ in arrows]
+    lines = []  # the tail and the tip of each arrow
+    for a, b, model in arrows:
+        start, end = (np.array(graph[name]["at"], dtype=float) for name in (a, b))
+        along = (end - start) / np.hypot(*(end - start))
+        aside = 0.09 * np.array([-along[1], along[0]])
+        if (b, a) not in pairs:  # one way; side by side if p and q have the same arrow
+            aside *= {"p": 1, "q": -1}[model] if pairs.count((a, b)) > 1 else 0
+        lines.append((start + radius * along + aside, end - radius * along + aside))
     plates, corners = [], [np.array(v["at"]) + d for v in graph.values() for d in (-0.35, 0.35)]
-    for plate, members in on.items():
-        n_within = sum(len(o) < len(members) and bool(o & members) for o in on.values())
-        at = np.array([graph[name]["at"] for name in members])
-        low, high = at.min(0) - (0.4, 0.6), at.max(0) + 0.4  # below, the name of the plate
-        low, high = low - n_within * np.array([0.12, 0.3]), high + 0.12 * n_within
-        for name in sorted(set(graph) - members):
+    for plate, (place, low, high) in _plates(graph, on, lines).items():
+        for name in sorted(set(graph) - on[plate]):
             if (low < graph[name]["at"]).all() and (graph[name]["at"] < high).all():
                 raise ValueError(
                     f"{name!r} is drawn on the plate {plate!r} but is not one of its variables: "
                     "move it by 'at', or add the plate to its 'plates'."
                 )
-        style = {"position": "bottom right", "fontsize": 10, "rect_params": {"fc": "none"}}
+        style = {"position": place, "fontsize": 10, "rect_params": {"fc": "none"}}
         plates.append(daft.Plate([*low, *(high - low)], plate, **style))
         corners += [low, high]
     low, high = np.min(corners, axis=0) - 0.05, np.max(corners, axis=0) + 0.05
@@ -414,18 +419,37 @@ def graphical_model(graph: Mapping[str, Mapping], show: str = "pq", ax=None):
     for v in graph.values():
         if v.get("observed") == "partly":
             ax.add_patch(Wedge(v["at"], radius, 90, 270, fc="0.7", lw=0, zorder=0))
-    pairs = {(a, b) for a, b, _ in arrows}
-    for a, b, model in arrows:
-        start, end = (np.array(graph[name]["at"], dtype=float) for name in (a, b))
-        along = (end - start) / np.hypot(*(end - start))
-        aside = 0.09 * np.array([-along[1], along[0]]) if (b, a) in pairs else 0  # one each way
-        tip, tail = end - radius * along + aside, start + radius * along + aside
+    for (tail, tip), (_, _, model) in zip(lines, arrows, strict=True):
         # An edge of daft runs there and back, so that its dashes fill each other's gaps.
-        ends = np.transpose([tail, tip - 0.07 * along])
+        ends = np.transpose([tail, tip - 0.07 * (tip - tail) / np.hypot(*(tip - tail))])
         ax.plot(*ends, color="black", lw=1.1, ls="-" if model == "p" else (0, (4, 2.5)))
         style = {"arrowstyle": "-|>", "mutation_scale": 18, "fc": "black", "lw": 0}  # only a head
         ax.annotate("", tip, tail, arrowprops=style | {"shrinkA": 0, "shrinkB": 0})
     return ax
+
+
+def _plates(graph, on: Mapping[str, set], lines) -> dict[str, tuple]:
+    """For each plate the corner of its name, the first that no line crosses, and its limits."""
+    plates = {}
+    for plate, members in sorted(on.items(), key=lambda item: len(item[1])):  # the inner ones first
+        within = [p for p in plates if on[p] < members]
+        n_within = sum(len(on[p]) < len(members) and bool(on[p] & members) for p in plates)
+        at = np.array([graph[name]["at"] for name in members])
+        named, plain = 0.6 + 0.3 * n_within, 0.4 + 0.12 * n_within  # the margins
+        aside = max(plain, 0.07 * len(plate) - np.ptp(at[:, 0]) / 2)  # the name needs a width
+        found = []
+        for place in ("bottom right", "bottom left", "top right", "top left"):
+            below, above = (named, plain) if "bottom" in place else (plain, named)
+            low, high = at.min(0) - np.array([aside, below]), at.max(0) + np.array([aside, above])
+            low = np.min([low, *(plates[p][1] - 0.12 for p in within)], axis=0)
+            high = np.max([high, *(plates[p][2] + 0.12 for p in within)], axis=0)
+            size = np.array([0.12 * len(plate), 0.25])  # of the name
+            corner = np.where(["left" in place, "bottom" in place], low, high - size)
+            points = [np.linspace(tail, tip, 200) for tail, tip in lines]
+            crossed = [((corner < p) & (p < corner + size)).all(1).any() for p in points]
+            found.append((sum(crossed), place, low, high))
+        plates[plate] = min(found, key=lambda each: each[0])[1:]
+    return plates
 
 
 def layers(widths, ax=None):

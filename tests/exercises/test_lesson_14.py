@@ -112,15 +112,22 @@ def m2_in_single_precision(*case):
     return tuple(v.float() for v in m2_in_torch(*case))
 
 
-def m2_with(entropy=1.0, prior=1.0, weight="q", known=True, loss=lambda bound, cost, alpha, seen:
-            -bound.mean() + alpha * cost.mean(), counted=False, clamp=True):  # fmt: skip
+def m2_loss(bound, cost, alpha, seen):
+    return -bound.mean() + alpha * cost.mean()
+
+
+def m2_with(
+    entropy=1.0, prior=1.0, prior_known=None, weight="q", known=True, loss=m2_loss, counted=False,
+    clamp=True,
+):  # fmt: skip
     def answer(braces, log_q, log_p, label, alpha):
         index = (label.clamp(min=0) if clamp else label % len(log_p))[:, None]
         seen = (label >= 0) if clamp else label > -2
         w = log_p.exp().expand_as(log_q) if weight == "p" else log_q.exp()
         entropies = -(log_q.exp() * log_q).sum(1)
         unknown = (w * (braces + prior * log_p)).sum(1) + entropy * entropies
-        bound = (braces + prior * log_p).gather(1, index)[:, 0]
+        here = prior if prior_known is None else prior_known
+        bound = (braces + here * log_p).gather(1, index)[:, 0]
         bound = torch.where(seen, bound, unknown) if known else unknown
         cost = -log_q.gather(1, index)[:, 0] * seen
         if counted:
@@ -141,6 +148,8 @@ M2_WRONG = [
     (m2_with(entropy=0.0), "the entropy forgotten"),
     (m2_with(entropy=-1.0), "the sign of the entropy"),
     (m2_with(prior=0.0), "without p(y)"),
+    (m2_with(prior_known=0.0), "without p(y) where y is known"),
+    (m2_with(prior=0.0, prior_known=1.0), "without p(y) where y is not known"),
     (m2_with(weight="p"), "weighted by p(y)"),
     (m2_with(known=False), "labels not used"),
     (m2_with(clamp=False), "−1 taken for a type"),
@@ -153,6 +162,18 @@ M2_WRONG = [
         m2_with(loss=lambda bound, cost, alpha, seen:
                 -bound.mean() + alpha * cost.sum() / seen.sum().clamp(min=1)),
         "a mean over the labelled cells",
+    ),
+    (
+        m2_with(loss=lambda bound, cost, alpha, seen: -bound.mean() + alpha * cost[seen].mean()),
+        "a mean over no labelled cell",
+    ),
+    (
+        m2_with(loss=lambda bound, cost, alpha, seen: -bound.sum() + alpha * cost.sum()),
+        "sums in the loss",
+    ),
+    (
+        m2_with(loss=lambda bound, cost, alpha, seen: bound.mean() + alpha * cost.mean()),
+        "the bound minimised",
     ),
     (m2_cost_of_all, "cross-entropy of cells without a label"),
 ]  # fmt: skip
@@ -208,6 +229,10 @@ def without_bias(z, weight, mask, bias):
     return (z @ (weight * mask).T).log_softmax(-1)
 
 
+def clamped_weights(z, weight, mask, bias):
+    return shares_by_product(z, weight.clamp(min=0), mask, bias)
+
+
 def over_cells(z, weight, mask, bias):
     return (z @ (weight * mask).T + bias).log_softmax(0)
 
@@ -231,6 +256,7 @@ WRONG["14.3"] = [
     (masked_scores, "mask on the output and its bias"),
     (masked_bias, "mask on the bias"),
     (without_bias, "bias left out"),
+    (clamped_weights, "weights below 0 left out"),
     (over_cells, "softmax over cells"),
     (scores_only, "scores, not shares"),
     (masked_in_place, "masked once"),
@@ -310,6 +336,18 @@ def in_probabilities(y, background, fold, phi, logits):
     return (1 - π) * high / ((1 - π) * high + π * low)
 
 
+def in_densities(y, background, fold, phi, logits):
+    π = torch.sigmoid(logits)
+    low, high = log_nb(y, background, phi).exp(), log_nb(y, fold * background, phi).exp()
+    return (1 - π) * high / ((1 - π) * high + π * low)
+
+
+def log_of_sigmoid(y, background, fold, phi, logits):
+    π = torch.sigmoid(logits)
+    low, high = log_nb(y, background, phi), log_nb(y, fold * background, phi)
+    return torch.sigmoid(high + (1 - π).log() - low - π.log())
+
+
 RIGHT["14.4"] = [
     foreground_in_torch, foreground_by_softmax, foreground_by_hand, foreground_by_logaddexp,
     foreground_as_list, foreground_in_single_precision,
@@ -321,6 +359,8 @@ WRONG["14.4"] = [
     (mixture_mean, "the mean of the mixture"),
     (prior_alone, "the prior alone"),
     (in_probabilities, "underflow or overflow"),
+    (in_densities, "densities that underflow"),
+    (log_of_sigmoid, "the log of a π that is rounded"),
 ]
 
 
@@ -344,7 +384,8 @@ def bound_in_numpy(log_px, log_py, log_q, log_p_k, seen):
 def bound_by_mask(log_px, log_py, log_q, log_p_k, seen):
     log_py = log_py.masked_fill(~seen[None, :, None], 0)
     both = torch.cat([log_px, log_py, -log_q], -1).sum(-1)
-    return (both + log_p_k.exp().mean(-1).log()).mean(0)
+    return (both + log_p_k.log_softmax(-1).neg()[..., 0] + log_p_k[..., 0]
+            - np.log(log_p_k.shape[-1])).mean(0)  # fmt: skip
 
 
 def bound_as_list(*case):
@@ -360,9 +401,12 @@ def bound_cell_by_cell(log_px, log_py, log_q, log_p_k, seen):
     return torch.stack(found)
 
 
-def bound_of(*, log_py=1.0, all_seen=False, log_k=True, sign=-1.0, mean=False, weights=False):
+def bound_of(
+    *, log_py=1.0, all_seen=False, log_k=True, sign=-1.0, mean=False, weights=False, prior=None
+):
     def bound(log_px, py, log_q, log_p_k, seen):
         log_pz = log_p_k.logsumexp(-1) - (np.log(log_p_k.shape[-1]) if log_k else 0)
+        log_pz = prior(log_p_k) if prior else log_pz
         genes = log_px.mean(-1) if mean else log_px.sum(-1)
         proteins = log_py * py.sum(-1) * (1 if all_seen else seen)
         each = genes + proteins + log_pz + sign * log_q.sum(-1)
@@ -381,6 +425,11 @@ WRONG["14.5"] = [
     (bound_of(sign=1.0), "log q with the wrong sign"),
     (bound_of(weights=True), "the log of the mean weight"),
     (bound_of(mean=True), "a mean over genes"),
+    (lambda *case: bound_in_torch(*case) * case[-1], "cells without proteins left out"),
+    (bound_of(prior=lambda log_p_k: log_p_k.mean(-1)), "the mean of the pseudo-cells' logs"),
+    (bound_of(prior=lambda log_p_k: log_p_k.exp().mean(-1).log()), "a prior that underflows"),
+    (bound_of(sign=0.0), "without log q"),
+    (lambda *case: bound_in_torch(*case) * len(case[0]), "a sum over draws"),
 ]
 
 

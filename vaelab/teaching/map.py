@@ -66,7 +66,7 @@ LESSONS = {
     "11": Lesson("differential expression", 150, ("10",), (4, 2)),
     "12": Lesson("the ELBO challenge", 185, ("07", "10"), (3, 1)),
     "13": Lesson("naming cells: SCANVI", 165, ("12",), (4, 1)),
-    "14": Lesson("a zoo of models", 150, ("09", "13"), (4, 3), helps=("08",)),
+    "14": Lesson("a zoo of models", 165, ("09", "13"), (4, 3), helps=("08",)),
 }
 
 PATHS = {

@@ -96,8 +96,8 @@ def draw_types(rng: np.random.Generator) -> list[dict]:
 
 
 def cell_by_cell(
-    braces, log_q, log_p, label, alpha, entropy=1.0, prior=True, weights="q", all_unknown=False,
-    last=False, counted=False, every=False, mean=False, sign=1.0,
+    braces, log_q, log_p, label, alpha, entropy=1.0, prior="both", weights="q", all_unknown=False,
+    last=False, counted=False, every=False, mean=None, sign=1.0, bound_sign=-1.0,
 ):  # fmt: skip
     """Both results from scipy's entropies, one cell at a time; each option puts a mistake in."""
     from scipy import special
@@ -107,16 +107,18 @@ def cell_by_cell(
     for of_types, log_share, c in zip(braces, log_q, np.asarray(label).tolist(), strict=True):
         q, known = np.exp(log_share), (c >= 0 or last) and not all_unknown
         if known:
-            bound = of_types[c] + (log_p[c] if prior else 0.0)
+            bound = of_types[c] + (log_p[c] if prior in ("both", "known") else 0.0)
         else:
             w = p if weights == "p" else q
-            cross = -sum(w * log_p) if prior else 0.0  # −Σ w log p(y)
+            cross = -sum(w * log_p) if prior in ("both", "unknown") else 0.0  # −Σ w log p(y)
             bound = sum(w * of_types) - cross + entropy * special.entr(q).sum()
         cost = -log_share[c] if c >= 0 or last or every else 0.0
         bounds.append(bound - alpha * cost if counted else bound)
         costs.append(cost)
-    n = max(1, sum(np.asarray(label) >= 0)) if mean else len(costs)
-    loss = -np.mean(bounds) + sign * (0.0 if counted else alpha * sum(costs) / n)
+    n_known = int(sum(np.asarray(label) >= 0))
+    n = {None: len(costs), "labelled": max(1, n_known), "0 / 0": n_known or np.nan, "sum": 1}[mean]
+    fit = np.sum(bounds) if mean == "sum" else np.mean(bounds)
+    loss = bound_sign * fit + sign * (0.0 if counted else alpha * sum(costs) / n)
     return np.array(bounds), np.asarray(loss)
 
 
@@ -152,9 +154,21 @@ TWO_BOUNDS = Exercise(
         ),
         Misconception(
             "without p(y)",
-            two_bounds(prior=False),
+            two_bounds(prior=None),
             "The bound of a labelled cell is on log p(x, y), and y has a prior too. What is "
             "missing in both kinds of cells?",
+        ),
+        Misconception(
+            "without p(y) where y is known",
+            two_bounds(prior="unknown"),
+            "The cells without a label are right. The bound of a labelled cell is on log p(x, y): "
+            "a type that is known is still a draw from its prior.",
+        ),
+        Misconception(
+            "without p(y) where y is not known",
+            two_bounds(prior="known"),
+            "The labelled cells are right. For a cell without a label, y is a latent variable with "
+            "a prior: what does it add to the side of p?",
         ),
         Misconception(
             "weighted by p(y)",
@@ -187,9 +201,26 @@ TWO_BOUNDS = Exercise(
         ),
         Misconception(
             "a mean over the labelled cells",
-            two_bounds(mean=True),
+            two_bounds(mean="labelled"),
             "The bound is right. In your loss, a label weighs more if few cells have one. Here all "
             "means are over all cells.",
+        ),
+        Misconception(
+            "a mean over no labelled cell",
+            two_bounds(mean="0 / 0"),
+            "The bound is right. In your loss, a label weighs more if few cells have one, and if "
+            "none has, the loss is NaN. Here all means are over all cells.",
+        ),
+        Misconception(
+            "sums in the loss",
+            two_bounds(mean="sum"),
+            "The bound is right. Your loss is a sum over cells, and grows with the minibatch.",
+        ),
+        Misconception(
+            "the bound minimised",
+            two_bounds(bound_sign=1.0),
+            "The bound is right. But the loss is minimised: your model would learn to make the "
+            "bound as low as it can.",
         ),
         Misconception(
             "cross-entropy of cells without a label",
@@ -205,14 +236,14 @@ TWO_BOUNDS = Exercise(
 
 
 def draw_sets(rng: np.random.Generator) -> list[dict]:
-    """One cell, three genes, two sets; 20 and 21 cells in both precisions. The last gene is in no
-    set, and one gene is in two.
+    """One cell, three genes, two sets; 20 and 21 cells in both precisions, the 20 with weights
+    below zero. The last gene is in no set, and one gene is in two.
     """
     cases = []
-    for n, n_genes, n_sets, dtype in (
-        (1, 3, 2, np.float64),
-        (20, 8, 3, np.float64),
-        (21, 7, 4, np.float32),
+    for n, n_genes, n_sets, dtype, sign in (
+        (1, 3, 2, np.float64, 1),
+        (20, 8, 3, np.float64, -1),
+        (21, 7, 4, np.float32, 1),
     ):
         mask = rng.random((n_genes, n_sets)) < 0.4
         mask[:2] = False
@@ -220,7 +251,7 @@ def draw_sets(rng: np.random.Generator) -> list[dict]:
         mask[-1] = False
         values = {
             "z": rng.normal(size=(n, n_sets)),
-            "weight": rng.uniform(0.3, 1.5, (n_genes, n_sets)) * rng.choice([-1, 1]),
+            "weight": sign * rng.uniform(0.3, 1.5, (n_genes, n_sets)),
             "mask": mask,
             "bias": rng.normal(size=n_genes),
         }
@@ -231,9 +262,10 @@ def draw_sets(rng: np.random.Generator) -> list[dict]:
 def scores_set_by_set(z, weight, mask, bias, where: str = "weight"):
     """(W ∘ M) z + b by loops over genes and sets; ``where`` is the place of the mask."""
     z, weight, bias = (np.asarray(v, dtype=float) for v in (z, weight, bias))
+    weight = np.maximum(weight, 0) if where == "weights above 0" else weight
     a = np.empty((len(z), len(weight)))
     for g, in_set in enumerate(mask):
-        here = where in ("weight", "bias too", "no bias")
+        here = where in ("weight", "weights above 0", "bias too", "no bias")
         counted = np.flatnonzero(in_set) if here else range(len(in_set))
         moved = sum((z[:, k] * weight[g, k] for k in counted), np.zeros(len(z)))
         in_any = float(in_set.any())
@@ -311,6 +343,12 @@ PATHWAY = Exercise(
             "level?",
         ),
         Misconception(
+            "weights below 0 left out",
+            log_shares_with("weights above 0"),
+            "You set weights below zero to zero. In VEGA the training does that after each step; "
+            "this function takes W as it is. With a clamp inside, no gradient reaches them.",
+        ),
+        Misconception(
             "softmax over cells",
             over_cells,
             "Your shares sum to 1 over the cells. They are shares of the molecules of *one* cell.",
@@ -335,7 +373,7 @@ PATHWAY = Exercise(
 
 def draw_two_counts(rng: np.random.Generator) -> list[dict]:
     """Six counts of one protein; 200 in both precisions; and counts for which both densities
-    underflow, or the odds overflow.
+    underflow, or the odds overflow; in the last two, the count says more than an extreme prior.
     """
     one = {"y": np.array([0.0, 5.0, 10.0, 20.0, 40.0, 80.0]), "background": np.full(6, 10.0)}
     cases = [one | {"fold": np.full(6, 5.0), "phi": np.full(6, 4.0), "logits": np.full(6, 1.0)}]
@@ -346,10 +384,10 @@ def draw_two_counts(rng: np.random.Generator) -> list[dict]:
         values = {"y": rng.poisson(mean * rng.gamma(phi) / phi), "background": background}
         values |= {"fold": fold, "phi": phi, "logits": logits}
         cases.append({k: v.astype(dtype).reshape(20, 10) for k, v in values.items()})
-    far = {"y": [0.0, 3e4, 2e4, 100.0, 0.0], "background": [5e3, 10.0, 8.0, 10.0, 10.0]}
-    far |= {"fold": [40.0, 20.0, 30.0, 5.0, 5.0], "phi": [500.0, 400.0, 300.0, 4.0, 4.0]}
-    far |= {"logits": [2.0, -1.0, 0.5, 900.0, -900.0]}
-    cases.append({k: np.array(v) for k, v in far.items()})
+    far = {"y": [0, 3e4, 2e4, 100, 0, 3e4, 0], "background": [5e3, 10, 8, 10, 10, 10, 5e3]}
+    far |= {"fold": [40, 20, 30, 5, 5, 20, 40], "phi": [500, 400, 300, 4, 4, 400, 500]}
+    far |= {"logits": [2, -1, 0.5, 900, -900, 900, -900]}
+    cases.append({k: np.array(v, dtype=float) for k, v in far.items()})
     return cases
 
 
@@ -397,18 +435,27 @@ def foreground_with(prior: str = "right", swapped: bool = False, value: str = "p
     return foreground
 
 
-def without_logs(y, background, fold, phi, logits):
-    """0/0 where both densities underflow, ∞/∞ where exp overflows."""
-    from scipy import stats
+def without_logs(of: str):
+    """0/0 where both densities underflow; ∞/∞ where exp overflows, or ∞ from the log of 0."""
 
-    y, low, fold, phi, logits = (
-        np.asarray(v, dtype=float) for v in (y, background, fold, phi, logits)
-    )
-    with np.errstate(all="ignore"):
-        odds = np.exp(logits)
-        pi = odds / (1 + odds)
-        low, high = (stats.nbinom.pmf(y, phi, phi / (phi + m)) for m in (low, fold * low))
-        return (1 - pi) * high / ((1 - pi) * high + pi * low)
+    def foreground(y, background, fold, phi, logits):
+        from scipy import stats
+        from scipy.special import expit
+
+        y, low, fold, phi, logits = (
+            np.asarray(v, dtype=float) for v in (y, background, fold, phi, logits)
+        )
+        p = phi / (phi + low), phi / (phi + fold * low)
+        with np.errstate(all="ignore"):
+            odds = np.exp(logits)
+            pi = odds / (1 + odds) if of == "densities and odds" else expit(logits)
+            if of == "π":
+                log_low, log_high = (stats.nbinom.logpmf(y, phi, share) for share in p)
+                return expit(log_high - log_low + np.log(1 - pi) - np.log(pi))
+            low, high = (stats.nbinom.pmf(y, phi, share) for share in p)
+            return (1 - pi) * high / ((1 - pi) * high + pi * low)
+
+    return foreground
 
 
 FOREGROUND = Exercise(
@@ -417,7 +464,7 @@ FOREGROUND = Exercise(
     points=2,
     draw=draw_two_counts,
     oracle=by_two_densities,
-    verified="Agrees with Bayes' rule in 60 digits at 411 counts, also where they underflow.",
+    verified="Agrees with Bayes' rule in 60 digits at 413 counts, also where they underflow.",
     extreme=1,
     rtol=1e-7,
     misconceptions=(
@@ -453,9 +500,21 @@ FOREGROUND = Exercise(
         ),
         Misconception(
             "underflow or overflow",
-            without_logs,
+            without_logs("densities and odds"),
             "The formula is right. But for some counts both densities are 0 in the computer, or "
             "exp is infinite, and you divide 0 by 0. Stay in logarithms until the last step.",
+        ),
+        Misconception(
+            "densities that underflow",
+            without_logs("densities"),
+            "The formula is right. But for some counts both densities are 0 in the computer, and "
+            "you divide 0 by 0. Stay in logarithms until the last step.",
+        ),
+        Misconception(
+            "the log of a π that is rounded",
+            without_logs("π"),
+            "The formula is right. But in the computer, sigmoid(900) is exactly 1. The log of "
+            "1 − π is then −∞, whatever the count says. What is log π − log(1 − π), on paper?",
         ),
     ),
 )
@@ -465,16 +524,19 @@ FOREGROUND = Exercise(
 
 
 def draw_terms(rng: np.random.Generator) -> list[dict]:
-    """Logs of densities for two cells and one draw, then for more, in both precisions."""
+    """Logs of densities for two cells and one draw; for more, in both precisions; and for draws
+    so far from all pseudo-cells that their densities are 0 in the computer.
+    """
     cases = []
-    for S, n, dtype in ((1, 2, np.float64), (3, 12, np.float64), (4, 13, np.float32)):
+    for S, n, dtype, far in ((1, 2, np.float64, 0), (3, 12, np.float64, 0),
+                             (4, 13, np.float32, 0), (2, 5, np.float64, 2000)):  # fmt: skip
         seen = rng.random(n) < 0.5
         seen[:2] = True, False
         values = {
             "log_px": -rng.gamma(2.0, 1.0, (S, n, 5)),
             "log_py": -rng.gamma(3.0, 1.0, (S, n, 3)),
             "log_q": rng.normal(-1, 1, (S, n, 2)),
-            "log_p_k": rng.normal(-3, 2, (S, n, 4)),
+            "log_p_k": rng.normal(-3 - far, 2, (S, n, 4)),
         }
         values = {name: value.astype(dtype) for name, value in values.items()}
         cases.append({**values, "seen": seen})
@@ -500,12 +562,20 @@ def composed(
             for i in range(n):
                 of_genes, of_proteins = log_px[s, i], log_py[s, i]
                 total = of_genes.sum() if genes == "sum" else of_genes.mean()
-                if proteins == "all" or (proteins == "seen" and seen[i]):
+                if proteins == "all" or (proteins in ("seen", "only") and seen[i]):
                     total += of_proteins.sum()
-                top = log_p_k[s, i].max()
-                total += top + np.log(np.exp(log_p_k[s, i] - top).sum())
-                total -= np.log(K) if prior == "mean" else 0
+                if prior == "mean of logs":
+                    total += log_p_k[s, i].mean()
+                else:
+                    top = 0 if prior == "no logs" else log_p_k[s, i].max()
+                    with np.errstate(divide="ignore"):
+                        total += top + np.log(np.exp(log_p_k[s, i] - top).sum())
+                    total -= 0 if prior == "sum" else np.log(K)
                 weights[s, i] = total + sign * log_q[s, i].sum()
+                if proteins == "only" and not seen[i]:
+                    weights[s, i] = 0
+        if draws == "sum":
+            return weights.sum(0)
         return weights.mean(0) if draws == "mean" else _log_mean_exp(weights, 0)
 
     return bound
@@ -564,6 +634,7 @@ EXERCISES = {
             draw=draw_terms,
             oracle=composed(),
             verified="Agrees with a sum in loops, cell by cell and draw by draw.",
+            extreme=1,
             misconceptions=(
                 Misconception(
                     "proteins that nobody measured",
@@ -577,14 +648,42 @@ EXERCISES = {
                     "This is the bound of the genes. Cells with proteins have a second likelihood.",
                 ),
                 Misconception(
+                    "cells without proteins left out",
+                    composed(proteins="only"),
+                    "A cell without proteins gets 0 here. It has a bound too: that of its genes.",
+                ),
+                Misconception(
                     "the prior without 1/K",
                     composed(prior="sum"),
                     "Each value is too large by log K: see exercise 14.1.",
                 ),
                 Misconception(
+                    "the mean of the pseudo-cells' logs",
+                    composed(prior="mean of logs"),
+                    "You take the mean of K logs. The prior is a mean of K densities: see exercise "
+                    "14.1.",
+                ),
+                Misconception(
+                    "a prior that underflows",
+                    composed(prior="no logs"),
+                    "The formula is right. But a draw may lie so far from all pseudo-cells that "
+                    "each density is 0 in the computer: see exercise 14.1.",
+                ),
+                Misconception(
                     "log q with the wrong sign",
                     composed(sign=+1),
-                    "log q(z|x) is added. The bound is the mean of log p(x, z) / q(z|x).",
+                    "log q(z|x) is added. The bound is the mean of log (p(x, z) / q(z|x)).",
+                ),
+                Misconception(
+                    "without log q",
+                    composed(sign=0),
+                    "Your bound has no log q(z|x): an encoder that names one point for each cell "
+                    "would pay nothing for it.",
+                ),
+                Misconception(
+                    "a sum over draws",
+                    composed(draws="sum"),
+                    "Your bound grows with the number of draws. It is a mean over them.",
                 ),
                 Misconception(
                     "the log of the mean weight",
