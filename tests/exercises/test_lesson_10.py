@@ -114,6 +114,23 @@ def test_right_answers_pass(name, answer, seed):
 # ------------------------------------------------------------------------------ wrong answers
 
 
+def dice_with_scale_rho(u_w, u_y, u_h, library, rho, theta, pi):
+    y = stats.poisson.ppf(u_y, library * stats.gamma.ppf(u_w, a=theta, scale=rho))
+    return np.where(u_h < pi, 0, y)
+
+
+def dice_without_the_first(u_w, u_y, u_h, library, rho, theta, pi):
+    return np.where(u_h < pi, 0, stats.poisson.ppf(u_y, library * rho))
+
+
+def prior_from(values, then=lambda moment: moment):
+    def prior(library, batch, n_batches):
+        groups = pd.Series(values(library)).groupby(batch)
+        return then(groups.mean()), then(groups.var(ddof=0))
+
+    return prior
+
+
 def kl_without_halved_logarithms(m, v, m0, v0):
     return 0.5 * ((v + (m - m0) ** 2) / v0 - 1) + v0.log() - v.log()
 
@@ -139,12 +156,34 @@ def mixing_where(counts, batches=lambda batch: batch):
     return mixing
 
 
+def mixing_type_by_type(latent, batch, cell_type, k):
+    names, n = np.unique(cell_type, return_counts=True)
+    own = [cell_type == name for name in names[n > k]]
+    return np.mean([mixing_by_cdist(latent[o], batch[o], cell_type[o], k) for o in own])
+
+
+def mixing_without_types(latent, batch, cell_type, k):
+    return mixing_by_cdist(latent, batch, np.full(len(batch), "cell"), k)
+
+
+def shares_of_mean_logits(over):
+    return lambda logits: torch.as_tensor(logits).mean(over).softmax(-1).mean(0)
+
+
 WRONG = [
+    ("10.1", dice_with_scale_rho, "the mean of your w is θρ"),
+    ("10.1", dice_without_the_first, "first die does not occur"),
+    ("10.2", prior_from(np.asarray), "of ℓ itself"),
+    ("10.2", prior_from(np.asarray, np.log), "a mean and of a variance"),
     ("10.3", kl_without_halved_logarithms, "what is its logarithm"),
     ("10.3", kl_without_minus_a_half, "a half too large"),
     ("10.4", mixing_where(lambda n, k: n >= k), "exactly k cells"),
     ("10.4", mixing_where(lambda n, k: n > k, lambda b: b == b.min()), "Here are three"),
     ("10.4", mixing_where(lambda n, k: n > 1), "Leave such types out"),
+    ("10.4", mixing_type_by_type, "a rare type counts as much"),
+    ("10.4", mixing_without_types, "You don't use the types"),
+    ("10.5", shares_of_mean_logits(0), "over draws you still average logits"),
+    ("10.5", shares_of_mean_logits(1), "over batches you still average logits"),
 ]
 
 
