@@ -318,8 +318,8 @@ EXERCISES = {
                 Misconception(
                     "one prior for all batches",
                     one_prior_for_all,
-                    "All batches get the same two numbers. What does each cell of the more deeply "
-                    "sequenced batch then pay?",
+                    "All batches get the same two numbers. What does a cell pay if its batch was "
+                    "sequenced more deeply, or less deeply, than that?",
                 ),
                 Misconception(
                     "the logarithm of the mean",
