@@ -1,11 +1,17 @@
 """Lesson 10: right answers that learners write, and wrong ones, each with what it is told."""
 
+from pathlib import Path
+
+import jupytext
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import special, stats
 
+import vaelab
+from vaelab import distributions
+from vaelab.reparametrization import gaussian, seeded
 from vaelab.teaching.exercises import SEED
 
 from .answers import verdict_on
@@ -109,6 +115,36 @@ RIGHT = [
 def test_right_answers_pass(name, answer, seed):
     verdict = verdict_on(name, answer, seed)
     assert verdict.passed, str(verdict)
+
+
+def run_cells(names, *starts):
+    """Run the lesson's cells with these first words; ``names`` is what they find."""
+    lesson = jupytext.read(Path(__file__).parents[2] / "course" / "10_scvi.py")
+    for start in starts:
+        (cell,) = (cell for cell in lesson.cells if cell.source.startswith(start))
+        exec(cell.source, names)
+
+
+@pytest.mark.parametrize("form", [list, torch.tensor, pd.Series, np.float32])
+def test_the_cell_after_10_1_takes_a_right_answer_in_any_form(form, capsys):
+    def count(u_w, u_y, u_h, library, rho, theta, pi):
+        y = stats.poisson.ppf(u_y, library * stats.gamma.ppf(u_w, a=theta, scale=rho / theta))
+        return form(np.where(u_h < pi, 0, y))
+
+    names = {"count": count, "np": np, "torch": torch, "stats": stats}
+    names |= {"distributions": distributions}
+    run_cells(names, "library, ρ, θ, π = 2000.0", "entries = ")
+    assert capsys.readouterr().out == "three dice draw from the ZINB: True\n"
+
+
+@pytest.mark.parametrize("kl_library", [answer for name, answer in RIGHT if name == "10.3"])
+def test_the_cell_after_10_3_takes_a_right_answer_in_any_form(kl_library):
+    model = vaelab.SCVI(6, n_batches=2, n_latent=3, library="latent", likelihood="zinb").eval()
+    x = np.random.default_rng(0).poisson(2, (20, 6)) + 1
+    cells = vaelab.Cells.from_array(x, batch=["one", "other"] * 10)
+    names = {"kl_library": kl_library, "models": {"full": model}, "told": cells, "np": np}
+    names |= {"torch": torch, "distributions": distributions}
+    run_cells(names | {"gaussian": gaussian, "seeded": seeded}, "def by_hand(model, part)")
 
 
 # ------------------------------------------------------------------------------ wrong answers
