@@ -287,7 +287,7 @@ EXERCISES = {
                 Misconception(
                     "no w",
                     counts_without_w,
-                    "Your y has mean ℓρ in every cell: the first die does not occur in your result.",
+                    "Your y has mean ℓρ in every cell: the first die does not occur in the result.",
                 ),
                 Misconception(
                     "no library size",
@@ -457,8 +457,8 @@ EXERCISES = {
                 Misconception(
                     "types ignored",
                     mixing_across_types,
-                    "You don't use the types. They are not equally frequent in the batches, so this "
-                    "says nothing about mixing. Look within each type.",
+                    "You don't use the types. They are not equally frequent in the batches, so "
+                    "this says nothing about mixing. Look within each type.",
                 ),
                 Misconception(
                     "half expected",
