@@ -1,11 +1,17 @@
 """Lesson 10: right answers that learners write, and wrong ones, each with what it is told."""
 
+from pathlib import Path
+
+import jupytext
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from scipy import special, stats
 
+import vaelab
+from vaelab import distributions
+from vaelab.reparametrization import gaussian, seeded
 from vaelab.teaching.exercises import SEED
 
 from .answers import verdict_on
@@ -111,7 +117,54 @@ def test_right_answers_pass(name, answer, seed):
     assert verdict.passed, str(verdict)
 
 
+def run_cells(names, *starts):
+    """Run the lesson's cells with these first words; ``names`` is what they find."""
+    lesson = jupytext.read(Path(__file__).parents[2] / "course" / "10_scvi.py")
+    for start in starts:
+        (cell,) = (cell for cell in lesson.cells if cell.source.startswith(start))
+        exec(cell.source, names)
+
+
+@pytest.mark.parametrize("form", [list, torch.tensor, pd.Series, np.float32])
+def test_the_cell_after_10_1_takes_a_right_answer_in_any_form(form, capsys):
+    def count(u_w, u_y, u_h, library, rho, theta, pi):
+        y = stats.poisson.ppf(u_y, library * stats.gamma.ppf(u_w, a=theta, scale=rho / theta))
+        return form(np.where(u_h < pi, 0, y))
+
+    names = {"count": count, "np": np, "torch": torch, "stats": stats}
+    names |= {"distributions": distributions}
+    run_cells(names, "library, ρ, θ, π = 2000.0", "entries = ")
+    assert capsys.readouterr().out == "three dice draw from the ZINB: True\n"
+
+
+@pytest.mark.parametrize("kl_library", [answer for name, answer in RIGHT if name == "10.3"])
+def test_the_cell_after_10_3_takes_a_right_answer_in_any_form(kl_library):
+    model = vaelab.SCVI(6, n_batches=2, n_latent=3, library="latent", likelihood="zinb").eval()
+    x = np.random.default_rng(0).poisson(2, (20, 6)) + 1
+    cells = vaelab.Cells.from_array(x, batch=["one", "other"] * 10)
+    names = {"kl_library": kl_library, "models": {"full": model}, "told": cells, "np": np}
+    names |= {"torch": torch, "distributions": distributions}
+    run_cells(names | {"gaussian": gaussian, "seeded": seeded}, "def by_hand(model, part)")
+
+
 # ------------------------------------------------------------------------------ wrong answers
+
+
+def dice_with_scale_rho(u_w, u_y, u_h, library, rho, theta, pi):
+    y = stats.poisson.ppf(u_y, library * stats.gamma.ppf(u_w, a=theta, scale=rho))
+    return np.where(u_h < pi, 0, y)
+
+
+def dice_without_the_first(u_w, u_y, u_h, library, rho, theta, pi):
+    return np.where(u_h < pi, 0, stats.poisson.ppf(u_y, library * rho))
+
+
+def prior_from(values, then=lambda moment: moment):
+    def prior(library, batch, n_batches):
+        groups = pd.Series(values(library)).groupby(batch)
+        return then(groups.mean()), then(groups.var(ddof=0))
+
+    return prior
 
 
 def kl_without_halved_logarithms(m, v, m0, v0):
@@ -139,12 +192,34 @@ def mixing_where(counts, batches=lambda batch: batch):
     return mixing
 
 
+def mixing_type_by_type(latent, batch, cell_type, k):
+    names, n = np.unique(cell_type, return_counts=True)
+    own = [cell_type == name for name in names[n > k]]
+    return np.mean([mixing_by_cdist(latent[o], batch[o], cell_type[o], k) for o in own])
+
+
+def mixing_without_types(latent, batch, cell_type, k):
+    return mixing_by_cdist(latent, batch, np.full(len(batch), "cell"), k)
+
+
+def shares_of_mean_logits(over):
+    return lambda logits: torch.as_tensor(logits).mean(over).softmax(-1).mean(0)
+
+
 WRONG = [
+    ("10.1", dice_with_scale_rho, "the mean of your w is θρ"),
+    ("10.1", dice_without_the_first, "first die does not occur"),
+    ("10.2", prior_from(np.asarray), "of ℓ itself"),
+    ("10.2", prior_from(np.asarray, np.log), "a mean and of a variance"),
     ("10.3", kl_without_halved_logarithms, "what is its logarithm"),
     ("10.3", kl_without_minus_a_half, "a half too large"),
     ("10.4", mixing_where(lambda n, k: n >= k), "exactly k cells"),
     ("10.4", mixing_where(lambda n, k: n > k, lambda b: b == b.min()), "Here are three"),
     ("10.4", mixing_where(lambda n, k: n > 1), "Leave such types out"),
+    ("10.4", mixing_type_by_type, "a rare type counts as much"),
+    ("10.4", mixing_without_types, "You don't use the types"),
+    ("10.5", shares_of_mean_logits(0), "over draws you still average logits"),
+    ("10.5", shares_of_mean_logits(1), "over batches you still average logits"),
 ]
 
 

@@ -65,6 +65,10 @@ def counts_with(shape=None, rate=None, kept=None, mean=None):
     return outcome
 
 
+def counts_without_w(u_w, u_y, u_h, library, rho, theta, pi):
+    return np.where(u_h >= pi, poisson_quantile(u_y, library * rho), 0.0)
+
+
 # 10.2: the prior of log ℓ
 
 
@@ -200,12 +204,18 @@ def mixing_with(
             expected.append(differ.sum(1) / (len(own) - 1))
             if chance is not None:
                 expected[-1] = chance(batch, own)
+        if ratio_of == "types":
+            return np.mean([f.mean() / e.mean() for f, e in zip(found, expected, strict=True)])
         found, expected = np.concatenate(found), np.concatenate(expected)
         if ratio_of == "cells":
             return np.asarray((found / np.where(expected > 0, expected, 1)).mean())
         return np.asarray(found.mean() / (expected.mean() if ratio_of == "sums" else 1))
 
     return score
+
+
+def mixing_across_types(latent, batch, cell_type, k):
+    return mixing_with()(latent, batch, np.zeros(len(batch)), k)
 
 
 # 10.5: normalised expression
@@ -263,10 +273,21 @@ EXERCISES = {
                     "of your w?",
                 ),
                 Misconception(
+                    "ρ for the scale",
+                    counts_with(rate=lambda r, t: 1 / r),
+                    "The shape is right. But with scale ρ the mean of your w is θρ. Which mean "
+                    "should it have?",
+                ),
+                Misconception(
                     "a mean of 1",
                     counts_with(rate=lambda r, t: t),
                     "Your w has mean 1, whatever ρ is. That is the u of lesson 05. Where does the "
                     "gene's share enter?",
+                ),
+                Misconception(
+                    "no w",
+                    counts_without_w,
+                    "Your y has mean ℓρ in every cell: the first die does not occur in the result.",
                 ),
                 Misconception(
                     "no library size",
@@ -297,14 +318,25 @@ EXERCISES = {
                 Misconception(
                     "one prior for all batches",
                     one_prior_for_all,
-                    "All batches get the same two numbers. What does each cell of the more deeply "
-                    "sequenced batch then pay?",
+                    "All batches get the same two numbers. What does a cell pay if its batch was "
+                    "sequenced more deeply, or less deeply, than that?",
                 ),
                 Misconception(
                     "the logarithm of the mean",
                     per_batch(lambda part: np.log(part.mean()), geometric_variance),
                     "The variances are right. The logarithm of a mean is above the mean of the "
                     "logarithms; which of them is the mean of log ℓ?",
+                ),
+                Misconception(
+                    "logarithms of both",
+                    per_batch(lambda part: np.log(part.mean()), lambda part: np.log(part.var())),
+                    "You took logarithms of a mean and of a variance. The prior is normal for "
+                    "log ℓ: whose mean and variance does it have?",
+                ),
+                Misconception(
+                    "no logarithm",
+                    per_batch(np.mean, np.var),
+                    "These are mean and variance of ℓ itself. The prior is normal for log ℓ.",
                 ),
                 Misconception(
                     "standard deviation for variance",
@@ -423,6 +455,12 @@ EXERCISES = {
                     "batches, so this says nothing about mixing. Look within each type.",
                 ),
                 Misconception(
+                    "types ignored",
+                    mixing_across_types,
+                    "You don't use the types. They are not equally frequent in the batches, so "
+                    "this says nothing about mixing. Look within each type.",
+                ),
+                Misconception(
                     "half expected",
                     mixing_with(chance=lambda batch, own: np.full(len(own), 0.5)),
                     "You expect one neighbour in two from the other batch. What if a type has "
@@ -473,6 +511,12 @@ EXERCISES = {
                     "You divide cell by cell. Where one mouse has almost all cells of a type, one "
                     "neighbour from the other mouse can then count as twenty. Sum first.",
                 ),
+                Misconception(
+                    "a mean over types",
+                    mixing_with(ratio_of="types"),
+                    "You divide type by type, so that a rare type counts as much as a common one. "
+                    "The definition takes both means over cells.",
+                ),
             ),
         ),
         Exercise(
@@ -488,6 +532,16 @@ EXERCISES = {
                     lambda logits: softmax(logits.mean((0, 1))),
                     "You average first and take the softmax afterwards. The mean of ρ is asked "
                     "for, and a softmax is not linear.",
+                ),
+                Misconception(
+                    "softmax of the mean over draws",
+                    lambda logits: softmax(logits.mean(0)).mean(0),
+                    "Over batches you average shares, but over draws you still average logits.",
+                ),
+                Misconception(
+                    "softmax of the mean over batches",
+                    lambda logits: softmax(logits.mean(1)).mean(0),
+                    "Over draws you average shares, but over batches you still average logits.",
                 ),
                 Misconception(
                     "shares of cells",
