@@ -281,9 +281,10 @@ class Exercise:
             return f"For {self._inputs(shown)} {got!r} is not the right word. Look again."
         expected, got = np.asarray(expected), np.asarray(got)
         if expected.shape != got.shape:
+            wanted = f"have {expected.shape}" if expected.shape else "be a single number"
             return (
-                f"Your answer has shape {got.shape}; it should have {expected.shape}. Its inputs "
-                f"were {self._inputs(shown)}."
+                f"Your answer has shape {got.shape}; it should {wanted}. Its inputs were "
+                f"{self._inputs(shown)}."
             )
         wrong = ~self._close(expected, got, single, name)
         if not wrong.any():
