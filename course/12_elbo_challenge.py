@@ -1144,9 +1144,8 @@ for ax, place in zip(axes, ("lower left", "lower left", "upper right"), strict=T
     ax.legend(frameon=False, loc=place)
 plotting.show(
     "150 steps with a KL weight of zero. Left, no latent term counts: the z1 term falls far below "
-    "zero. Middle, only the KLs do not count: the z1 term stays near zero and ends above it, and "
-    "minus the KL of z2 falls. Right, for the middle training: the reported reconstruction loss "
-    "ends below minus log p(x|z1)."
+    "zero. Middle, the KLs do not count: the z1 term ends above zero, and minus the KL of z2 falls. "
+    "Right: the reported reconstruction loss ends below minus log p(x|z1)."
 )
 
 # %% [markdown]
