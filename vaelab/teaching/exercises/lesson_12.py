@@ -637,7 +637,7 @@ EXERCISES = {
                     "does q(c|z1) stand?",
                 ),
                 Misconception(
-                    "all types alike",
+                    "all types weigh the same",
                     lambda **world: sum_of_labelled(**world) / world["log_p_c"].size,
                     "This is the mean of L with the same weight for each type. Where is the "
                     "classifier?",
