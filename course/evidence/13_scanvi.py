@@ -140,7 +140,7 @@ def to_human(seed: int) -> dict[str, float]:
 
 
 def vote_of_three(labelled, seed):
-    """The mean confidence of this training; how many names of its vote with the next two are right."""
+    """This training's mean confidence, and the share of right names by its vote with the next two."""
     _, names, known, _ = two_species(labelled)
     three = [
         opinions(labelled, number) for number in (seed, 5 + (seed - 4) % 5, 5 + (seed - 3) % 5)
@@ -158,7 +158,8 @@ def vote_of_three(labelled, seed):
         *(near(f"confidence_{to}", 0.98, 0.025) for to in ("to_mouse", "to_human")),
     ),
     seeds=range(5, 10),  # the trainings of the two claims above
-    tolerance=0.6,  # on another processor, two of three may fail
+    # on another processor other trainings may fail, and then two of three
+    tolerance={"vote_to_mouse": 0.45, "vote_to_human": 0.2},
 )
 def vote(seed: int) -> dict[str, float]:
     numbers = {}

@@ -195,7 +195,9 @@ def mean_loss(log_q):
 WRONG = {
     "13.1": [
         (lambda t, p: ((t == p).mean(), by_counter(t, p)[1]), "accuracy for balanced accuracy"),
-        (lambda t, p: by_counter(p, t), "precision for recall"),
+        (lambda t, p: by_counter(p, t), "the two arrays exchanged"),
+        (lambda t, p: (np.mean([(t[p == c] == c).mean() if (p == c).any() else 0 for c in set(t)]),
+                       by_counter(t, p)[1]), "precision for recall"),
         (lambda t, p: by_counter(t, p)[::-1], None),
         (lambda t, p: by_counter(t, p)[0], None),
         (lambda t, p: (by_counter(t, p)[0], metrics.f1_score(t, p, average="weighted",
@@ -203,7 +205,8 @@ WRONG = {
         (lambda t, p: (by_counter(t, p)[0], metrics.f1_score(t, p, average="macro",
                                                              zero_division=0)),
          "names that no cell has"),
-        (lambda t, p: (metrics.recall_score(t, p, labels=np.unique(p), average="macro"),
+        (lambda t, p: (metrics.recall_score(t, p, labels=np.unique(p), average="macro",
+                                            zero_division=0),
                        metrics.f1_score(t, p, labels=np.unique(p), average="macro")),
          "the names that were given"),
     ],

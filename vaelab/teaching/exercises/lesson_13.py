@@ -354,6 +354,12 @@ EXERCISES = {
                     "here are means over the types in truth.",
                 ),
                 Misconception(
+                    "the two arrays exchanged",
+                    lambda truth, predicted: by_scikit_learn(predicted, truth),
+                    "This is the answer to by_type(predicted, truth). Recall starts from the cells "
+                    "of a type in *truth*.",
+                ),
+                Misconception(
                     "the names that were given",
                     means_over_predicted,
                     "Your means are over the names in predicted. A type that was never predicted "
