@@ -484,7 +484,7 @@ for ax, of, name in ((left, lambda x: x.mean(0), "mean count"),
                      (right, lambda x: (x == 0).mean(0), "share of zeros")):  # fmt: skip
     ax.plot(of(real), of(made), ".", ms=4, color="0.7")
     for gene in ("Ttr", "Gc", "Irx2", "Ins2", "Sst"):
-        x, y = {"Ttr": (8, -4), "Ins2": (8, 10) if ax is right else (-8, 6)}.get(gene, (-8, 6))
+        x, y = (8, 6) if gene == "Ttr" else (8, -5) if gene == "Ins2" and ax is right else (-8, 6)
         beside = {"textcoords": "offset points", "ha": "left" if x > 0 else "right", "va": "center"}
         g = both.var_names.get_loc(gene)
         ax.plot(of(real)[g], of(made)[g], "o", color=RED)
