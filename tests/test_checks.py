@@ -222,6 +222,17 @@ def test_what_later_cells_lack_is_named(returns, answer, said, tmp_path, monkeyp
             assert said in plain(verdict.message)
 
 
+def test_an_extreme_case_may_give_a_plain_number():
+    def empty_last(x, w):
+        return np.zeros(9) if len(x) == 9 else x @ w
+
+    exercise = made_up(returns=GRADIENT, oracle=empty_last)
+    assert "gave an array" in checked(exercise, empty_last).message
+    assert checked(replace(exercise, extreme=1), empty_last).passed
+    detached = checked(replace(exercise, extreme=1), lambda x, w: empty_last(x.detach(), w))
+    assert "no gradient flows back to x," in detached.message
+
+
 def through_the_grader(exercise, answer, folder, monkeypatch):
     """The verdict on what a run wrote down of an answer; no notebook is needed for that."""
     monkeypatch.setattr(exercises, "find", lambda name: exercise)

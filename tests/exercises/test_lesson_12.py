@@ -228,6 +228,41 @@ def labelled_with_q(*names):
     return answer
 
 
+def labelled_without(place):
+    """log p without the table at this place."""
+
+    def answer(c, *tables):
+        _, q12, _, q2 = joint_and_q(tables)
+        p = sum(t for i, t in enumerate(tables[:5]) if i != place)
+        return ((q12 + q2).exp() * (p - q12 - q2)).sum((0, 1, 3))[c]
+
+    return answer
+
+
+def labelled_averaged(c, *tables):
+    p, q12, _, q2 = joint_and_q(tables)
+    return ((q12 + q2).exp() * (p - q12 - q2)).mean((0, 1, 3))[c]
+
+
+def hidden_without(place):
+    def answer(*tables):
+        _, q12, qc, q2 = joint_and_q(tables)
+        p, q = sum(t for i, t in enumerate(tables[:5]) if i != place), q12 + qc + q2
+        return (q.exp() * (p - q)).sum()
+
+    return answer
+
+
+def hidden_with_weights(place):
+    """The weights of the types from this table."""
+
+    def answer(*tables):
+        p, q12, qc, q2 = joint_and_q(tables)
+        return ((q12 + q2 + tables[place]).exp() * (p - q12 - q2 - qc)).sum()
+
+    return answer
+
+
 def labelled_weighted(c, *tables):
     p, q12, _, q2 = joint_and_q(tables)
     return ((q12 + q2).exp() * (p - tables[5] - q2)).sum((0, 1, 3))[c]
@@ -255,6 +290,20 @@ def line_but(**changes):
         ("12.1", labelled_with_q("z1", "library", "c", "z2"), "has the classifier"),
         ("12.1", labelled_weighted, "its logarithm is not subtracted"),
         ("12.1", all_types, "sum of L over all types"),
+        ("12.1", labelled_without(1), "no factor of ℓ"),
+        ("12.1", labelled_without(2), "no factor of z1"),
+        ("12.1", labelled_without(4), "no factor of z2"),
+        ("12.1", labelled_averaged, "as .mean() does"),
+        (
+            "12.1",
+            lambda c, *t: (joint_and_q(t)[0] - t[5] - t[6] - t[8]).sum((0, 1, 3))[c],
+            "each with weight 1",
+        ),
+        ("12.1", lambda c, *t: labelled_by_one_hot(c, *t)[None], "should be a single number"),
+        ("12.2", hidden_without(0), "no factor of x"),
+        ("12.2", hidden_without(4), "no factor of z2"),
+        ("12.2", hidden_with_weights(3), "weight the types by p(c)"),
+        ("12.2", lambda *t: all_types(0, *t) / t[3].shape[2], "same weight for each type"),
         ("12.1", lambda c, *t: labelled_by_one_hot((c - 1) % t[3].shape[2], *t), "counts from 0"),
         ("12.1", lambda c, *t: -labelled_by_one_hot(c, *t), "a loss"),
         ("12.1", lambda c, *t: labelled_by_one_hot(c, *t) - t[3][0, 0, c, 0], "log p(x | c)"),

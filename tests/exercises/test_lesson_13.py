@@ -108,6 +108,14 @@ def loss_by_mask(logits, label):
 
 def loss_by_loop(logits, label):
     total, n = 0.0, 0
+    for row, c in zip(logits, label.tolist(), strict=True):
+        if c >= 0:
+            total, n = total + row.logsumexp(0) - row[c], n + 1
+    return total / n if n else 0.0
+
+
+def loss_in_arrays(logits, label):
+    total, n = 0.0, 0
     for row, c in zip(logits.numpy(), label.tolist(), strict=True):
         if c >= 0:
             total, n = total + special.logsumexp(row.astype(float)) - row[c], n + 1
@@ -187,7 +195,9 @@ def mean_loss(log_q):
 WRONG = {
     "13.1": [
         (lambda t, p: ((t == p).mean(), by_counter(t, p)[1]), "accuracy for balanced accuracy"),
-        (lambda t, p: by_counter(p, t), "precision for recall"),
+        (lambda t, p: by_counter(p, t), "the two arrays exchanged"),
+        (lambda t, p: (np.mean([(t[p == c] == c).mean() if (p == c).any() else 0 for c in set(t)]),
+                       by_counter(t, p)[1]), "precision for recall"),
         (lambda t, p: by_counter(t, p)[::-1], None),
         (lambda t, p: by_counter(t, p)[0], None),
         (lambda t, p: (by_counter(t, p)[0], metrics.f1_score(t, p, average="weighted",
@@ -195,10 +205,16 @@ WRONG = {
         (lambda t, p: (by_counter(t, p)[0], metrics.f1_score(t, p, average="macro",
                                                              zero_division=0)),
          "names that no cell has"),
+        (lambda t, p: (metrics.recall_score(t, p, labels=np.unique(p), average="macro",
+                                            zero_division=0),
+                       metrics.f1_score(t, p, labels=np.unique(p), average="macro")),
+         "the names that were given"),
     ],
     "13.2": [
         (lambda c, r, n: np.abs(c - r).mean(), "no bins"),
         (lambda c, r, n: abs((c - r).mean()), "differences that cancel"),
+        (lambda c, r, n: np.abs(np.bincount(np.floor(c * n).astype(int), c - r)).sum() / len(c),
+         "one bin more"),
         (lambda c, r, n: error_by_loop(c, r, 10), None),
         (lambda c, r, n: error_by_loop(1 - c, r, n), None),
         (lambda c, r, n: ((c - r) ** 2).mean(), None),
@@ -234,6 +250,8 @@ WRONG = {
         (mean_loss(lambda x: x.softmax(-1).log()), "the logarithm of a softmax"),
         (lambda x, c: cross_entropy(x, c, ignore_index=-1), "0/0 without labels"),
         (lambda x, c: cross_entropy(x, c, ignore_index=-1, reduction="sum"), None),
+        (loss_in_arrays, None),
+        (lambda x, c: loss_by_mask(x.detach(), c), None),
         (lambda x, c: cross_entropy(x, c, ignore_index=-1, reduction="sum") / len(c),
          "a mean over all cells"),
     ],

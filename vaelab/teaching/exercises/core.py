@@ -84,7 +84,8 @@ class Exercise:
 
         The calls "slope", "slopes" and "gradient" imply "tensor with gradient", because the check
         compares the gradient; that later cells need it is said only if ``returns`` says so. Of
-        several results each has to be so.
+        several results each has to be so. Extreme cases are not asked: a loss of no cells may be
+        a plain 0.
     results
         Names of the results for messages, for example ("mean of the gradient", …).
     at_most
@@ -281,9 +282,10 @@ class Exercise:
             return f"For {self._inputs(shown)} {got!r} is not the right word. Look again."
         expected, got = np.asarray(expected), np.asarray(got)
         if expected.shape != got.shape:
+            wanted = f"have {expected.shape}" if expected.shape else "be a single number"
             return (
-                f"Your answer has shape {got.shape}; it should have {expected.shape}. Its inputs "
-                f"were {self._inputs(shown)}."
+                f"Your answer has shape {got.shape}; it should {wanted}. Its inputs were "
+                f"{self._inputs(shown)}."
             )
         wrong = ~self._close(expected, got, single, name)
         if not wrong.any():
@@ -362,7 +364,8 @@ def _lacking(exercise: Exercise, triples, outcomes: Sequence[Outcome]) -> str:
     returns, who = exercise.returns, "later cells need"
     if not returns and exercise.call in ("slope", "slopes", "gradient"):
         returns, who = WITH_GRADIENT, "this exercise needs"
-    for (case, right, _), outcome in zip(triples, outcomes, strict=True):
+    usual = len(triples) - exercise.extreme
+    for (case, right, _), outcome in zip(triples[:usual], outcomes[:usual], strict=True):
         if not returns or not outcome.form:
             continue
         several = isinstance(right, tuple) and exercise.call not in ADDS

@@ -110,11 +110,27 @@ def classifier_in_q(c, **world):
     return np.asarray((np.exp(log_q) * (joint(**world) - log_q)).sum())
 
 
-def without_library(c, **world):
-    """q(ℓ) left out of the logarithm, and kept as the weight."""
-    world = of_type(c, world)
-    log_q = world["log_q_z1"] + world["log_q_z2"]
-    return np.asarray((np.exp(without_c(world)) * (joint(**world) - log_q)).sum())
+def not_subtracted(name):
+    """L with one factor of q left out of the logarithm, and kept as a weight."""
+
+    def wrong(c, **world):
+        world = of_type(c, world)
+        log_q = without_c(world)
+        value = joint(**world) - (log_q - world[name])
+        return np.asarray((np.exp(log_q) * value).sum())
+
+    return wrong
+
+
+def with_weights(log_weights):
+    """log p − log q of the type that was seen, with weights that are wrong."""
+
+    def wrong(c, **world):
+        world = of_type(c, world)
+        log_p, log_q = joint(**world), without_c(world)
+        return np.asarray((np.exp(log_weights(log_p, log_q)) * (log_p - log_q)).sum())
+
+    return wrong
 
 
 def next_type(c, **world):
@@ -142,6 +158,22 @@ def hidden_with(change):
     return wrong
 
 
+def without_factor(bound, name):
+    """A bound whose log p lacks one factor."""
+
+    def wrong(**case):
+        return bound(**case | {name: np.zeros_like(case[name])})
+
+    return wrong
+
+
+def types_by_prior(**world):
+    """The types weighted by p(c) in place of q(c|z1)."""
+    log_q = without_c(world)
+    value = joint(**world) - log_q - world["log_q_c"]
+    return np.asarray((np.exp(log_q + world["log_p_c"]) * value).sum())
+
+
 def sum_of_labelled(**world):
     return np.asarray(sum(labelled(c, **world) for c in range(world["log_p_c"].size)))
 
@@ -157,6 +189,20 @@ def evidence(**world):
     from scipy import special
 
     return np.asarray(special.logsumexp(joint(**world)))
+
+
+def factors_left_out(bound) -> tuple[Misconception, ...]:
+    """One mistake for each factor of p that a sum of five can lack."""
+    missing = {"log_p_x": "x", "log_p_library": "ℓ", "log_p_z1": "z1", "log_p_z2": "z2"}
+    return tuple(
+        Misconception(
+            f"p of {variable} left out",
+            without_factor(bound, name),
+            f"Your log p has no factor of {variable}. Go through the story of section 1 again: "
+            "there is one factor per variable.",
+        )
+        for name, variable in missing.items()
+    )
 
 
 # 12.3: the best classifier
@@ -467,12 +513,38 @@ EXERCISES = {
                     "Your q has the classifier q(c|z1) as a fourth factor. But c was seen, not "
                     "guessed: which variables are hidden here?",
                 ),
-                Misconception(
-                    "log q(ℓ) not subtracted",
-                    without_library,
-                    "You weight with q(ℓ|x), but its logarithm is not subtracted. ℓ is a hidden "
-                    "variable like z1 and z2.",
+                *(
+                    Misconception(
+                        f"log {factor} not subtracted",
+                        not_subtracted(name),
+                        f"You weight with {factor}, but its logarithm is not subtracted. Each "
+                        "hidden variable has a factor in both places.",
+                    )
+                    for name, factor in (
+                        ("log_q_library", "q(ℓ|x)"),
+                        ("log_q_z1", "q(z1|x)"),
+                        ("log_q_z2", "q(z2|z1,c)"),
+                    )
                 ),
+                Misconception(
+                    "no weights",
+                    with_weights(lambda log_p, log_q: np.zeros_like(log_p + log_q)),
+                    "You add log p − log q over all entries, each with weight 1. A mean over a "
+                    "table is a sum of probability times value: whose probabilities?",
+                ),
+                Misconception(
+                    "divided by the number of entries",
+                    with_weights(lambda log_p, log_q: log_q - np.log((log_p + log_q).size)),
+                    "You divide by the number of entries, as .mean() does. But your weights are "
+                    "probabilities, which sum to 1 already.",
+                ),
+                Misconception(
+                    "weighted by p",
+                    with_weights(lambda log_p, log_q: log_p),
+                    "You weight log p − log q by p. Jensen's inequality was applied to a mean "
+                    "under q.",
+                ),
+                *factors_left_out(labelled),
                 Misconception(
                     "summed over types",
                     lambda c, **world: sum_of_labelled(**world),
@@ -558,6 +630,24 @@ EXERCISES = {
                     lambda **world: -hidden(**world),
                     "This is −U, a loss. The bound itself is a lower bound of log p(x).",
                 ),
+                Misconception(
+                    "log q(c|z1) added",
+                    hidden_with(lambda q, log_q_c, log_p_c: 2 * log_q_c),
+                    "The entropy of q(c|z1) lowers your bound. On which side of the quotient p/q "
+                    "does q(c|z1) stand?",
+                ),
+                Misconception(
+                    "all types weigh the same",
+                    lambda **world: sum_of_labelled(**world) / world["log_p_c"].size,
+                    "This is the mean of L with the same weight for each type. Where is the "
+                    "classifier?",
+                ),
+                Misconception(
+                    "weighted by p(c)",
+                    types_by_prior,
+                    "You weight the types by p(c). Which distribution over c does q have?",
+                ),
+                *factors_left_out(hidden),
                 Misconception(
                     "one classifier for all z1",
                     one_classifier_for_all,

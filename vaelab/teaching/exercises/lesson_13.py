@@ -13,7 +13,10 @@ __all__ = ["EXERCISES"]
 
 
 def draw_named(rng: np.random.Generator) -> list[dict]:
-    """Ten cells; then 300 of unequal types, one never predicted, and a name that no cell has."""
+    """Ten cells; then 300 of unequal types, one never predicted, and two names that no cell has.
+
+    With one such name, a mean over the names that were predicted would be right by accident.
+    """
     simple = {
         "truth": np.array(["beta"] * 8 + ["alpha"] * 2),
         "predicted": np.array(["beta"] * 9 + ["alpha"]),
@@ -21,9 +24,10 @@ def draw_named(rng: np.random.Generator) -> list[dict]:
     types = np.array(["alpha", "beta", "delta", "gamma", "schwann"])
     truth = rng.choice(types, 300, p=[0.1, 0.6, 0.2, 0.06, 0.04])
     truth[:5] = types
-    named = np.append(types[:-1], "immune")  # no cell is predicted to be schwann
+    named = np.append(types[:-1], ["immune", "doublet"])  # no cell is predicted to be schwann
     predicted = np.where(rng.random(300) < 0.7, truth, rng.choice(named, 300))
     predicted[truth == "schwann"] = "immune"
+    predicted[np.flatnonzero(truth == "beta")[0]] = "doublet"  # for every seed
     return [simple, {"truth": truth, "predicted": predicted}]
 
 
@@ -66,6 +70,14 @@ def every_name(truth, predicted):
     return np.union1d(truth, predicted)
 
 
+def means_over_predicted(truth, predicted):
+    from sklearn.metrics import f1_score, recall_score
+
+    options = {"labels": np.unique(predicted), "zero_division": 0, "average": "macro"}
+    scores = recall_score(truth, predicted, **options), f1_score(truth, predicted, **options)
+    return tuple(map(np.asarray, scores))
+
+
 # 13.2: calibration
 
 
@@ -73,7 +85,7 @@ def draw_confident(rng: np.random.Generator) -> list[dict]:
     """Four cells in two bins; then 400 cells, one in ten of them with confidence 1."""
     simple = {
         "confidence": np.array([0.3, 0.7, 0.9, 1.0]),
-        "right": np.array([True, False, True, True]),
+        "right": np.array([True, True, True, False]),
         "n_bins": 2,
     }
     cases = [simple]
@@ -115,6 +127,13 @@ def last_bin_open(confidence, right, n_bins):
     below = confidence < 1
     share, claimed, found = by_bins(confidence[below], right[below], n_bins)
     return np.asarray(share @ np.abs(claimed - found) * below.mean())
+
+
+def one_bin_more(confidence, right, n_bins):
+    """Cells with confidence 1 are a bin of their own."""
+    certain = confidence == 1
+    claimed_too_much = abs((1.0 - right)[certain].sum()) / len(right)
+    return last_bin_open(confidence, right, n_bins) + claimed_too_much
 
 
 def middle_of_the_bin(confidence, right, n_bins):
@@ -301,8 +320,8 @@ EXERCISES = {
             oracle=by_scikit_learn,
             call="arrays",
             results=("balanced accuracy", "macro-F1"),
-            verified="Both agree with scikit-learn, also for a type that is never predicted and a "
-            "name that no cell has.",
+            verified="Both agree with scikit-learn, also for a type that is never predicted and "
+            "names that no cell has.",
             misconceptions=(
                 Misconception(
                     "accuracy for balanced accuracy",
@@ -333,6 +352,18 @@ EXERCISES = {
                     lambda truth, predicted: by_scikit_learn(truth, predicted, every_name),
                     "Almost: your mean of F1 includes a name that no cell has in truth. The scores "
                     "here are means over the types in truth.",
+                ),
+                Misconception(
+                    "the two arrays exchanged",
+                    lambda truth, predicted: by_scikit_learn(predicted, truth),
+                    "This is the answer to by_type(predicted, truth). Recall starts from the cells "
+                    "of a type in *truth*.",
+                ),
+                Misconception(
+                    "the names that were given",
+                    means_over_predicted,
+                    "Your means are over the names in predicted. A type that was never predicted "
+                    "then costs nothing: over which array are the types taken?",
                 ),
                 Misconception(
                     "weighted by size",
@@ -374,6 +405,12 @@ EXERCISES = {
                     last_bin_open,
                     "Cells with a confidence of exactly 1 are in none of your bins. Which one "
                     "should they be in?",
+                ),
+                Misconception(
+                    "one bin more",
+                    one_bin_more,
+                    "Cells with a confidence of exactly 1 have a bin of their own in yours. What "
+                    "is the number of the last bin?",
                 ),
                 Misconception(
                     "the middle of the bin",
@@ -521,6 +558,8 @@ EXERCISES = {
             oracle=classifier_loss,
             verified="Agrees with scipy for 135 cells, also where a softmax is exactly 0 and where "
             "no cell has a label.",
+            extreme=2,
+            returns="tensor with gradient in logits",  # section 11 trains with it
             misconceptions=(
                 Misconception(
                     "both mistakes",
